@@ -1,0 +1,1 @@
+"""bertpipe: from raw text to a pretrained BERT."""

@@ -1,0 +1,1 @@
+"""Corpus: any source becomes documents in parquet."""

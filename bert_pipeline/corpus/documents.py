@@ -1,0 +1,37 @@
+"""What a corpus is made of: documents, the tasks that yield them, the sources that are parted into tasks."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bert_pipeline.corpus.config import CorpusConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document: paragraphs, one a line."""
+
+    id: str
+    text: str
+    source: str
+    language: str
+
+
+class Task(Protocol):
+    """The documents of one shard, made in whichever process asks; `counts` collects what was replaced or skipped."""
+
+    def documents(self, counts: Counter[str]) -> Iterator[Document]: ...
+
+
+class Source(Protocol):
+    """A place where text comes from."""
+
+    def fingerprint(self) -> str:
+        """Changes exactly when the source's content may have changed."""
+
+    def tasks(self, config: CorpusConfig) -> list[Task]:
+        """The shards' tasks, the same for any number of workers."""
+
+    def describe(self) -> dict[str, Any]:
+        """What was taken, for the manifest."""

@@ -1,0 +1,169 @@
+"""Files on disk as a source: plain text, JSON lines and parquet, plain or compressed."""
+
+import glob
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bert_pipeline.artifact import hash_file, hash_json
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.documents import Document, Task
+from bert_pipeline.corpus.text import clean_document, decode, split_documents
+from bert_pipeline.errors import BertpipeError
+
+TEXT_FIELDS = ("text", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class FilesTask:
+    """Some whole files of one kind."""
+
+    spec: str
+    base: str
+    files: tuple[str, ...]
+    text_field: str | None
+    language: str
+    on_error: str
+
+    def documents(self, counts: Counter[str]) -> Iterator[Document]:
+        """Documents of the files in order; ids are `FILE#NUMBER`."""
+        read = READERS[self.spec.partition(":")[0]]
+        for file in self.files:
+            name = os.path.relpath(file, self.base)
+            for number, text in enumerate(read(Path(file), self, counts)):
+                if text:
+                    yield Document(f"{name}#{number}", text, self.spec, self.language)
+                else:
+                    counts["skipped_empty"] += 1
+
+    def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
+        """Fail with the problem, or count it, as the policy says."""
+        if self.on_error == "fail":
+            raise BertpipeError(f"{problem} Mend or remove it, or leave such things out with --on-error skip.")
+        counts[f"skipped_{reason}"] += 1
+
+
+class FileSource:
+    """Files that match a pattern."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        pattern = os.path.expanduser(spec.partition(":")[2])
+        self.files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+        if not self.files:
+            what = "is a folder: give a pattern of files in it, such as" if os.path.isdir(pattern) else "matches no file;"
+            raise BertpipeError(f"{pattern}: {what} '{os.path.join(os.path.dirname(pattern) or '.', '**/*.txt')}'.")
+        fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+        self.base = os.path.dirname(fixed) or "."
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names and contents."""
+        return hash_json([(os.path.relpath(file, self.base), hash_file(Path(file))) for file in self.files])
+
+    def tasks(self, config: CorpusConfig) -> list[Task]:
+        """Consecutive files up to the shard size; a larger file is a shard of its own."""
+        groups: list[list[str]] = []
+        room = 0.0
+        for file in self.files:
+            size = os.path.getsize(file)
+            if size > room:
+                groups.append([])
+                room = config.shard_mb * 1e6
+            groups[-1].append(file)
+            room -= size
+        return [
+            FilesTask(self.spec, self.base, tuple(group), config.text_field, config.language, config.on_error)
+            for group in groups
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """How many files, and their size on disk."""
+        return {"files": len(self.files), "bytes_on_disk": sum(map(os.path.getsize, self.files))}
+
+
+def read_text(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
+    """Documents of a plain text file."""
+    with _reading(path, task, counts), _open(path) as file:
+        yield from split_documents(decode(raw, counts).rstrip("\r\n") for raw in file)
+
+
+def read_jsonl(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
+    """One document a line of JSON objects."""
+    with _reading(path, task, counts), _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw)
+                if not isinstance(row, dict):
+                    raise ValueError("a JSON object was expected")
+            except (ValueError, RecursionError) as error:
+                task.handle(f"{path}, line {number}: not a JSON object ({error}).", "not_json", counts)
+                continue
+            if (field := _text_field(row, task)) is None:
+                task.handle(f"{path}, line {number}: {_no_field(row, task)}", "no_text_field", counts)
+            elif (text := _accept(row[field], counts)) is not None:
+                yield text
+
+
+def read_parquet(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
+    """One document a row of a parquet file."""
+    with _reading(path, task, counts), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        if (field := _text_field(names, task)) is None:
+            raise BertpipeError(f"{path}: {_no_field(names, task)}")
+        for batch in file.iter_batches(batch_size=256, columns=[field]):
+            for value in batch.column(0).to_pylist():
+                if (text := _accept(value, counts)) is not None:
+                    yield text
+
+
+READERS: dict[str, Callable[[Path, FilesTask, Counter[str]], Iterator[str]]] = {
+    "text": read_text,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+}
+
+
+@contextmanager
+def _reading(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError, pa.ArrowException, zlib.error) as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        task.handle(f"{path}: broken or cut off ({detail}).", "broken_file", counts)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    return io.BufferedReader(pa.input_stream(path, compression="zstd" if path.suffix == ".zst" else None))
+
+
+def _accept(value: object, counts: Counter[str]) -> str | None:
+    if isinstance(value, str):
+        return clean_document(value)
+    counts["skipped_no_text"] += 1
+    return None
+
+
+def _text_field(fields: Collection[str], task: FilesTask) -> str | None:
+    wanted = (task.text_field,) if task.text_field else TEXT_FIELDS
+    return next((field for field in wanted if field in fields), None)
+
+
+def _no_field(fields: Collection[str], task: FilesTask) -> str:
+    wanted = task.text_field or " or ".join(TEXT_FIELDS)
+    return f"no field {wanted}; it has: {', '.join(fields)}. Choose one with --text-field."

@@ -1,0 +1,88 @@
+"""Sources by name: what a `--source` value stands for."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bert_pipeline.artifact import hash_json
+from bert_pipeline.corpus import python_docs
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.documents import Document, Source, Task
+from bert_pipeline.corpus.files import READERS, FileSource
+from bert_pipeline.engine import run_tasks
+from bert_pipeline.errors import UsageError
+from bert_pipeline.progress import bar
+
+PYTHON_DOCS = "python-docs"
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentsTask:
+    """Documents that are already in memory."""
+
+    held: tuple[Document, ...]
+
+    def documents(self, counts: Counter[str]) -> Iterator[Document]:
+        """The documents in order; there is nothing to count."""
+        yield from self.held
+
+
+class PythonDocs:
+    """The prose of the installed documentation. A paragraph is kept once in the whole corpus, so all is read first."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, Any] = {}
+
+    @cached_property
+    def packages(self) -> list[python_docs.Package]:
+        """The standard library and the known packages that are installed."""
+        return python_docs.installed_packages()
+
+    def fingerprint(self) -> str:
+        """A hash of the versions and sizes of what is installed."""
+        return hash_json([(p.name, p.version, [(f.module, f.size) for f in p.files]) for p in self.packages])
+
+    def tasks(self, config: CorpusConfig) -> list[Task]:
+        """Harvest with all workers, drop what is repeated, and cut into shards."""
+        owner = {file.module: package.name for package in self.packages for file in package.files}
+        chunks = list(python_docs.split_evenly(file for package in self.packages for file in package.files))
+        harvests: dict[int, python_docs.Harvest] = {}
+        with bar("reading documentation", len(chunks), quiet=config.quiet) as progress:
+            for index, harvest in run_tasks(python_docs.harvest, chunks, config.workers):
+                harvests[index] = harvest
+                progress.advance()
+        versions = {package.name: package.version for package in self.packages}
+        taken = {name: {"version": versions[name], "documents": 0, "bytes": 0} for name in versions}
+        shards: list[list[Document]] = []
+        room = 0.0
+        for prose in python_docs.drop_repeated(d for index in range(len(chunks)) for d in harvests[index].documents):
+            document = Document(prose.id, "\n".join(prose.paragraphs), PYTHON_DOCS, "en")
+            size = len(document.text.encode())
+            package = taken[owner.get(prose.id, "python")]
+            package["documents"] += 1
+            package["bytes"] += size
+            if room <= 0:
+                shards.append([])
+                room = config.shard_mb * 1e6
+            shards[-1].append(document)
+            room -= size
+        skipped = sum((harvest.skipped for harvest in harvests.values()), Counter[str]())
+        self._taken = {"packages": taken, "files_without_prose": dict(sorted(skipped.items()))}
+        return [DocumentsTask(tuple(documents)) for documents in shards]
+
+    def describe(self) -> dict[str, Any]:
+        """Documents and bytes of each package, and the files that gave nothing, by reason."""
+        return self._taken
+
+
+def parse_source(spec: str) -> Source:
+    """The source that a `--source` value names."""
+    if spec == PYTHON_DOCS:
+        return PythonDocs()
+    kind, _, pattern = spec.partition(":")
+    if kind in READERS and pattern:
+        return FileSource(spec)
+    known = ", ".join([PYTHON_DOCS, *(f"{kind}:GLOB" for kind in READERS)])
+    raise UsageError(f"--source {spec}: unknown. Known: {known}.")

@@ -1,0 +1,81 @@
+"""Plain text as people store it: made into clean paragraphs, one a line, and into documents."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+MAX_DOCUMENT_CHARS = 100_000
+"""A longer file is cut into several documents at paragraph ends: one book must still give pairs from 'another document'
+and a held-out part, and no stage should need a whole library in memory."""
+
+WRAP_WIDTH = 120
+"""A paragraph none of whose lines is longer than this is taken to be hard-wrapped."""
+
+_LINE_BREAKING = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+_CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xFEFF], None)
+# Tabs become spaces with all other white space; everything else that has no glyph goes. U+200C and the marks of
+# right-to-left text are format characters, not controls, and stay.
+_TRANSLATION = {**_CONTROL, **_LINE_BREAKING, ord("\t"): " "}
+_TITLE = re.compile(r"= [^=](?:.*[^=])? =")
+_HEADING = re.compile(r"=(?: ?=)+ .+ =(?: ?=)+")
+
+
+def clean_line(line: str) -> str:
+    """Drop control characters and lone surrogates, and fold white space."""
+    if not line.isprintable():
+        line = line.translate(_TRANSLATION)
+        if any("\ud800" <= char <= "\udfff" for char in line):
+            # Halves of a pair that JSON escaped one by one are joined; what is still alone has no meaning.
+            line = line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return " ".join(line.split())
+
+
+def decode(raw: bytes, counts: Counter[str]) -> str:
+    """UTF-8 text; bytes that are none become U+FFFD, counted as `invalid_bytes_replaced`."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", "replace")
+        counts["invalid_bytes_replaced"] += text.count("\ufffd")
+        return text
+
+
+def clean_document(text: str) -> str:
+    """A text whose lines are paragraphs already (web text, JSON records): each cleaned, empty ones dropped."""
+    return "\n".join(filter(None, map(clean_line, text.replace("\r", "\n").split("\n"))))
+
+
+def join_wrapped(lines: list[str]) -> list[str]:
+    """Make a hard-wrapped paragraph one line; leave lines that are paragraphs or sentences of their own."""
+    if len(lines) > 1 and max(map(len, lines)) <= WRAP_WIDTH:
+        return [" ".join(lines)]
+    return lines
+
+
+def split_documents(lines: Iterable[str]) -> Iterator[str]:
+    """Cut the lines of a text file into documents of paragraphs, one a line.
+
+    Blank lines part paragraphs. A line ` = Title = ` after a blank one begins a document (WikiText); without such
+    lines the file is one document, or several of about `MAX_DOCUMENT_CHARS` where it is longer.
+    """
+    paragraphs: list[str] = []
+    block: list[str] = []
+    size = 0
+    after_blank = True
+    for line in map(clean_line, lines):
+        begins_document = after_blank and line.startswith("=") and _TITLE.fullmatch(line) is not None
+        if line and not begins_document:
+            block.append(line.strip("= ") if _HEADING.fullmatch(line) else line)
+            size += len(line) + 1
+        if not line or begins_document or size >= MAX_DOCUMENT_CHARS:
+            paragraphs += join_wrapped(block)
+            block = []
+        if paragraphs and (begins_document or size >= MAX_DOCUMENT_CHARS):
+            yield "\n".join(paragraphs)
+            paragraphs, size = [], 0
+        if begins_document:
+            paragraphs.append(line.strip("= "))
+        after_blank = not line
+    paragraphs += join_wrapped(block)
+    if paragraphs:
+        yield "\n".join(paragraphs)

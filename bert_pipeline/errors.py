@@ -1,0 +1,21 @@
+"""Errors that a user can act on; `cli.main` prints each as one message and exits with its code."""
+
+
+class BertpipeError(Exception):
+    """Something failed that the message explains: what, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(BertpipeError):
+    """The command, recipe or option is wrong, whatever lies on disk."""
+
+    exit_code = 2
+
+
+class Stopped(BertpipeError):
+    """A signal ended the run after its work was saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

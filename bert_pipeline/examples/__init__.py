@@ -1,0 +1,1 @@
+"""Examples: documents become sentence pairs with masks in parquet."""

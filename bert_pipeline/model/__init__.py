@@ -1,0 +1,1 @@
+"""Model: BERT's forward pass over flat tokens, and its named sizes."""

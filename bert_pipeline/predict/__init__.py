@@ -1,0 +1,1 @@
+"""Predict: what a model folder can do."""

@@ -1,0 +1,2 @@
+"""x"""
+SECTIONS = frozenset({"corpus", "tokenize", "examples", "pretrain", "evaluate"})

@@ -1,0 +1,1 @@
+"""Tokenizer: a corpus becomes a WordPiece or byte-level BPE vocabulary."""

@@ -1,0 +1,46 @@
+"""A trained tokenizer with the ids that example generation and training ask for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bert_pipeline.artifact import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+STAGE = "tokenize"
+SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """Ids of the special tokens."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """A tokenizer folder in memory; plain `tokenizers`, so that no worker has to load transformers."""
+
+    tokenizer: "Tokenizer"
+    vocab_size: int
+    special: SpecialIds
+    manifest: Manifest
+
+
+def load_tokenizer(folder: Path) -> LoadedTokenizer:
+    """Load a folder made by `bertpipe tokenize`; `BertpipeError` when it is none."""
+    from tokenizers import Tokenizer
+
+    manifest = read_manifest(folder, STAGE)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    ids = {role: tokenizer.token_to_id(names[f"{role}_token"]) for role in SPECIAL_TOKENS}
+    return LoadedTokenizer(tokenizer, tokenizer.get_vocab_size(), SpecialIds(**ids), manifest)

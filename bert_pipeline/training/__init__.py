@@ -1,0 +1,1 @@
+"""Training: examples become a pretrained model."""

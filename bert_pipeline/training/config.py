@@ -1,0 +1,4 @@
+"""x"""
+from bert_pipeline.config import StageConfig
+class PretrainConfig(StageConfig):
+    """x"""
