@@ -106,7 +106,11 @@ def read_manifest(folder: Path, stage: str) -> Manifest:
     if manifest is None:
         if not folder.is_dir():
             raise BertpipeError(f"{folder}: no such folder; one made by `bertpipe {stage}` was expected.")
-        hint = "is unfinished: run the command that makes it again" if (folder / UNFINISHED).exists() else "has no manifest"
+        hint = (
+            "is unfinished: run the command that makes it again"
+            if (folder / UNFINISHED).exists()
+            else "has no manifest"
+        )
         raise BertpipeError(f"{folder}: not a finished folder of `bertpipe {stage}` ({hint}).")
     if manifest.stage != stage:
         raise BertpipeError(
@@ -256,7 +260,9 @@ def _locked(target: Path) -> Iterator[None]:
             if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
                 raise OSError("the previous holder has just removed this lock file")
         except OSError:
-            raise BertpipeError(f"{target}: another bertpipe is writing this folder. Wait for it, or stop it.") from None
+            raise BertpipeError(
+                f"{target}: another bertpipe is writing this folder. Wait for it, or stop it."
+            ) from None
         try:
             yield
         finally:

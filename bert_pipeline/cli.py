@@ -46,8 +46,17 @@ def examples(config: ExamplesConfig) -> None:
     build_examples(config)
 
 
+@stage_command(app, "pretrain", PretrainConfig)
+def pretrain(config: PretrainConfig) -> None:
+    """Pretrain BERT on examples, or go on where a stopped run was."""
+    from bert_pipeline.training.launch import run_pretrain
+
+    run_pretrain(config)
+
+
 def main() -> None:
     app()
+
 
 if __name__ == "__main__":
     main()

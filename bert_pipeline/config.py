@@ -61,7 +61,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{path}: a mapping of stage sections was expected, such as `tokenize:` with its options below.")
+        raise UsageError(
+            f"{path}: a mapping of stage sections was expected, such as `tokenize:` with its options below."
+        )
     return content
 
 
@@ -88,7 +90,9 @@ def build_config(model: type[C], values: dict[str, Any], where: str = "") -> C:
     try:
         return model(**values)
     except ValidationError as error:
-        raise UsageError("\n".join(where + _explain(e["loc"], e["msg"], e.get("input")) for e in error.errors())) from None
+        raise UsageError(
+            "\n".join(where + _explain(e["loc"], e["msg"], e.get("input")) for e in error.errors())
+        ) from None
 
 
 def _explain(location: tuple[int | str, ...], message: str, given: object) -> str:

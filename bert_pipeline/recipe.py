@@ -1,2 +1,3 @@
 """x"""
+
 SECTIONS = frozenset({"corpus", "tokenize", "examples", "pretrain", "evaluate"})

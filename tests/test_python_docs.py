@@ -48,8 +48,8 @@ def test_hard_wrapped_lines_become_one_paragraph():
             "This is the place for it. It is <small>.",
         ),
         (
-            "The {model} is that of the __init__ method with **kwargs.",
-            "The model is that of the __init__ method with **kwargs.",
+            "The {model} is that of the __init__ method, called with the same **kwargs as before.",
+            "The model is that of the __init__ method, called with the same **kwargs as before.",
         ),
         (
             r"The loss is :math:`\frac{a}{b}` with the weight $\alpha$ of the class.",
@@ -173,12 +173,13 @@ def test_files_without_documents_are_counted_by_reason(tmp_path: Path, monkeypat
         write_module(tmp_path / "bare.py", "x = 1\n"),
         write_module(tmp_path / "terse.py", '"""Todo."""\n'),
         write_module(tmp_path / "large.py", '"""The sea is large."""\n' + "x = 1\n" * 500),
+        write_module(tmp_path / "deep.py", '"""The sea is deep."""\ndoc = ' + "-\\\n" * 90 + "(" * 300 + ")" * 300),
         write_module(tmp_path / "good.py", '"""The sea is blue and calm."""\nx = "\\d"\n'),
     ]
     result = harvest(files)
     assert [document.id for document in result.documents] == ["good"]
     assert result.skipped == {
-        "not Python": 2,
+        "not Python": 3,
         "unreadable": 1,
         "no docstring": 1,
         "no prose": 1,

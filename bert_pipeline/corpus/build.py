@@ -40,7 +40,9 @@ def build_corpus(config: CorpusConfig) -> Manifest:
                 totals.update(counts)
                 progress.advance()
         if not totals["documents"]:
-            raise BertpipeError(f"{', '.join(sources)}: no document with any text was found. {_skipped(totals)}".strip())
+            raise BertpipeError(
+                f"{', '.join(sources)}: no document with any text was found. {_skipped(totals)}".strip()
+            )
         taken = {spec: source.describe() for spec, source in sources.items()}
         manifest = work.finish(dict(sorted(totals.items())) | {"taken": taken}, [job.path for job in jobs])
     _summarise(manifest, config)
@@ -98,5 +100,7 @@ def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
         say(f"  {remarks}", quiet=config.quiet)
     for taken in counts["taken"].values():
         if packages := taken.get("packages"):
-            rows = [[name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])] for name, p in packages.items()]
+            rows = [
+                [name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])] for name, p in packages.items()
+            ]
             print_table("Taken from", ["package", "version", "documents", "text"], rows, quiet=config.quiet)

@@ -63,7 +63,9 @@ class FileSource:
         pattern = os.path.expanduser(spec.partition(":")[2])
         self.files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
         if not self.files:
-            what = "is a folder: give a pattern of files in it, such as" if os.path.isdir(pattern) else "matches no file;"
+            what = (
+                "is a folder: give a pattern of files in it, such as" if os.path.isdir(pattern) else "matches no file;"
+            )
             raise BertpipeError(f"{pattern}: {what} '{os.path.join(os.path.dirname(pattern) or '.', '**/*.txt')}'.")
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
         self.base = os.path.dirname(fixed) or "."

@@ -36,6 +36,7 @@ _FUNCTION_WORDS = _words(
 # "list of int or str" is a type, not a sentence, although it is made of function words: these ones prove a sentence.
 _STRONG_WORDS = _FUNCTION_WORDS - _words("of and or in any no used only each all not by a")
 
+_LONGEST_PARAGRAPH = 10_000  # characters; what is longer is data, on which the patterns below would take their time
 _BLANK = re.compile(r"$")
 _FENCE = re.compile(r"(?:```|~~~)")
 _PROMPT = re.compile(r">>>|(?:In|Out) ?\[\d*\]:")
@@ -132,7 +133,8 @@ _INLINE: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 def extract_paragraphs(docstring: str) -> list[str]:
     """Return the paragraphs of running English in ``docstring``, each on one line, in order."""
     lines = _dedent(docstring)
-    readable = (_clean_inline(paragraph) for paragraph in _join_lines(list(_drop_blocks(lines))))
+    joined = (paragraph for paragraph in _join_lines(list(_drop_blocks(lines))) if len(paragraph) <= _LONGEST_PARAGRAPH)
+    readable = map(_clean_inline, joined)
     return [paragraph for paragraph in readable if _reads_as_prose(paragraph)]
 
 
@@ -303,8 +305,8 @@ def _clean_inline(text: str) -> str:
             text = pattern.sub(replacement, text)
     if "&" in text:
         text = html.unescape(text)
-    if not text.isascii():
-        text = _EMOJI.sub("", text)
+    if not text.isascii() or not text.isprintable():
+        text = "".join(filter(str.isprintable, _EMOJI.sub("", text)))
     if "://" in text or "www." in text:
         text = " ".join(sentence for sentence in _SENTENCE_END.split(text) if not _URL.search(sentence))
     return text.strip()

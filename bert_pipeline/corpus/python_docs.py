@@ -73,6 +73,8 @@ LARGEST_FILE = 4_000_000  # bytes; larger sources are generated tables
 TOPICS_MODULE = "pydoc_data.topics"
 
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "idle_test", "_vendor", "_bundled", "site-packages"})
+# transformers generates its model files from these, docstrings and all.
+_SKIPPED_FILES = "modular_"
 _DOC_NAME = re.compile(r"doc|description|intro|summary|notes?$|_args$|parse_kwargs", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"(?<![^\s\"'(])[a-z]+(?![^\s\"'),.:;!?])")
 _TRIPLE_QUOTES = (b'"""', b"'''")
@@ -153,17 +155,10 @@ def harvest(files: Sequence[ModuleFile]) -> Harvest:
     gc.disable()
     try:
         for file in files:
-            tree = _parse(file, result.skipped)
-            if tree is None:
-                continue
-            if file.module == TOPICS_MODULE:
-                result.documents.extend(_read_topics(tree))
-                continue
-            paragraphs = [line for text in _documentation(tree) for line in extract_paragraphs(text)]
-            if paragraphs:
-                result.documents.append(ModuleProse(file.module, paragraphs))
-            else:
-                result.skipped["no prose"] += 1
+            documents, reason = _read(file)
+            result.documents.extend(documents)
+            if reason:
+                result.skipped[reason] += 1
     finally:
         if collecting:
             gc.enable()
@@ -199,7 +194,7 @@ def _list_standard_library() -> tuple[ModuleFile, ...]:
 def _list_modules(folder: Path, package: str) -> Iterator[ModuleFile]:
     for path in folder.iterdir():
         name = f"{package}.{path.stem}"
-        if path.suffix == ".py" and path.is_file():
+        if path.suffix == ".py" and not path.name.startswith(_SKIPPED_FILES) and path.is_file():
             yield _describe(path, package if path.stem == "__init__" else name)
         elif path.is_dir() and path.name.isidentifier() and path.name not in _SKIPPED_FOLDERS:
             yield from _list_modules(path, name)
@@ -213,26 +208,26 @@ def _sort(files: Iterable[ModuleFile]) -> tuple[ModuleFile, ...]:
     return tuple(sorted(files, key=lambda file: (file.module, file.path)))
 
 
-def _parse(file: ModuleFile, skipped: Counter[str]) -> ast.Module | None:
-    """Parse a source file; if it is not worth it or not possible, count why."""
+def _read(file: ModuleFile) -> tuple[list[ModuleProse], str]:
+    """Return the documents of a source file or, if there are none, the reason."""
     if file.size > LARGEST_FILE:
-        skipped["too large"] += 1
-        return None
+        return [], "too large"
     try:
         source = Path(file.path).read_bytes()
+        # Parsing costs most, and a docstring that is not in triple quotes is rarely worth it.
         if not any(quotes in source for quotes in _TRIPLE_QUOTES) and file.module != TOPICS_MODULE:
-            skipped["no docstring"] += 1
-            return None
+            return [], "no docstring"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(source)
+            tree = ast.parse(source)
+        if file.module == TOPICS_MODULE:
+            return list(_read_topics(tree)), ""
+        paragraphs = [line for text in _documentation(tree) for line in extract_paragraphs(text)]
     except OSError:
-        skipped["unreadable"] += 1
-    except UnicodeError:
-        skipped["undecodable"] += 1
+        return [], "unreadable"
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        skipped["not Python"] += 1
-    return None
+        return [], "not Python"  # wrong encodings among them, which are syntax errors, too
+    return ([ModuleProse(file.module, paragraphs)], "") if paragraphs else ([], "no prose")
 
 
 def _read_topics(tree: ast.Module) -> Iterator[ModuleProse]:

@@ -128,7 +128,9 @@ def train_byte_bpe(sample: Sample, config: TokenizeConfig) -> Tokenizer:
         show_progress=False,
     )
     if config.vocab_size < len(SPECIALS) + 256:
-        raise BertpipeError(f"--vocab-size {config.vocab_size}: byte-bpe needs {len(SPECIALS) + 256} for the bytes alone.")
+        raise BertpipeError(
+            f"--vocab-size {config.vocab_size}: byte-bpe needs {len(SPECIALS) + 256} for the bytes alone."
+        )
     tokenizer.train_from_iterator(sample.paragraphs("learning pieces"), trainer)
     _check_filled(tokenizer.get_vocab(), config)
     return _finish(tokenizer)

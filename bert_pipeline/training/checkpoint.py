@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or not there: tensors as safetensors, hashes in a manifest, renamed when synced."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bert_pipeline.artifact import explain_full_disk, hash_file
+
+STATE = "state.json"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands after `step` steps."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    keep: int,
+) -> None:
+    """Write `step-NNNNNNNN` and only then remove the oldest ones beyond `keep`."""
+    final = folder / f"step-{position.step:08}"
+    temporary = folder / f".{final.name}.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        with explain_full_disk(final):
+            for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+                save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / name)
+            hashes = {name: hash_file(temporary / name) for name in (MODEL, OPTIMIZER)}
+            (temporary / STATE).write_text(json.dumps(asdict(position) | {"sha256": hashes}), encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            if final.exists():  # left by a run that resumed from before it
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path) -> tuple[Position, dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
+    """The newest checkpoint whose files match their hashes: position, model and optimizer tensors; None without one."""
+    for candidate, position in _verified(folder):
+        try:
+            return position, load_file(candidate / MODEL), load_file(candidate / OPTIMIZER)
+        except SafetensorError:
+            continue
+    return None
+
+
+def _verified(folder: Path) -> Iterator[tuple[Path, Position]]:
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            state = json.loads((candidate / STATE).read_text(encoding="utf-8"))
+            hashes = state.pop("sha256")
+            if all(hash_file(candidate / name) == expected for name, expected in hashes.items()):
+                yield candidate, Position(**state)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,101 @@
+"""Evaluation on held-out examples whose masks were written once, so that every evaluation sees the same ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import BertForMaskedLM, BertForPreTraining
+
+from bert_pipeline.examples.schema import TOKEN_COUNTS
+from bert_pipeline.model.bert import FlatBatch, encode, score_next
+from bert_pipeline.training.batches import Examples, Rows, chunks
+
+ROWS_A_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures over masked tokens (losses in nats) and sentence pairs (None without them)."""
+
+    mlm_loss: float
+    perplexity: float
+    top1_accuracy: float
+    top5_accuracy: float
+    nsp_accuracy: float | None
+    unigram_loss: float
+    masked_tokens: int
+
+
+def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
+    """Log-frequencies of the training documents' tokens, add-one smoothed; float32 of shape (vocab_size,)."""
+    counts = torch.from_numpy(np.load(examples_folder / TOKEN_COUNTS, allow_pickle=False)).double() + 1
+    return (counts / counts.sum()).log().float()
+
+
+@torch.no_grad()
+def sum_figures(
+    model: BertForPreTraining | BertForMaskedLM, examples: Examples, rows: Rows, unigram: torch.Tensor
+) -> torch.Tensor:
+    """Sums over `rows`: loss, top-1, top-5, unigram loss, masked tokens, right pairs, pairs (float64), to be added up."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sums = torch.zeros(7, dtype=torch.float64, device=device)
+    unigram = unigram.to(device)
+    for part in chunks(rows, ROWS_A_BATCH):
+        sums += _sum_batch(model, examples.collate(part).to(device), unigram)
+    model.train(was_training)
+    return sums
+
+
+def _sum_batch(
+    model: BertForPreTraining | BertForMaskedLM, batch: FlatBatch, unigram: torch.Tensor
+) -> torch.Tensor:
+    hidden, first = encode(model, batch)
+    logits = model.cls.predictions(hidden).float()
+    labels = batch.masked_labels
+    own = logits.gather(1, labels[:, None])
+    better = (logits > own).sum(1)
+    right, pairs = torch.zeros((), device=logits.device), 0
+    if first is not None and batch.is_random_next is not None:
+        right = (score_next(model, first).argmax(1) == batch.is_random_next).sum()
+        pairs = len(first)
+    figures = [
+        F.cross_entropy(logits, labels, reduction="sum"),
+        (better < 1).sum(),
+        (better < 5).sum(),
+        -unigram[labels].sum(),
+        torch.tensor(len(labels)),
+        right,
+        torch.tensor(pairs),
+    ]
+    return torch.stack([figure.double().to(logits.device) for figure in figures])
+
+
+def summarise(sums: torch.Tensor) -> Evaluation:
+    """Figures out of the sums of all rows."""
+    loss, top1, top5, unigram, masked, right, pairs = sums.tolist()
+    return Evaluation(
+        mlm_loss=loss / masked,
+        perplexity=float(np.exp(min(loss / masked, 700.0))),
+        top1_accuracy=top1 / masked,
+        top5_accuracy=top5 / masked,
+        nsp_accuracy=right / pairs if pairs else None,
+        unigram_loss=unigram / masked,
+        masked_tokens=int(masked),
+    )
+
+
+def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """The figures as lines for people."""
+    gain = evaluation.unigram_loss - evaluation.mlm_loss
+    lines = [
+        ("masked loss", f"{evaluation.mlm_loss:.3f} nats, {gain:.2f} under the unigram baseline ({evaluation.unigram_loss:.3f})"),
+        ("perplexity", f"{evaluation.perplexity:.1f}"),
+        ("masked word right", f"{evaluation.top1_accuracy:.1%} first guess, {evaluation.top5_accuracy:.1%} among five"),
+    ]
+    if evaluation.nsp_accuracy is not None:
+        lines.append(("next sentence right", f"{evaluation.nsp_accuracy:.1%}"))
+    return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of held-out documents")]

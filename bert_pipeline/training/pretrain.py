@@ -1,0 +1,281 @@
+"""`bertpipe pretrain`: put tokenizer, examples, model and optimizer together, train, evaluate, export."""
+
+import ctypes
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers.utils import logging as transformers_logging
+
+from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.model.bert import FlatBatch, flat_forward
+from bert_pipeline.model.initialize import initialize_informed
+from bert_pipeline.model.presets import make_config
+from bert_pipeline.progress import bar, print_table, say
+from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
+from bert_pipeline.training.batches import Examples, Rows, step_rows
+from bert_pipeline.training.card import write_card
+from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.evaluate import Evaluation, describe, sum_figures, summarise, unigram_log_probabilities
+from bert_pipeline.training.loop import Hooks, MetricsLog, Step, fit
+from bert_pipeline.training.optimizer import Optimizers
+from bert_pipeline.training.schedule import Length
+
+STAGE = "pretrain"
+CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
+
+
+class PretrainingModel(nn.Module):
+    """The stock model behind a forward pass that returns summed losses, as distributed wrappers want it."""
+
+    def __init__(self, bert: BertForPreTraining | BertForMaskedLM) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, batch: FlatBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed masked-LM and next-sentence losses."""
+        return flat_forward(self.bert, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run reads."""
+
+    examples: Manifest
+    tokenizer: LoadedTokenizer
+    model_config: BertConfig
+
+    @classmethod
+    def check(cls, config: PretrainConfig) -> "Inputs":
+        """Read the manifests; raises `BertpipeError` where they do not belong together."""
+        examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(config.tokenizer)
+        if examples.inputs["tokenizer"].fingerprint != tokenizer.manifest.fingerprint:
+            raise BertpipeError(
+                f"{config.examples} was made with another tokenizer than {config.tokenizer}: give the one it was made with."
+            )
+        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
+        length = examples.config["max_seq_length"]
+        if length > model_config.max_position_embeddings:
+            raise BertpipeError(
+                f"{config.examples} holds examples of up to {length} tokens, but the model has "
+                f"{model_config.max_position_embeddings} positions (max_position_embeddings). Make shorter examples "
+                "or a model with more positions."
+            )
+        return cls(examples, tokenizer, model_config)
+
+    def shards(self, folder: Path, split: str) -> list[Path]:
+        """The shards of one split."""
+        return [folder / name for name in self.examples.files if name.startswith(f"{split}-")]
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Train to the end of the run's length, going on from the newest checkpoint if there is one.
+
+    Writes `checkpoints/`, `metrics.jsonl` and, at the end, `model/` to `config.out`. Every process of a distributed
+    run calls this; the main one alone writes and prints.
+    """
+    accelerator = make_accelerator(config)
+    inputs = Inputs.check(config)
+    if config.batch_size % (accelerator.num_processes * config.accumulate):
+        raise UsageError(
+            f"--batch-size {config.batch_size} must be a multiple of processes × --accumulate "
+            f"({accelerator.num_processes} × {config.accumulate})."
+        )
+    with ExitStack() as stack:
+        work: Workspace | None = None
+        if accelerator.is_main_process:
+            sources = {
+                "examples": describe_input(config.out, config.examples, inputs.examples),
+                "tokenizer": describe_input(config.out, config.tokenizer, inputs.tokenizer.manifest),
+            }
+            work = stack.enter_context(workspace(STAGE, config, sources))
+        shared: list[Any] = [(work.folder, work.finished is not None) if work else None]
+        broadcast_object_list(shared)
+        folder, finished = shared[0]
+        if not finished:
+            Run(config, inputs, accelerator, folder, work).train()
+    if accelerator.num_processes > 1:
+        accelerator.end_training()
+
+
+class Run:
+    """One process's part in a run."""
+
+    def __init__(
+        self, config: PretrainConfig, inputs: Inputs, accelerator: Accelerator, folder: Path, work: Workspace | None
+    ) -> None:
+        self.config, self.inputs, self.accelerator, self.folder, self.work = config, inputs, accelerator, folder, work
+        self.main = accelerator.is_main_process
+        self.examples = Examples(inputs.shards(config.examples, "train"))
+        held_out = inputs.shards(config.examples, "validation")
+        self.validation = Examples(held_out) if inputs.examples.counts.get("validation_rows") else None
+        self.unigram = unigram_log_probabilities(config.examples)
+        self.bert = self._make_model()
+        self.optimizer = Optimizers(self.bert, config)
+
+    def train(self) -> None:
+        """Resume, fit, evaluate and export."""
+        config, accelerator = self.config, self.accelerator
+        start = self._resume()
+        # Weights go to the device before, so that the optimizer's tensors are the model's.
+        model = accelerator.prepare(PretrainingModel(self.bert))
+        log = MetricsLog(self.folder / METRICS, start.step) if self.main else None
+        hooks = Hooks(
+            evaluate=lambda: self._evaluate(config.evaluate_rows),
+            save=self._save,
+            log=log.write if log else lambda values: None,
+            log_every=config.log_every,
+            evaluate_every=config.evaluate_every if self.validation else 2**62,
+            checkpoint_every=config.checkpoint_every,
+        )
+        length = Length(config.max_steps, config.max_minutes and config.max_minutes * 60)
+        self._announce(start)
+        total = config.max_steps or length.seconds
+        with bar("pretraining", total, quiet=config.quiet or not self.main, counted=False) as progress:
+            position = fit(
+                accelerator,
+                model,
+                self.optimizer,
+                self._make_step,
+                length,
+                start,
+                loss_names=("mlm_loss", "nsp_loss"),
+                max_grad_norm=config.max_grad_norm,
+                seed=config.seed,
+                hooks=hooks,
+                progress=progress,
+            )
+        figures = self._evaluate(None) if self.validation else {}
+        if figures:
+            hooks.log({"step": position.step, **figures})
+        if self.work:
+            self._finish(self.work, position, figures)
+
+    def _make_model(self) -> BertForPreTraining | BertForMaskedLM:
+        torch.manual_seed(self.config.seed)
+        with_pairs = self.examples.is_random_next is not None
+        bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
+        if self.config.initialization == "informed":
+            initialize_informed(bert, self.unigram)
+        return bert.to(self.accelerator.device)  # type: ignore[no-any-return]
+
+    def _make_step(self, step: int) -> Step:
+        config, ranks = self.config, self.accelerator.num_processes
+        rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
+        own = rows[self.accelerator.process_index :: ranks]
+        masked = int(self.examples.masked_labels.lengths(rows).sum())
+        pairs = config.batch_size if self.examples.is_random_next is not None else 0
+        return Step(
+            parts=[self.examples.collate(part) for part in np.split(own, config.accumulate)],
+            totals=(masked, pairs),
+            tokens=int(self.examples.tokens.lengths(rows).sum()),
+            epoch=step * config.batch_size // len(self.examples),
+        )
+
+    def _resume(self) -> Position:
+        found = load_newest(self.folder / CHECKPOINTS)
+        if found is None:
+            return Position()
+        position, weights, state = found
+        parameters = dict(self.bert.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_tensors(state)
+        return position
+
+    def _save(self, position: Position) -> None:
+        if self.main:
+            weights = dict(self.bert.named_parameters())
+            state = self.optimizer.state_tensors()
+            save_checkpoint(self.folder / CHECKPOINTS, position, weights, state, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, most: int | None) -> Mapping[str, float]:
+        assert self.validation is not None
+        rows: Rows = np.arange(min(len(self.validation), most or len(self.validation)))
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self.accelerator.autocast():
+            sums = sum_figures(self.bert, self.validation, own, self.unigram)
+        evaluation = summarise(self.accelerator.reduce(sums, "sum"))
+        if most and self.main:
+            say(
+                f"  held out: masked loss {evaluation.mlm_loss:.3f} (unigram {evaluation.unigram_loss:.3f}), "
+                f"first guess right {evaluation.top1_accuracy:.1%}",
+                quiet=self.config.quiet,
+            )
+        return {f"eval_{name}": value for name, value in asdict(evaluation).items()}
+
+    def _announce(self, start: Position) -> None:
+        if not self.main:
+            return
+        parameters = sum(p.numel() for p in self.bert.parameters())
+        shape = self.inputs.model_config
+        say(
+            f"pretraining: {type(self.bert).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
+            f"{parameters / 1e6:.1f} M parameters, on {self.accelerator.device} × {self.accelerator.num_processes}"
+            + (f", going on from step {start.step:,}" if start.step else ""),
+            quiet=self.config.quiet,
+        )
+
+    def _finish(self, work: Workspace, position: Position, figures: Mapping[str, float]) -> None:
+        final, temporary = self.folder / MODEL, self.folder / f".{MODEL}.tmp"
+        for leftover in (final, temporary):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        tokenizer = AutoTokenizer.from_pretrained(self.config.tokenizer)
+        tokenizer.model_max_length = self.inputs.model_config.max_position_embeddings
+        with explain_full_disk(final):
+            self.bert.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_card(temporary, self.config, self.inputs.examples, position, figures)
+            temporary.rename(final)
+        counts = {"steps": position.step, "tokens": position.tokens, **figures}
+        work.finish(counts, sorted(path for path in final.iterdir()))
+        minutes = position.elapsed_s / 60
+        say(
+            f"pretrained: {position.step:,} steps, {position.tokens:,} tokens in {minutes:.1f} min "
+            f"({position.tokens / position.elapsed_s:,.0f} tokens/s) → {self.config.out / MODEL}",
+            quiet=self.config.quiet,
+        )
+        if figures:
+            evaluation = Evaluation(**{name.removeprefix("eval_"): value for name, value in figures.items()})  # type: ignore[arg-type]
+            print_table("On held-out text", ["", ""], describe(evaluation), quiet=self.config.quiet)
+
+
+def make_accelerator(config: PretrainConfig) -> Accelerator:
+    """Accelerate for this machine's GPU or CPU, with fixed arithmetic."""
+    transformers_logging.disable_progress_bar()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        torch.set_num_threads(max(1, config.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        _keep_memory()
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "bf16" and on_gpu and not has_bf16:
+        raise BertpipeError("--precision bf16: this GPU has no bf16 arithmetic; use fp32.")
+    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+    return Accelerator(mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu)
+
+
+def _keep_memory() -> None:
+    """Keep glibc from handing large tensors back to the kernel and faulting them in again at every step."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 256 << 20)):  # mmap threshold, trim threshold, top pad
+            libc.mallopt(option, value)
+    except (OSError, AttributeError):
+        pass  # another C library: only slower
