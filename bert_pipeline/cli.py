@@ -1,13 +1,17 @@
 """The command line: one short function a command. Heavy libraries are imported inside the bodies."""
 
+import json
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Literal
 
 import typer
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.options import stage_command
 from bert_pipeline.tokenizer.config import TokenizeConfig
@@ -19,7 +23,40 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+Model = Annotated[Path, typer.Argument(help="Model folder, or the folder of the run that made it.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before any command."""
+    if debug:
+        os.environ["BERTPIPE_DEBUG"] = "1"
+
+
+@app.command("run")
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe.")
+    ] = None,
+    through: Annotated[
+        Literal["corpus", "tokenize", "examples", "pretrain"], typer.Option(help="Last stage to run.")
+    ] = "pretrain",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what was made otherwise.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Run a recipe from its source to a model; what is complete is kept, what was stopped goes on."""
+    from bert_pipeline.recipe import default_out, find_recipe, read_recipe, run_recipe
+
+    path = find_recipe(recipe)
+    run_recipe(read_recipe(path, out or default_out(path), settings or [], overwrite, quiet), through, quiet)
 
 
 @stage_command(app, "corpus", CorpusConfig)
@@ -54,9 +91,58 @@ def pretrain(config: PretrainConfig) -> None:
     run_pretrain(config)
 
 
+@app.command("evaluate")
+def evaluate(
+    model: Model,
+    examples: Annotated[Path, typer.Option(help="Folder made by `bertpipe examples`.", show_default=False)],
+    split: Annotated[Literal["validation", "train"], typer.Option(help="Examples to measure on.")] = "validation",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on masked examples, beside the unigram baseline."""
+    from dataclasses import asdict
+
+    from bert_pipeline.progress import print_table
+    from bert_pipeline.training.evaluate import describe, evaluate_folder
+
+    evaluation = evaluate_folder(model, examples, split)
+    if as_json:
+        print(json.dumps(asdict(evaluation)))  # noqa: T201
+    else:
+        print_table(f"{model} on {examples}, {split}", ["", ""], describe(evaluation))
+
+
+@app.command("fill-mask")
+def fill_mask(
+    model: Model,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")],
+    top_k: Annotated[int, typer.Option(help="Candidates for each mask.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Fill the masks in texts."""
+    from bert_pipeline.predict.fill_mask import MaskFiller, draw
+    from bert_pipeline.progress import say
+
+    filler = MaskFiller(model)
+    if as_json:
+        print(json.dumps(filler.fill(texts, top_k), ensure_ascii=False))  # noqa: T201
+        return
+    for text, masks in zip(texts, filler.fill_each(texts, top_k), strict=True):
+        say("\n".join([text, *draw(masks)]))
+
+
 def main() -> None:
-    app()
+    """Run the command line; every expected error ends here, as one message and an exit code."""
+    # The training loop puts its own handlers in place, which save first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app()
+    except BertpipeError as error:
+        if os.environ.get("BERTPIPE_DEBUG"):
+            raise
+        print(f"bertpipe: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
 
 
-if __name__ == "__main__":
-    main()
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped("Stopped by a signal. What is finished is kept: run the same command again to go on.", number)

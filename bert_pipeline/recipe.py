@@ -1,3 +1,162 @@
-"""x"""
+"""Recipes: one YAML file with a section a stage, run in order into one folder."""
 
-SECTIONS = frozenset({"corpus", "tokenize", "examples", "pretrain", "evaluate"})
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bert_pipeline.artifact import Manifest
+from bert_pipeline.config import StageConfig, build_config, read_yaml, refuse_unknown
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.progress import print_table, say
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.training.config import PretrainConfig
+
+CONFIGS: dict[str, type[StageConfig]] = {
+    "corpus": CorpusConfig,
+    "tokenize": TokenizeConfig,
+    "examples": ExamplesConfig,
+    "pretrain": PretrainConfig,
+}
+FOLDERS = {"corpus": "corpus", "tokenize": "tokenizer", "examples": "examples", "pretrain": "pretrain"}
+# Which folders of the run each stage reads, by the option that takes them.
+READS = {
+    "corpus": {},
+    "tokenize": {"corpus": "corpus"},
+    "examples": {"corpus": "corpus", "tokenizer": "tokenize"},
+    "pretrain": {"examples": "examples", "tokenizer": "tokenize"},
+}
+PROBES = "probes"
+SECTIONS = frozenset({*CONFIGS, PROBES})
+AMONG = 5
+
+
+class Probe(BaseModel):
+    """A text with one mask, and the word that a good model puts among its first five."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    expect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The configs of all stages of a run, checked before the first one starts."""
+
+    stages: dict[str, StageConfig]
+    probes: tuple[Probe, ...]
+
+
+def find_recipe(name: str) -> Path:
+    """A YAML path, or the name of a recipe that is shipped with the package."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    package = Path(__file__).parent
+    # In a wheel the recipes lie inside the package, in a checkout beside it.
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
+    if name not in shipped:
+        raise BertpipeError(f"{name}: neither a YAML file nor a shipped recipe ({', '.join(shipped) or 'none found'}).")
+    return shipped[name]
+
+
+def read_recipe(path: Path, out: Path, settings: Sequence[str], overwrite: bool, quiet: bool) -> Recipe:
+    """Read and check a recipe with its `--set` values; `UsageError` names the first thing that is wrong."""
+    content = read_yaml(path)
+    refuse_unknown(content, SECTIONS, f"{path}: section")
+    for setting in settings:
+        _apply(content, setting)
+    stages = {}
+    for stage, model in CONFIGS.items():
+        wired = {"out": out / FOLDERS[stage]} | {option: out / FOLDERS[read] for option, read in READS[stage].items()}
+        section = _mapping(content.get(stage), path, stage)
+        for option in wired.keys() & section.keys():
+            raise UsageError(f"{path}, {stage}: leave out `{option}`; the run's own folders are used.")
+        values = {"overwrite": overwrite, "quiet": quiet} | section | wired
+        stages[stage] = build_config(model, values, f"{path}, {stage}: ")
+    try:
+        probes = tuple(Probe(**probe) for probe in content.get(PROBES) or [])
+    except (ValidationError, TypeError):
+        raise UsageError(f"{path}, {PROBES}: a list of {{text: ..., expect: ...}} was expected.") from None
+    return Recipe(stages, probes)
+
+
+def run_recipe(recipe: Recipe, through: str, quiet: bool) -> None:
+    """Run the stages in order up to `through`; those that are complete are passed over."""
+    for stage, config in recipe.stages.items():
+        _run_stage(stage, config)
+        if stage == through:
+            break
+    if through == "pretrain" and recipe.probes:
+        _try_probes(recipe.stages["pretrain"].out, recipe.probes, quiet)
+
+
+def _run_stage(stage: str, config: StageConfig) -> Manifest | None:
+    if isinstance(config, CorpusConfig):
+        from bert_pipeline.corpus.build import build_corpus
+
+        return build_corpus(config)
+    if isinstance(config, TokenizeConfig):
+        from bert_pipeline.tokenizer.train import train_tokenizer
+
+        return train_tokenizer(config)
+    if isinstance(config, ExamplesConfig):
+        from bert_pipeline.examples.build import build_examples
+
+        return build_examples(config)
+    assert isinstance(config, PretrainConfig), stage
+    from bert_pipeline.training.launch import run_pretrain
+
+    run_pretrain(config)
+    return None
+
+
+def _try_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:
+    from bert_pipeline.predict.fill_mask import MaskFiller
+
+    filler = MaskFiller(model)
+    rows, found = [], 0
+    for probe, masks in zip(probes, filler.fill_each([probe.text for probe in probes], AMONG), strict=True):
+        words = [candidate["token_str"].strip() for candidate in masks[0]]
+        hit = probe.expect.casefold() in (word.casefold() for word in words)
+        found += hit
+        rows.append([probe.text, probe.expect, "yes" if hit else "no", ", ".join(words)])
+    print_table("Probes", ["text", "expected", "found", f"first {AMONG} guesses"], rows, quiet=quiet)
+    say(f"probes: the expected word is among the first {AMONG} in {found} of {len(probes)}", quiet=quiet)
+
+
+def _mapping(section: object, path: Path, stage: str) -> dict[str, Any]:
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise UsageError(f"{path}, {stage}: `option: value` lines were expected.")
+    return section
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    """Apply `stage.field=value`; deeper dots reach into a mapping, and the value is read as YAML."""
+    name, equals, value = setting.partition("=")
+    stage, *fields = name.strip().replace("-", "_").split(".")
+    if not equals or not fields or stage not in CONFIGS:
+        raise UsageError(f"--set {setting}: write STAGE.FIELD=VALUE, with STAGE one of {', '.join(CONFIGS)}.")
+    place = content.setdefault(stage, {})
+    for key in (stage, *fields[:-1])[1:]:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise UsageError(f"--set {setting}: {'.'.join(name.split('.')[:-1])} is no mapping.")
+    try:
+        place[fields[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {setting}: the value is not valid YAML.") from None
+
+
+def default_out(recipe: Path) -> Path:
+    """Where a run goes unless told otherwise: `runs/NAME`."""
+    return Path("runs") / recipe.stem

@@ -31,6 +31,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
     inputs = {spec: Input(spec, source.fingerprint()) for spec, source in sources.items()}
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
+            say(f"corpus: already complete in {config.out}", quiet=config.quiet)
             return work.finished
         tasks = [task for source in sources.values() for task in source.tasks(config)]
         jobs = [ShardJob(work.folder / f"{index:05}.parquet", task) for index, task in enumerate(tasks)]

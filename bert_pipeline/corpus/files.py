@@ -31,8 +31,8 @@ class FilesTask:
     """Some whole files of one kind."""
 
     spec: str
-    base: str
-    files: tuple[str, ...]
+    base: Path
+    files: tuple[Path, ...]
     text_field: str | None
     language: str
     on_error: str
@@ -42,7 +42,7 @@ class FilesTask:
         read = READERS[self.spec.partition(":")[0]]
         for file in self.files:
             name = os.path.relpath(file, self.base)
-            for number, text in enumerate(read(Path(file), self, counts)):
+            for number, text in enumerate(read(file, self, counts)):
                 if text:
                     yield Document(f"{name}#{number}", text, self.spec, self.language)
                 else:
@@ -60,26 +60,25 @@ class FileSource:
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        pattern = os.path.expanduser(spec.partition(":")[2])
-        self.files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+        pattern = str(Path(spec.partition(":")[2]).expanduser())
+        # Not Path.glob: a pattern may be absolute, or a plain path with no wildcard.
+        found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+        self.files = sorted(path for path in found if path.is_file())
         if not self.files:
-            what = (
-                "is a folder: give a pattern of files in it, such as" if os.path.isdir(pattern) else "matches no file;"
-            )
-            raise BertpipeError(f"{pattern}: {what} '{os.path.join(os.path.dirname(pattern) or '.', '**/*.txt')}'.")
-        fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-        self.base = os.path.dirname(fixed) or "."
+            problem = "is a folder" if found else "matches no file"
+            raise BertpipeError(f"--source {spec}: {pattern} {problem}. Give a pattern such as 'DIR/**/*.txt'.")
+        self.base = Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent
 
     def fingerprint(self) -> str:
         """A hash of the files' names and contents."""
-        return hash_json([(os.path.relpath(file, self.base), hash_file(Path(file))) for file in self.files])
+        return hash_json([(os.path.relpath(file, self.base), hash_file(file)) for file in self.files])
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
         """Consecutive files up to the shard size; a larger file is a shard of its own."""
-        groups: list[list[str]] = []
+        groups: list[list[Path]] = []
         room = 0.0
         for file in self.files:
-            size = os.path.getsize(file)
+            size = file.stat().st_size
             if size > room:
                 groups.append([])
                 room = config.shard_mb * 1e6
@@ -92,7 +91,7 @@ class FileSource:
 
     def describe(self) -> dict[str, Any]:
         """How many files, and their size on disk."""
-        return {"files": len(self.files), "bytes_on_disk": sum(map(os.path.getsize, self.files))}
+        return {"files": len(self.files), "bytes_on_disk": sum(file.stat().st_size for file in self.files)}
 
 
 def read_text(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:

@@ -54,7 +54,9 @@ class PythonDocs:
                 harvests[index] = harvest
                 progress.advance()
         versions = {package.name: package.version for package in self.packages}
-        taken = {name: {"version": versions[name], "documents": 0, "bytes": 0} for name in versions}
+        taken: dict[str, dict[str, Any]] = {
+            name: {"version": versions[name], "documents": 0, "bytes": 0} for name in versions
+        }
         shards: list[list[Document]] = []
         room = 0.0
         for prose in python_docs.drop_repeated(d for index in range(len(chunks)) for d in harvests[index].documents):

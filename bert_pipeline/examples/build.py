@@ -48,6 +48,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
     }
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
+            say(f"examples: already complete in {config.out}", quiet=config.quiet)
             return work.finished
         store_folder = work.folder / STORE
         store_folder.mkdir(exist_ok=True)
@@ -174,8 +175,8 @@ def _summarise(manifest: Manifest, config: ExamplesConfig) -> None:
     counts = manifest.counts
     say(
         f"examples: {counts['train_rows']:,} training rows ({counts['train_tokens']:,} tokens, "
-        f"{counts['train_masked'] / counts['train_tokens']:.1%} to predict) from {counts['train_documents']:,} documents"
-        f" × {config.dupe_factor}, {counts.get('validation_rows', 0):,} validation rows from "
+        f"{counts['train_masked'] / counts['train_tokens']:.1%} to predict) from {counts['train_documents']:,} "
+        f"documents × {config.dupe_factor}, {counts.get('validation_rows', 0):,} validation rows from "
         f"{counts['validation_documents']:,} held-out documents → {config.out}",
         quiet=config.quiet,
     )

@@ -20,7 +20,7 @@ class ExamplesConfig(ShardedConfig):
     max_seq_length: int = Field(128, ge=8, le=65535)
     """Longest example in tokens, special tokens included."""
     objective: Literal["mlm+nsp", "mlm"] = "mlm+nsp"
-    """`mlm+nsp` makes sentence pairs (BERT); `mlm` fills examples with consecutive sentences of one document (RoBERTa)."""
+    """`mlm+nsp` makes sentence pairs (BERT); `mlm` takes consecutive sentences of one document (RoBERTa)."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens to predict in training examples."""
     validation_mask_rate: float = Field(0.15, gt=0, lt=1)

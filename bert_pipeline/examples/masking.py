@@ -30,7 +30,7 @@ class FlatRows:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """For row r, `positions[offsets[r]:offsets[r + 1]]` ascend within the row; `labels` are the ids that stood there."""
+    """Row r's `positions[offsets[r]:offsets[r + 1]]` ascend within the row; `labels` are the ids that stood there."""
 
     positions: Ids
     labels: Ids
@@ -97,7 +97,7 @@ def apply_masks(rows: FlatRows, masks: Masks, mask_id: int, vocab_size: int, dra
 def to_batch(examples: Sequence[Example], rows: FlatRows, tokens: Ids, masks: Masks) -> pa.RecordBatch:
     """The rows as Arrow columns, without a Python object for any token."""
 
-    def lists(offsets: Offsets, values: npt.NDArray[np.integer[npt.NBitBase]]) -> pa.Array:
+    def lists(offsets: Offsets, values: npt.NDArray[np.int32] | npt.NDArray[np.int8]) -> pa.Array:
         return pa.ListArray.from_arrays(offsets.astype(np.int32), values)
 
     columns = [

@@ -11,10 +11,11 @@ model in what it leaves out:
 * the last layer is finished only at the positions the heads read (masked tokens and
   `[CLS]`), and the vocabulary is scored only at masked positions;
 * on CPU the vocabulary loss and its gradient are worked out together, a block of rows at a
-  time, so that logits never leave the cache (`MaskedCrossEntropy`).
+  time, so that logits never leave the cache (`masked_cross_entropy`).
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
-from bert_pipeline.model.kernels import MaskedCrossEntropy, SpreadRows, TakeRows
+from bert_pipeline.model.kernels import masked_cross_entropy, spread_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FlatBatch:
         """The batch on another device."""
         if device.type == "cpu":
             return self
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
@@ -73,10 +74,10 @@ class _Rows:
     def spread(self, flat: Tensor) -> Tensor:
         if self.slots is None:
             return flat
-        return SpreadRows.apply(flat, self.slots, self.batch * self.width)  # type: ignore[no-any-return]
+        return spread_rows(flat, self.slots, self.batch * self.width)
 
     def gather(self, grid: Tensor) -> Tensor:
-        return grid if self.slots is None else TakeRows.apply(grid, self.slots)  # type: ignore[no-any-return]
+        return grid if self.slots is None else take_rows(grid, self.slots)
 
 
 def _attention(layer: BertLayer, hidden: Tensor, rows: _Rows) -> Tensor:
@@ -103,7 +104,7 @@ def _layer(layer: BertLayer, hidden: Tensor, rows: _Rows, keep: Tensor | None) -
     """One encoder layer; with `keep`, only those rows of its output."""
     mixed = _attention(layer, hidden, rows)
     if keep is not None:
-        mixed, hidden = TakeRows.apply(mixed, keep), TakeRows.apply(hidden, keep)
+        mixed, hidden = take_rows(mixed, keep), take_rows(hidden, keep)
     hidden = layer.attention.output(mixed, hidden)
     result: Tensor = layer.output(layer.intermediate(hidden), hidden)
     return result
@@ -123,7 +124,7 @@ def _masked_loss(model: BertForPreTraining | BertForMaskedLM, hidden: Tensor, la
     hidden = head.transform(hidden)
     weight, bias = head.decoder.weight, head.decoder.bias
     if hidden.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        loss: Tensor = MaskedCrossEntropy.apply(hidden, weight, bias, labels)
+        loss: Tensor = masked_cross_entropy(hidden, weight, bias, labels)
         return loss
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
 

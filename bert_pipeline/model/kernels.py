@@ -9,7 +9,7 @@ from torch import Tensor
 LOGIT_ROWS = 256
 
 
-class SpreadRows(torch.autograd.Function):
+class _SpreadRows(torch.autograd.Function):
     """Put row `i` of `x` at row `index[i]` of a zero matrix; `index` has no repeats.
 
     Knowing that there are no repeats lets each direction be a plain copy: the stock
@@ -27,8 +27,8 @@ class SpreadRows(torch.autograd.Function):
         return grads[0].index_select(0, index), None, None
 
 
-class TakeRows(torch.autograd.Function):
-    """Rows `index` of `x`, without repeats: the transpose of `SpreadRows`."""
+class _TakeRows(torch.autograd.Function):
+    """Rows `index` of `x`, without repeats: the transpose of `spread_rows`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class TakeRows(torch.autograd.Function):
         return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, index, grad), None
 
 
-class MaskedCrossEntropy(torch.autograd.Function):
+class _MaskedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias`, keeping no logits.
 
     The gradient of a sum of cross-entropies is known as soon as the softmax is, so it is
@@ -80,3 +80,18 @@ class MaskedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, weight, bias = (saved * grads[0] for saved in ctx.saved_tensors)
         return hidden, weight, bias, None
+
+
+def spread_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Row `i` of `x` at row `index[i]` of a zero matrix of `rows` rows; `index` has no repeats."""
+    return _SpreadRows.apply(x, index, rows)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` of `x`, without repeats: the transpose of `spread_rows`."""
+    return _TakeRows.apply(x, index)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def masked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy of `hidden @ weight.T + bias` against `labels`, keeping no logits."""
+    return _MaskedCrossEntropy.apply(hidden, weight, bias, labels)  # type: ignore[no-any-return, no-untyped-call]

@@ -42,5 +42,6 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     manifest = read_manifest(folder, STAGE)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    ids = {role: tokenizer.token_to_id(names[f"{role}_token"]) for role in SPECIAL_TOKENS}
+    vocabulary = tokenizer.get_vocab()
+    ids = {role: vocabulary[names[f"{role}_token"]] for role in SPECIAL_TOKENS}
     return LoadedTokenizer(tokenizer, tokenizer.get_vocab_size(), SpecialIds(**ids), manifest)

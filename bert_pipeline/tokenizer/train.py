@@ -27,6 +27,7 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
     inputs = {"corpus": describe_input(config.out, config.corpus, corpus)}
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
+            say(f"tokenizer: already complete in {config.out}", quiet=config.quiet)
             return work.finished
         # Read by the Rust side when its thread pool first starts.
         os.environ["RAYON_NUM_THREADS"] = str(config.workers)
@@ -71,7 +72,7 @@ class Sample:
 
 
 def train_wordpiece(sample: Sample, config: TokenizeConfig) -> Tokenizer:
-    """WordPiece with BERT's normaliser and pre-tokeniser (Devlin et al. 2019, section 3; the release's tokenization.py).
+    """WordPiece with BERT's normaliser and pre-tokeniser (Devlin et al. 2019; the release's tokenization.py).
 
     The trainer numbers characters in the order of a hash map, so ties between merges fall differently at every run.
     Handing it the alphabet as special tokens, sorted, fixes the numbers; the finished vocabulary then moves to a

@@ -35,7 +35,8 @@ class Lists:
 
     def lengths(self, rows: Rows) -> Rows:
         """Number of values in each of the rows."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        lengths: Rows = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     def places(self, rows: Rows) -> Rows:
         """Indices into `values` of the rows' values, end to end."""

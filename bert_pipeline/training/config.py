@@ -29,7 +29,7 @@ class PretrainConfig(StageConfig):
     tokenizer: Path
     """Folder made by `bertpipe tokenize`, the one that the examples were made with."""
     model: str | dict[str, JsonValue] = "bert-base"
-    """A preset (bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large) or a JSON file of BertConfig fields."""
+    """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, or a JSON file of BertConfig fields."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's own (0.1 in the presets)."""
     initialization: Literal["bert", "informed"] = "bert"

@@ -1,6 +1,7 @@
 """Evaluation on held-out examples whose masks were written once, so that every evaluation sees the same ones."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from transformers import BertForMaskedLM, BertForPreTraining
 
-from bert_pipeline.examples.schema import TOKEN_COUNTS
+from bert_pipeline.artifact import read_manifest
+from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.model.bert import FlatBatch, encode, score_next
+from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.training.batches import Examples, Rows, chunks
 
 ROWS_A_BATCH = 64
@@ -38,7 +42,7 @@ def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
 def sum_figures(
     model: BertForPreTraining | BertForMaskedLM, examples: Examples, rows: Rows, unigram: torch.Tensor
 ) -> torch.Tensor:
-    """Sums over `rows`: loss, top-1, top-5, unigram loss, masked tokens, right pairs, pairs (float64), to be added up."""
+    """Sums over `rows`, float64: loss, top-1, top-5, unigram loss, masked tokens, right pairs, pairs."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -50,9 +54,9 @@ def sum_figures(
     return sums
 
 
-def _sum_batch(
-    model: BertForPreTraining | BertForMaskedLM, batch: FlatBatch, unigram: torch.Tensor
-) -> torch.Tensor:
+def _sum_batch(model: BertForPreTraining | BertForMaskedLM, batch: FlatBatch, unigram: torch.Tensor) -> torch.Tensor:
+    if isinstance(model, BertForMaskedLM):
+        batch = replace(batch, is_random_next=None)  # it has no head for pairs
     hidden, first = encode(model, batch)
     logits = model.cls.predictions(hidden).float()
     labels = batch.masked_labels
@@ -91,11 +95,45 @@ def summarise(sums: torch.Tensor) -> Evaluation:
 def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The figures as lines for people."""
     gain = evaluation.unigram_loss - evaluation.mlm_loss
+    baseline = f"{gain:.2f} under the unigram baseline ({evaluation.unigram_loss:.3f})"
     lines = [
-        ("masked loss", f"{evaluation.mlm_loss:.3f} nats, {gain:.2f} under the unigram baseline ({evaluation.unigram_loss:.3f})"),
+        (
+            "masked loss",
+            f"{evaluation.mlm_loss:.3f} nats, {baseline}",
+        ),
         ("perplexity", f"{evaluation.perplexity:.1f}"),
-        ("masked word right", f"{evaluation.top1_accuracy:.1%} first guess, {evaluation.top5_accuracy:.1%} among five"),
+        ("masked word right", f"{evaluation.top1_accuracy:.1%} top-1, {evaluation.top5_accuracy:.1%} top-5"),
     ]
     if evaluation.nsp_accuracy is not None:
         lines.append(("next sentence right", f"{evaluation.nsp_accuracy:.1%}"))
     return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of held-out documents")]
+
+
+def load_pretrained(folder: Path) -> BertForPreTraining | BertForMaskedLM:
+    """Load a model folder with the heads that it was saved with."""
+    heads = {"BertForPreTraining": BertForPreTraining, "BertForMaskedLM": BertForMaskedLM}
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    for name in names:
+        if name in heads:
+            return load_model(folder, heads[name])
+    raise BertpipeError(f"{folder}: a {' or '.join(heads)} was expected, this is {', '.join(names) or 'unnamed'}.")
+
+
+def evaluate_folder(model: Path, examples_folder: Path, split: str) -> Evaluation:
+    """Evaluate a model folder on one split of an examples folder."""
+    manifest = read_manifest(examples_folder, STAGE)
+    network = load_pretrained(find_model(model))
+    if network.config.vocab_size != manifest.counts["vocab_size"]:
+        raise BertpipeError(
+            f"{model} has a vocabulary of {network.config.vocab_size}, but {examples_folder} was made with one of "
+            f"{manifest.counts['vocab_size']}: give the examples that belong to the model."
+        )
+    if network.config.max_position_embeddings < manifest.config["max_seq_length"]:
+        raise BertpipeError(
+            f"{examples_folder} holds examples of up to {manifest.config['max_seq_length']} tokens, but {model} has "
+            f"{network.config.max_position_embeddings} positions."
+        )
+    examples = Examples([examples_folder / name for name in manifest.files if name.startswith(f"{split}-")])
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    sums = sum_figures(network, examples, np.arange(len(examples)), unigram_log_probabilities(examples_folder))
+    return summarise(sums)

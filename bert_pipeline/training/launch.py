@@ -23,10 +23,10 @@ def run_pretrain(config: PretrainConfig) -> None:
 
 def launch(config: PretrainConfig) -> None:
     """Run `pretrain` in `num_processes` processes and wait; their failure or stop becomes this process's."""
-    import torch.multiprocessing as multiprocessing
+    from torch.multiprocessing.spawn import start_processes
 
     with StopSignal() as stop:
-        running: Any = multiprocessing.start_processes(
+        running: Any = start_processes(  # type: ignore[no-untyped-call]
             _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="spawn"
         )
         while any(process.is_alive() for process in running.processes):

@@ -7,6 +7,7 @@ GPU in fp32, which such a CPU multiplies at full speed.  Options, state and math
 those of `torch.optim.Muon` (momentum buffers are interchangeable).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -36,8 +37,8 @@ def orthogonalize(updates: Tensor, coefficients: tuple[float, float, float], ste
 def _learning_rate(lr: float, adjust: str | None, rows: int, columns: int) -> float:
     """`lr` adjusted to the matrix shape, as `torch.optim.Muon` documents it."""
     if adjust == "match_rms_adamw":
-        return lr * 0.2 * float(max(rows, columns)) ** 0.5
-    return lr * max(1.0, rows / columns) ** 0.5
+        return lr * 0.2 * math.sqrt(max(rows, columns))
+    return lr * math.sqrt(max(1.0, rows / columns))
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -60,8 +61,10 @@ class BatchedMuon(torch.optim.Muon):
 
     def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Update parameters of one shape."""
-        grads, buffers = [], []
+        grads: list[Tensor] = []
+        buffers: list[Tensor] = []
         for parameter in parameters:
+            assert parameter.grad is not None
             state = self.state[parameter]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)

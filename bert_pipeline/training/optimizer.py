@@ -15,7 +15,7 @@ class Optimizers:
     """AdamW over everything, or Muon over the encoder's matrices and AdamW over the rest, stepped as one."""
 
     def __init__(self, model: nn.Module, config: PretrainConfig) -> None:
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._warmup = config.warmup
         on_muon = {p for p, name in self.names.items() if config.optimizer == "muon" and _is_hidden_matrix(name, p)}
         decayed = [p for p, name in self.names.items() if p not in on_muon and _is_decayed(name)]

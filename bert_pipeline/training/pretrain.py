@@ -64,7 +64,7 @@ class Inputs:
         examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(config.tokenizer)
         if examples.inputs["tokenizer"].fingerprint != tokenizer.manifest.fingerprint:
             raise BertpipeError(
-                f"{config.examples} was made with another tokenizer than {config.tokenizer}: give the one it was made with."
+                f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
             )
         model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
         length = examples.config["max_seq_length"]
@@ -107,6 +107,9 @@ def pretrain(config: PretrainConfig) -> None:
         folder, finished = shared[0]
         if not finished:
             Run(config, inputs, accelerator, folder, work).train()
+        elif work and work.finished:
+            say(f"pretrain: already complete in {config.out}", quiet=config.quiet)
+            print_figures(work.finished.counts, config.quiet)
     if accelerator.num_processes > 1:
         accelerator.end_training()
 
@@ -170,7 +173,7 @@ class Run:
         bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
         if self.config.initialization == "informed":
             initialize_informed(bert, self.unigram)
-        return bert.to(self.accelerator.device)  # type: ignore[no-any-return]
+        return bert.to(self.accelerator.device)
 
     def _make_step(self, step: int) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
@@ -251,9 +254,14 @@ class Run:
             f"({position.tokens / position.elapsed_s:,.0f} tokens/s) → {self.config.out / MODEL}",
             quiet=self.config.quiet,
         )
-        if figures:
-            evaluation = Evaluation(**{name.removeprefix("eval_"): value for name, value in figures.items()})  # type: ignore[arg-type]
-            print_table("On held-out text", ["", ""], describe(evaluation), quiet=self.config.quiet)
+        print_figures(counts, self.config.quiet)
+
+
+def print_figures(counts: Mapping[str, Any], quiet: bool) -> None:
+    """Print the final evaluation out of a manifest's counts, if there was one."""
+    figures = {name.removeprefix("eval_"): value for name, value in counts.items() if name.startswith("eval_")}
+    if figures:
+        print_table("On held-out text", ["", ""], describe(Evaluation(**figures)), quiet=quiet)
 
 
 def make_accelerator(config: PretrainConfig) -> Accelerator:
@@ -275,7 +283,11 @@ def _keep_memory() -> None:
     """Keep glibc from handing large tensors back to the kernel and faulting them in again at every step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 256 << 20)):  # mmap threshold, trim threshold, top pad
+        for option, value in (
+            (-3, 1 << 30),
+            (-1, 2**31 - 1),
+            (-2, 256 << 20),
+        ):  # mmap threshold, trim threshold, top pad
             libc.mallopt(option, value)
     except (OSError, AttributeError):
         pass  # another C library: only slower

@@ -19,7 +19,7 @@ class Length:
 
 
 def warm_up_then_linear(progress: float, warmup: float) -> float:
-    """Factor of the peak learning rate: linear from 0 to 1 over `warmup`, then linear to 0 (Devlin et al. 2019, A.2)."""
+    """Factor of the peak learning rate: up to 1 over `warmup`, then down to 0, linearly (Devlin et al. 2019, A.2)."""
     if progress < warmup:
         return progress / warmup
     return (1.0 - progress) / (1.0 - warmup)

@@ -3,6 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
+from bert_pipeline.errors import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -20,11 +22,13 @@ class StopSignal:
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number == signal.SIGINT == number:
-            raise KeyboardInterrupt
+            raise Stopped("Stopped at once; steps since the last checkpoint are lost.", number)
         self.number = self.number or number
