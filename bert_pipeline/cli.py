@@ -8,6 +8,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
 
+# Pydantic would search all installed packages for plugins, which takes longer than the rest of `--help`.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 import typer
 
 from bert_pipeline.corpus.config import CorpusConfig

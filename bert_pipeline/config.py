@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bert_pipeline.errors import BertpipeError, UsageError
@@ -52,6 +51,8 @@ class ShardedConfig(StageConfig):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; errors name the file and the line."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

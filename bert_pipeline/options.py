@@ -8,12 +8,12 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from bert_pipeline.config import StageConfig, build_config, read_section
+from bert_pipeline.config import ShardedConfig, StageConfig, build_config, read_section
 from bert_pipeline.recipe import SECTIONS
 
 C = TypeVar("C", bound=StageConfig)
+SHARED = frozenset(ShardedConfig.model_fields)
 
 
 def stage_command(app: typer.Typer, name: str, model: type[C]) -> Callable[[Callable[[C], None]], Callable[[C], None]]:
@@ -30,7 +30,9 @@ def stage_command(app: typer.Typer, name: str, model: type[C]) -> Callable[[Call
 
         help_text = f"Recipe file whose `{name}:` section gives options; those on the command line win."
         config_parameter = _parameter("config", Path | None, typer.Option(help=help_text, show_default=False))
-        parameters = [_from_field(key, field) for key, field in model.model_fields.items()] + [config_parameter]
+        # Fields that every stage shares come last: a stage's own options are what people look for.
+        fields = sorted(model.model_fields.items(), key=lambda item: item[0] in SHARED)
+        parameters = [*(_from_field(key, field) for key, field in fields), config_parameter]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app.command(name, help=inspect.getdoc(run))(command)
@@ -41,8 +43,12 @@ def stage_command(app: typer.Typer, name: str, model: type[C]) -> Callable[[Call
 
 def _from_field(name: str, field: FieldInfo) -> inspect.Parameter:
     # None means "not given on the line", so that the YAML file can still speak; the help shows the true default.
-    option = typer.Option(help=field.description, show_default=_shown_default(field))
-    return _parameter(name, _on_the_line(field.annotation) | None, option)
+    annotation = _on_the_line(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    switch = flag if field.default is False else f"{flag}/--no-{flag[2:]}"
+    flag = switch if annotation is bool else flag
+    option = typer.Option(flag, help=f"{field.description} {_default(field)}".strip(), show_default=False)
+    return _parameter(name, annotation | None, option)
 
 
 def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
@@ -51,13 +57,12 @@ def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
     )
 
 
-def _shown_default(field: FieldInfo) -> str | bool:
+def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "required"
+        return "(required)"
     if field.default_factory is not None:
-        return "all cores"
-    default = field.default
-    return False if default in (None, (), PydanticUndefined) else str(default)
+        return "(all cores)"
+    return "" if field.default in (None, False) else f"({field.default})"
 
 
 def _on_the_line(annotation: Any) -> Any:

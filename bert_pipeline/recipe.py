@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bert_pipeline.artifact import Manifest
@@ -142,6 +141,8 @@ def _mapping(section: object, path: Path, stage: str) -> dict[str, Any]:
 
 def _apply(content: dict[str, Any], setting: str) -> None:
     """Apply `stage.field=value`; deeper dots reach into a mapping, and the value is read as YAML."""
+    import yaml
+
     name, equals, value = setting.partition("=")
     stage, *fields = name.strip().replace("-", "_").split(".")
     if not equals or not fields or stage not in CONFIGS:

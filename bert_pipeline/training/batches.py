@@ -42,7 +42,8 @@ class Lists:
         """Indices into `values` of the rows' values, end to end."""
         lengths = self.lengths(rows)
         starts = np.cumsum(lengths) - lengths
-        return np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
+        places: Rows = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
+        return places
 
 
 class Examples:
