@@ -171,6 +171,11 @@ def workspace(stage: str, config: StageConfig, inputs: Mapping[str, Input]) -> I
 
 def _open(target: Path, record: dict[str, Any], existing: Manifest | None, overwrite: bool) -> Workspace:
     if existing:
+        if existing.stage != record["stage"]:
+            raise BertpipeError(
+                f"{target}: made by `bertpipe {existing.stage}`, and never replaced by `bertpipe {record['stage']}`. "
+                "Choose another --out."
+            )
         same = not _differences(_request(existing), _plain(record))
         if same and not (overwrite and _damaged(target, existing)):
             return Workspace(target, target, record, read_manifest(target, existing.stage))

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 # Pydantic would search all installed packages for plugins, which takes longer than the rest of `--help`.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -143,8 +143,16 @@ def main() -> None:
     except BertpipeError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
-        print(f"bertpipe: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if os.environ.get("BERTPIPE_DEBUG"):
+            raise
+        _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"bertpipe: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -97,7 +97,9 @@ class FileSource:
 def read_text(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
     """Documents of a plain text file."""
     with _reading(path, task, counts), _open(path) as file:
-        yield from split_documents(decode(raw, counts).rstrip("\r\n") for raw in file)
+        # A lone carriage return ends a line too: old files, and logs of progress bars.
+        lines = (line for raw in file for line in decode(raw, counts).rstrip("\r\n").split("\r"))
+        yield from split_documents(lines)
 
 
 def read_jsonl(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:

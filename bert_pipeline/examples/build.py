@@ -168,7 +168,7 @@ def _open_store(
 
 def _describe(totals: Counter[str], splits: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     documents = {f"{name}_documents": len(numbers) for name, numbers in splits.items()}
-    return dict(sorted((totals | Counter(documents)).items())) | {"vocab_size": vocab_size}
+    return dict(sorted((dict(totals) | documents).items())) | {"vocab_size": vocab_size}
 
 
 def _summarise(manifest: Manifest, config: ExamplesConfig) -> None:

@@ -35,7 +35,7 @@ class FlatBatch:
     positions: Tensor  # [T] int64, counted from each example's own start
     cu_seqlens: Tensor  # [B + 1] int64
     max_seqlen: int
-    masked_index: Tensor  # [M] int64 into tokens, without repeats
+    masked_index: Tensor  # [M] int64 into tokens, without repeats, never an example's first token
     masked_labels: Tensor  # [M] int64
     is_random_next: Tensor | None = None  # [B] int64, None without a next-sentence task
 

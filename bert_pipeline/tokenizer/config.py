@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bert_pipeline.config import StageConfig, available_cores
 
@@ -31,7 +31,14 @@ class TokenizeConfig(StageConfig):
     """Single characters that get an entry, the most frequent first (wordpiece); others are unknown."""
     sample_mb: float = Field(1000.0, gt=0)
     """Megabytes of text to learn from; from a larger corpus, documents are drawn at random."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of that draw."""
     workers: int = Field(default_factory=available_cores, ge=1)
     """Threads to count with; the result is the same for any number."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "TokenizeConfig":
+        only_wordpiece = {"strip_accents", "chinese_characters", "alphabet_size"} & self.model_fields_set
+        if self.kind == "byte-bpe" and only_wordpiece:
+            raise ValueError(f"byte-bpe knows no {' or '.join(sorted(only_wordpiece))}; leave it out.")
+        return self

@@ -69,6 +69,8 @@ class Sample:
                     self.documents += 1
                     self.bytes += size
                     yield from text.split("\n")
+        if not self.documents:
+            raise BertpipeError(f"--sample-mb {self.config.sample_mb:g} drew no document at all; raise it.")
 
 
 def train_wordpiece(sample: Sample, config: TokenizeConfig) -> Tokenizer:

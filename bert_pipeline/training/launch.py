@@ -61,6 +61,7 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(config.num_processes),
         "LOCAL_WORLD_SIZE": str(config.num_processes),
+        "OMP_NUM_THREADS": str(max(1, config.threads // config.num_processes)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

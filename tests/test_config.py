@@ -1,0 +1,188 @@
+"""Options: where a value comes from, and what a wrong one is answered with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_pipeline.config import StageConfig, build_config, read_section, read_yaml
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.recipe import SECTIONS, read_recipe
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.training.config import PretrainConfig
+
+CONFIGS = {"corpus": CorpusConfig, "tokenize": TokenizeConfig, "examples": ExamplesConfig, "pretrain": PretrainConfig}
+
+
+def bertpipe(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bert_pipeline", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("corpse:\n  source: [python-docs]\n", "`corpse`"),
+        ("corpus:\n  sauce: [python-docs]\n", "`sauce`"),
+        ("corpus:\n  source: [python-docs]\ntokenize:\n  vocab-size: 300\n", "`vocab-size`"),
+        ("corpus:\n  source: python-docs\n", "--source"),
+        ("corpus:\n  source: []\n", "--source"),
+        ("corpus:\n  shard_mb: 3\n", "--source"),
+        ("corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: many\n", "--vocab-size"),
+        ("corpus:\n  source: [python-docs]\ntokenize:\n  kind: unigram\n", "--kind"),
+        ("corpus:\n  source: [python-docs]\n  language: no\n", "--language"),
+        ("corpus:\n  source: [python-docs]\n  shard_mb: 0\n", "--shard-mb"),
+        ("corpus:\n  source: [python-docs]\n  workers: 0\n", "--workers"),
+        ("corpus:\n  source: [python-docs]\ntokenize:\n  seed: -1\n", "--seed"),
+        ("corpus:\n  source: [python-docs]\nexamples:\n  seed: -1\n", "--seed"),
+        ("corpus:\n  source: [python-docs]\nexamples:\n  mask_rate: 1.5\n", "--mask-rate"),
+        ("corpus:\n  source: [python-docs]\nexamples:\n  max_seq_length: 12.5\n", "--max-seq-length"),
+        ("corpus:\n  source: [python-docs]\nexamples:\n  corpus: elsewhere\n", "`corpus`"),
+        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  max_minutes: 1\n", "--max-minutes"),
+        ("corpus:\n  source: [python-docs]\npretrain: {}\n", "--max-steps"),
+        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  batch_size: 3\n  accumulate: 2\n", "--batch-size"),
+        ("corpus: [python-docs]\n", "corpus"),
+        ("- corpus\n", "section"),
+        ("1: 2\n", "section"),
+        ("corpus: [\n", "YAML"),
+        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\nprobes:\n  - word\n", "probes"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(tmp_path: Path, text: str, named: str):
+    recipe = write(tmp_path / "recipe.yaml", text)
+    with pytest.raises(UsageError, match=re.escape(named)) as caught:
+        read_recipe(recipe, tmp_path / "run", [], overwrite=False, quiet=True)
+    assert caught.value.exit_code == 2
+    assert str(recipe) in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("tokenize.vocab_size", "STAGE.FIELD=VALUE"),
+        ("vocab_size=3", "STAGE.FIELD=VALUE"),
+        ("tokenise.vocab_size=300", "STAGE.FIELD=VALUE"),
+        ("tokenize.vocabulary=300", "`vocabulary`"),
+        ("tokenize.vocab_size=[", "YAML"),
+        ("tokenize.vocab_size.x=3", "--vocab-size"),
+    ],
+)
+def test_a_wrong_set_is_refused(tmp_path: Path, setting: str, named: str):
+    recipe = write(tmp_path / "recipe.yaml", "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n")
+    with pytest.raises(UsageError, match=re.escape(named)):
+        read_recipe(recipe, tmp_path / "run", [setting], overwrite=False, quiet=True)
+
+
+def test_set_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path: Path):
+    recipe = write(
+        tmp_path / "recipe.yaml",
+        "corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: 300\n  min_frequency: 3\npretrain:\n  max_steps: 5\n",
+    )
+    read = read_recipe(recipe, tmp_path / "run", ["tokenize.vocab-size=400"], overwrite=False, quiet=True)
+    tokenize = read.stages["tokenize"]
+    assert isinstance(tokenize, TokenizeConfig)
+    assert (tokenize.vocab_size, tokenize.min_frequency) == (400, 3)
+    assert tokenize.alphabet_size == TokenizeConfig.model_fields["alphabet_size"].default
+    assert tokenize.corpus == tmp_path / "run" / "corpus"
+
+
+def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_path: Path, corpus_folder: Path):
+    recipe = write(
+        tmp_path / "recipe.yaml", "tokenize:\n  vocab_size: 310\n  min_frequency: 1\n  lowercase: false\n  workers: 1\n"
+    )
+    out = tmp_path / "tokenizer"
+    done = bertpipe(
+        "tokenize", "--config", recipe, "--corpus", corpus_folder, "--out", out, "--vocab-size", 290, "--lowercase"
+    )
+    assert done.returncode == 0, done.stderr
+    config = read_yaml(out / "manifest.json")["config"]
+    assert (config["vocab_size"], config["min_frequency"], config["lowercase"]) == (290, 1, True)
+    assert config["sample_mb"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["corpus", "--out", "x"], "--source"),
+        (["corpus", "--out", "x", "--source", "nowhere"], "nowhere"),
+        (["corpus", "--out", "x", "--source", "text:"], "text:"),
+        (["corpus", "--out", "x", "--source", "python-docs", "--on-error", "ignore"], "--on-error"),
+        (["tokenize", "--out", "x", "--corpus", "c", "--vocab-size", "3"], "--vocab-size"),
+        (["examples", "--out", "x", "--corpus", "c", "--tokenizer", "t", "--mask-rate", "0"], "--mask-rate"),
+        (["run", "recipe-that-is-not-shipped", "--set", "a=b"], "recipe-that-is-not-shipped"),
+    ],
+)
+def test_the_command_answers_bad_usage_with_one_message(tmp_path: Path, arguments: list[str], named: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_pipeline", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == (1 if "run" in arguments else 2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_every_option_is_in_the_help_with_the_text_under_its_field(stage: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_pipeline", stage, "--help"],
+        capture_output=True,
+        text=True,
+        env={"COLUMNS": "500", "TERMINAL_WIDTH": "500"},
+        check=True,
+    )
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
+    for name, field in CONFIGS[stage].model_fields.items():
+        assert "--" + name.replace("_", "-") in shown
+        assert field.description, f"{name} has no docstring"
+        assert " ".join(field.description.split()) in shown
+
+
+def test_several_wrong_options_are_all_named():
+    with pytest.raises(UsageError) as caught:
+        build_config(TokenizeConfig, {"kind": "x", "vocab_size": 1})
+    message = str(caught.value)
+    assert all(option in message for option in ("--kind", "--vocab-size", "--corpus is missing", "--out is missing"))
+
+
+def test_accents_are_an_option_of_wordpiece_alone():
+    values: dict[str, Any] = {"out": "x", "corpus": "c", "kind": "byte-bpe", "vocab_size": 300, "strip_accents": True}
+    with pytest.raises(UsageError, match="strip.accents"):
+        build_config(TokenizeConfig, values)
+
+
+def test_what_only_says_how_to_work_is_no_part_of_the_content():
+    class Config(StageConfig):
+        depth: int = 3
+
+    one = Config(out=Path("a"), depth=4)
+    other = Config(out=Path("b"), depth=4, overwrite=True, quiet=True)
+    assert one.content() == other.content() == {"depth": 4}
+    few, many = (CorpusConfig(out=Path("a"), source=("python-docs",), workers=n) for n in (1, 9))
+    assert few.content() == many.content()
+
+
+def test_a_section_may_be_absent_or_empty(tmp_path: Path):
+    path = write(tmp_path / "recipe.yaml", "corpus:\n")
+    assert read_section(path, "corpus", SECTIONS) == {}
+    assert read_section(path, "tokenize", SECTIONS) == {}
+    assert read_section(write(path, ""), "corpus", SECTIONS) == {}
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path):
+    with pytest.raises(BertpipeError, match=r"absent\.yaml: cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")

@@ -1,0 +1,179 @@
+"""The flat forward pass against stock transformers, and the optimizer against torch's."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from bert_pipeline.errors import UsageError
+from bert_pipeline.model.bert import FlatBatch, flat_forward
+from bert_pipeline.model.presets import PRESETS, make_config
+from bert_pipeline.training.muon import BatchedMuon
+
+CONFIG = BertConfig(
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=40,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+
+
+def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
+    """Rows of random ids with one to three masks each."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length in lengths:
+        count = int(torch.randint(1, min(4, length), (1,), generator=generator))
+        rows.append(
+            {
+                "tokens": torch.randint(1, 97, (length,), generator=generator),
+                "segment_ids": (torch.arange(length) > length // 2).long(),
+                "positions": (1 + torch.randperm(length - 1, generator=generator)[:count]).sort().values,
+                "labels": torch.randint(0, 97, (count,), generator=generator),
+                "next": int(torch.randint(0, 2, (1,), generator=generator)),
+            }
+        )
+    return rows
+
+
+def flatten(rows: list[dict[str, Any]], with_pairs: bool) -> FlatBatch:
+    """The rows end to end."""
+    starts = torch.tensor([0, *(len(row["tokens"]) for row in rows)]).cumsum(0)
+    return FlatBatch(
+        tokens=torch.cat([row["tokens"] for row in rows]),
+        segment_ids=torch.cat([row["segment_ids"] for row in rows]),
+        positions=torch.cat([torch.arange(len(row["tokens"])) for row in rows]),
+        cu_seqlens=starts,
+        max_seqlen=int(starts.diff().max()),
+        masked_index=torch.cat([row["positions"] + start for row, start in zip(rows, starts, strict=False)]),
+        masked_labels=torch.cat([row["labels"] for row in rows]),
+        is_random_next=torch.tensor([row["next"] for row in rows]) if with_pairs else None,
+    )
+
+
+def pad(rows: list[dict[str, Any]], with_pairs: bool) -> dict[str, torch.Tensor]:
+    """The rows as the stock model takes them."""
+    width = max(len(row["tokens"]) for row in rows)
+    batch = {
+        name: torch.zeros(len(rows), width, dtype=torch.long)
+        for name in ("input_ids", "token_type_ids", "attention_mask")
+    }
+    labels = torch.full((len(rows), width), -100)
+    for number, row in enumerate(rows):
+        length = len(row["tokens"])
+        batch["input_ids"][number, :length] = row["tokens"]
+        batch["token_type_ids"][number, :length] = row["segment_ids"]
+        batch["attention_mask"][number, :length] = 1
+        labels[number, row["positions"]] = row["labels"]
+    pairs = {"next_sentence_label": torch.tensor([row["next"] for row in rows])} if with_pairs else {}
+    return batch | {"labels": labels} | pairs
+
+
+@pytest.mark.parametrize("model_class", [BertForPreTraining, BertForMaskedLM])
+@given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_loss_and_gradients_are_those_of_the_stock_model(model_class: type, lengths: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    with_pairs = model_class is BertForPreTraining
+    rows = make_rows(lengths, seed)
+    model = model_class(CONFIG)
+    stock = model(**pad(rows, with_pairs)).loss
+    stock.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    batch = flatten(rows, with_pairs)
+    mlm, nsp = flat_forward(model, batch)
+    loss = mlm / len(batch.masked_labels) + nsp / len(rows)
+    loss.backward()
+    assert loss.item() == pytest.approx(stock.item(), rel=1e-5)
+    scale = max(gradient.norm() for gradient in expected.values())
+    for name, parameter in model.named_parameters():
+        # Keys' biases have no gradient in exact arithmetic: softmax does not see them.
+        assert (parameter.grad - expected[name]).norm() <= 1e-5 * max(expected[name].norm(), 1e-3 * scale), name
+
+
+def test_dropout_is_drawn_where_the_stock_model_draws_it() -> None:
+    """The mean loss over many draws agrees with the stock model's, and differs from that without dropout."""
+    torch.manual_seed(0)
+    rows = make_rows([30, 17, 40, 9], 0)
+    model = BertForPreTraining(
+        BertConfig(**CONFIG.to_dict() | {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4})
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # far from the start, where dropout matters
+        batch, padded = flatten(rows, True), pad(rows, True)
+
+        def ours() -> float:
+            mlm, nsp = flat_forward(model, batch)
+            return float(mlm / len(batch.masked_labels) + nsp / len(rows))
+
+        mine = torch.tensor([ours() for _ in range(600)])
+        stock = torch.tensor([float(model(**padded).loss) for _ in range(600)])
+        error = math.sqrt(mine.var() / 600 + stock.var() / 600)
+        assert abs(mine.mean() - stock.mean()) < 5 * error
+        model.eval()
+        assert abs(ours() - mine.mean()) > 5 * error
+        assert ours() == pytest.approx(float(model(**padded).loss), rel=1e-5)
+
+
+def test_examples_do_not_see_each_other() -> None:
+    torch.manual_seed(0)
+    model = BertForPreTraining(CONFIG)
+    rows = make_rows([12, 25, 7], 1)
+    together = sum(flat_forward(model, flatten(rows, True)))
+    alone = sum(sum(flat_forward(model, flatten([row], True))) for row in rows)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_muon_takes_the_steps_of_torchs_muon() -> None:
+    """To the rounding of the bfloat16 that torch's own works in."""
+    torch.manual_seed(0)
+    shapes = [(24, 16), (16, 24), (16, 16), (16, 16)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    mine, stock = BatchedMuon(ours, **options), torch.optim.Muon(theirs, **options)
+    start = [parameter.detach().clone() for parameter in ours]
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        mine.step()
+        stock.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.02 * (b - before).norm()
+        torch.testing.assert_close(mine.state[a]["momentum_buffer"], stock.state[b]["momentum_buffer"])
+
+
+PUBLISHED = {"tiny": 4.4, "mini": 11.3, "small": 29.1, "medium": 41.7, "base": 110.1, "large": 335.1}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_sizes(name: str) -> None:
+    config = make_config(name, 30522, 0, None)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in BertForPreTraining(config).bert.parameters()) / 1e6
+    # Millions: Turc et al. 2019, table 1 (the papers print 110 and 340 for base and large).
+    assert size == pytest.approx(PUBLISHED[name.removeprefix("bert-")], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"hidden_sise": 64}, "hidden_sise"),
+        ({"vocab_size": 64}, "vocab_size"),
+        ({"hidden_size": 100, "num_attention_heads": 3}, "num_attention_heads"),
+        ({"is_decoder": True}, "is_decoder"),
+    ],
+)
+def test_wrong_model_fields_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        make_config(fields, 100, 0, None)

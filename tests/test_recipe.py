@@ -1,0 +1,165 @@
+"""`bertpipe run`: the whole chain, its kills, its refusals, and the recipes that are shipped."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import BertForPreTraining, pipeline
+
+from bert_pipeline.recipe import find_recipe, read_recipe
+from tests.conftest import invent_documents, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """
+corpus: {source: ["jsonl:texts/*.jsonl"], shard_mb: 0.01}
+tokenize: {vocab_size: 400}
+examples: {max_seq_length: 64, dupe_factor: 4, validation_fraction: 0.1}
+pretrain:
+  model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 2, intermediate_size: 128}
+  optimizer: muon
+  batch_size: 16
+  max_steps: 60
+  checkpoint_every: 5
+  threads: 1
+probes:
+  - {text: "Dabi [MASK].", expect: gose}
+"""
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bert_pipeline", "run", "recipe.yaml", "--out", "out", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return output, errors
+
+
+def make_folder(folder: Path) -> Path:
+    """A recipe and its texts."""
+    folder.mkdir()
+    texts = invent_documents(count=60)
+    for number in range(6):
+        write_jsonl(folder / "texts" / f"{number}.jsonl", texts[number * 10 : number * 10 + 10])
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Hashes of all that must be equal to the byte."""
+    files = [*run.glob("*/*.parquet"), *run.glob("tokenizer/*"), *run.glob("pretrain/model/*"), *run.glob("*/*.npy")]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that was left alone: its folder, and what it printed."""
+    folder = make_folder(tmp_path_factory.mktemp("alone") / "run")
+    return folder, finish(start(folder))[0]
+
+
+def test_it_prints_the_figures_and_the_probes(alone: tuple[Path, str]) -> None:
+    folder, output = alone
+    for said in ("masked loss", "under the unigram baseline", "top-1", "next sentence right", "Probes"):
+        assert said in output
+    assert "the expected word is among the first 5 in" in output
+    BertForPreTraining.from_pretrained(folder / "out/pretrain/model")
+
+
+def test_again_it_does_nothing_and_prints_them_again(alone: tuple[Path, str]) -> None:
+    folder, _ = alone
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+    output, _ = finish(start(folder))
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()} == before
+    assert output.count("already complete") == 4
+    assert "masked loss" in output
+
+
+def test_killed_anywhere_it_ends_at_the_same_bytes(alone: tuple[Path, str], tmp_path: Path) -> None:
+    folder, rng = make_folder(tmp_path / "run"), random.Random(1)
+    kills = 0
+    for _ in range(6):
+        process = start(folder)
+        time.sleep(rng.uniform(0.5, 7.0))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2
+    finish(start(folder))
+    assert hashes(folder / "out") == hashes(alone[0] / "out")
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name == ".unfinished.json"]
+
+
+def test_another_number_of_workers_gives_the_same_bytes(alone: tuple[Path, str], tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "run")
+    workers = [f"--set={stage}.workers=1" for stage in ("corpus", "tokenize", "examples")]
+    finish(start(folder, *workers, "--through", "examples"))
+    made = hashes(folder / "out")
+    assert made.items() <= hashes(alone[0] / "out").items()
+    assert len(made) > 10
+
+
+def test_what_changed_is_refused_and_named_and_replaced_on_request(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "run")
+    finish(start(folder, "--through", "examples"))
+    old = hashes(folder / "out")
+    _, errors = finish(start(folder, "--through", "examples", "--set", "examples.dupe_factor=2"), code=1)
+    assert "dupe_factor: 4 → 2" in errors
+    assert "--overwrite" in errors
+    assert hashes(folder / "out") == old
+    finish(start(folder, "--through", "examples", "--set", "examples.dupe_factor=2", "--overwrite"))
+    new = hashes(folder / "out")
+    assert {name for name in old if old[name] == new.get(name)} >= {name for name in old if "examples" not in name}
+    assert len([name for name in new if "train-" in name]) * 2 == len([name for name in old if "train-" in name])
+    (folder / "texts" / "5.jsonl").write_text('{"text": "Another text. It is short."}\n')
+    _, errors = finish(start(folder, "--through", "examples"), code=1)
+    assert "its content changed" in errors
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("corpus: {source: [python-docs], colour: red}", "option `colour` is unknown"),
+        ("colour: {red: 1}", "section `colour` is unknown"),
+        ("corpus: {source: [python-docs], out: x}", "leave out `out`"),
+        ("corpus: {source: [python-docs]}\npretrain: {max_steps: many}", "--max-steps"),
+        ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}", "and not both"),
+        ("corpus: [python-docs]", "lines were expected"),
+        ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\nprobes: [a]", "probes"),
+        ("corpus: {source: [python-docs", "not valid YAML"),
+        ("- corpus", "mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_made(recipe: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    _, errors = finish(start(tmp_path), code=2)
+    assert said in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path, tmp_path: Path) -> None:
+    assert find_recipe(path.stem) == path
+    recipe = read_recipe(path, tmp_path, [], overwrite=False, quiet=True)
+    assert set(recipe.stages) == {"corpus", "tokenize", "examples", "pretrain"}
+    assert len(recipe.probes) == 10
+
+
+def test_the_quickstart_cut_short(tmp_path: Path) -> None:
+    """The recipe that a new user meets, with all of its stages but a fraction of its training time."""
+    command = [sys.executable, "-m", "bert_pipeline", "run", "quickstart", "--out", str(tmp_path / "out")]
+    command += ["--set", "pretrain.max_minutes=0.3"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
+    assert result.returncode == 0, result.stderr
+    assert "Taken from" in result.stdout
+    assert "under the unigram baseline" in result.stdout
+    fill = pipeline("fill-mask", model=str(tmp_path / "out/pretrain/model"))
+    assert fill("Raise a [MASK] if the key is not found.")[0]["score"] > 0.01
