@@ -151,7 +151,7 @@ class Workspace:
         write_json(self.folder / MANIFEST, asdict(manifest))
         (self.folder / UNFINISHED).unlink(missing_ok=True)
         if self.folder != self._target:
-            _swap(self.folder, self._target)
+            _swap(self._target)
         return manifest
 
 
@@ -165,6 +165,7 @@ def workspace(stage: str, config: StageConfig, inputs: Mapping[str, Input]) -> I
     record = {"stage": stage, "config": config.content(), "inputs": {name: inputs[name] for name in sorted(inputs)}}
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target):
+        _end_swap(target)
         existing = _read_manifest_file(target)
         yield _open(target, record, existing, config.overwrite)
 
@@ -181,7 +182,7 @@ def _open(target: Path, record: dict[str, Any], existing: Manifest | None, overw
             return Workspace(target, target, record, read_manifest(target, existing.stage))
         if not overwrite:
             raise BertpipeError(_refusal(target, _request(existing), _plain(record), "was made"))
-        return _start(target.with_name(f".{target.name}.new"), target, record, overwrite=True)
+        return _start(_new(target), target, record, overwrite=True)
     holds_other = target.is_dir() and any(target.iterdir()) and not (target / UNFINISHED).exists()
     if holds_other or (target.exists() and not target.is_dir()):
         raise BertpipeError(f"{target}: holds files that are not bertpipe's; choose another --out.")
@@ -247,13 +248,28 @@ def _read_manifest_file(folder: Path) -> Manifest | None:
         raise BertpipeError(f"{path}: not a manifest that bertpipe {_versions()['bertpipe']} can read.") from None
 
 
-def _swap(folder: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old)
+def _new(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _swap(target: Path) -> None:
+    target.rename(_old(target))
+    _new(target).rename(target)
+    shutil.rmtree(_old(target))
+
+
+def _end_swap(target: Path) -> None:
+    """Finish what a swap that was killed left, whichever of its renames were done."""
+    if not target.exists():
+        left = next((folder for folder in (_new(target), _old(target)) if (folder / MANIFEST).exists()), None)
+        if left:
+            left.rename(target)
+    if target.exists() and _old(target).exists():
+        shutil.rmtree(_old(target))
 
 
 @contextmanager

@@ -56,25 +56,24 @@ def split_documents(lines: Iterable[str]) -> Iterator[str]:
     """Cut the lines of a text file into documents of paragraphs, one a line.
 
     Blank lines part paragraphs. A line ` = Title = ` after a blank one begins a document (WikiText); without such
-    lines the file is one document, or several of about `MAX_DOCUMENT_CHARS` where it is longer.
+    lines the file is one document, or where it is longer several of about `MAX_DOCUMENT_CHARS`, cut between
+    paragraphs. Only where no blank line comes for as long again does the cut fall between two lines.
     """
     paragraphs: list[str] = []
     block: list[str] = []
     size = 0
     after_blank = True
     for line in map(clean_line, lines):
-        begins_document = after_blank and line.startswith("=") and _TITLE.fullmatch(line) is not None
-        if line and not begins_document:
-            block.append(line.strip("= ") if _HEADING.fullmatch(line) else line)
-            size += len(line) + 1
-        if not line or begins_document or size >= MAX_DOCUMENT_CHARS:
+        begins = after_blank and line.startswith("=") and _TITLE.fullmatch(line) is not None
+        if not line or begins or size >= 2 * MAX_DOCUMENT_CHARS:
             paragraphs += join_wrapped(block)
             block = []
-        if paragraphs and (begins_document or size >= MAX_DOCUMENT_CHARS):
-            yield "\n".join(paragraphs)
-            paragraphs, size = [], 0
-        if begins_document:
-            paragraphs.append(line.strip("= "))
+            if paragraphs and (begins or size >= MAX_DOCUMENT_CHARS):
+                yield "\n".join(paragraphs)
+                paragraphs, size = [], 0
+        if line:
+            block.append(line.strip("= ") if begins or _HEADING.fullmatch(line) else line)
+            size += len(line) + 1
         after_blank = not line
     paragraphs += join_wrapped(block)
     if paragraphs:

@@ -56,6 +56,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
             EncodeJob(shard_path(store_folder, index), config.corpus / name, config.tokenizer)
             for index, name in enumerate(corpus.files)
         ]
+        _open_store.cache_clear()  # an earlier call in this process may have had other files at the same paths
         totals: Counter[str] = Counter()
         with bar("tokenizing", len(encoding), quiet=config.quiet) as progress:
             for _, counts in run_tasks(encode_shard, encoding, config.workers):
@@ -71,6 +72,8 @@ def build_examples(config: ExamplesConfig) -> Manifest:
         store = TokenStore(store_folder, len(encoding))
         with atomic(counts_file) as temporary, temporary.open("wb") as file:
             np.save(file, store.count_tokens(splits["validation"], loaded.vocab_size), allow_pickle=False)
+        del store
+        _open_store.cache_clear()
         shutil.rmtree(store_folder)
         manifest = work.finish(_describe(totals, splits, loaded.vocab_size), [*(job.path for job in jobs), counts_file])
     _summarise(manifest, config)

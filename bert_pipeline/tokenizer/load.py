@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pipeline.artifact import Manifest, read_manifest
+from bert_pipeline.artifact import Manifest, hash_file, read_manifest
+from bert_pipeline.errors import BertpipeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,6 +41,9 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
     manifest = read_manifest(folder, STAGE)
+    for name, entry in manifest.files.items():
+        if hash_file(folder / name) != entry["sha256"]:
+            raise BertpipeError(f"{folder / name}: changed since it was written; make {folder} again with --overwrite.")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer.get_vocab()
