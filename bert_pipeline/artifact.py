@@ -194,7 +194,8 @@ def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) 
     if marker.exists():
         begun = json.loads(marker.read_text(encoding="utf-8"))
         if _differences(begun, wanted):
-            if not overwrite:
+            # A request that failed before its first file has nothing to lose: its corrected form just begins anew.
+            if not overwrite and any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise BertpipeError(_refusal(folder, begun, wanted, "was begun"))
             shutil.rmtree(folder)
     elif folder != target and folder.exists():

@@ -23,18 +23,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """A bar that counts up to a total; `note` is a short text beside it."""
+    """A bar that counts up to a total, with a short text beside it."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, amount: float = 1, note: str = "") -> None:
+    def advance(self, amount: float = 1) -> None:
         """Count `amount` more."""
-        self._progress.update(self._task, advance=amount, note=note)
+        self._progress.update(self._task, advance=amount)
 
-    def move_to(self, completed: float, note: str = "") -> None:
+    def move_to(self, completed: float) -> None:
         """Set the count."""
-        self._progress.update(self._task, completed=completed, note=note)
+        self._progress.update(self._task, completed=completed)
+
+    def note(self, text: str) -> None:
+        """Set the text beside the bar."""
+        self._progress.update(self._task, note=text)
 
 
 @contextmanager

@@ -180,7 +180,9 @@ def test_a_stage_does_not_write_over_its_own_input(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", invent_documents(3, 10))
     before = contents(corpus)
     with pytest.raises(BertpipeError, match="corpus"):
-        train_tokenizer(TokenizeConfig(out=corpus, corpus=corpus, vocab_size=200, workers=1, quiet=True, overwrite=True))
+        train_tokenizer(
+            TokenizeConfig(out=corpus, corpus=corpus, vocab_size=200, workers=1, quiet=True, overwrite=True)
+        )
     assert contents(corpus) == before
 
 
@@ -226,10 +228,14 @@ def test_a_bit_that_flipped_in_a_shard_is_not_read_as_text(tmp_path: Path):
     for position in range(8, len(whole) - 8, len(whole) // 60):
         shard.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
         try:
-            assert read_columns(shard, ["text"]) == texts
+            read = read_columns(shard, ["text"])
         except BertpipeError as error:
-            assert str(shard) in str(error)
-            caught += 1
+            message = str(error)
+        else:
+            assert read == texts
+            continue
+        assert str(shard) in message
+        caught += 1
     assert caught > 20
 
 
@@ -279,7 +285,8 @@ def test_atomic_leaves_nothing_when_the_block_fails(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), Exception("No space left on device (os error 28)")]
+    "error",
+    [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), Exception("No space left on device (os error 28)")],
 )
 def test_a_full_disk_is_one_message_whoever_says_it(tmp_path: Path, error: Exception):
     with pytest.raises(BertpipeError, match=r"file: the disk is full"), atomic(tmp_path / "file"):
@@ -291,9 +298,10 @@ def run_on_a_small_disk(place: Path, commands: str) -> subprocess.CompletedProce
     """Run shell commands where `place` is a disk of 200 kB of their own; skip where that is not allowed."""
     place.mkdir()
     mount = f"mount -t tmpfs -o size=200k tmpfs '{place}'"
-    if shutil.which("unshare") is None or subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False
-    ).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no disk of its own can be mounted here")
     script = f"{mount} || exit 99\nbertpipe() {{ '{sys.executable}' -m bert_pipeline \"$@\"; }}\n{commands}"
     return subprocess.run(

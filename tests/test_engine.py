@@ -63,7 +63,7 @@ def test_a_killed_worker_ends_the_run_with_one_clear_message(workers: int):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_task_reaches_the_caller_as_it_is(workers: int):
-    with pytest.raises(BertpipeError, match="^three is refused$"):
+    with pytest.raises(BertpipeError, match=r"^three is refused$"):
         list(run_tasks(refuse_three, range(8), workers))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(run_tasks(fail_at_three, range(8), workers))

@@ -79,7 +79,7 @@ class FileSource:
         room = 0.0
         for file in self.files:
             size = file.stat().st_size
-            if size > room:
+            if not groups or size > room:
                 groups.append([])
                 room = config.shard_mb * 1e6
             groups[-1].append(file)

@@ -1,19 +1,19 @@
 """The documentation of the installed Python as a corpus: docstrings, and the language reference, without a download.
 
 Any machine that runs this package holds megabytes of English about programming: the docstrings of the standard
-library and of our dependencies, and the reference behind ``help("topics")``. The sources are parsed, never imported.
-A document is a module or a topic; ``bert_pipeline.corpus.prose`` says what of a docstring is kept.
+library and of our dependencies, and the reference behind `help("topics")`. The sources are parsed, never imported.
+A document is a module or a topic; `bert_pipeline.corpus.prose` says what of a docstring is kept.
 
 The work is cut so that an engine can spread it over processes and still get the same corpus in the same order:
 
-- ``installed_packages`` lists files, in corpus order, and opens none;
-- ``split_evenly`` cuts a list of files into consecutive chunks of about equal bytes, since parsing costs by the byte;
-- ``harvest`` is a pure function of the files of one chunk, for a worker process;
-- ``drop_repeated`` sees all the documents in corpus order and keeps each paragraph where it occurs first. Paragraphs
-  that differ only in names, digits and spacing count as repeated: model families share hundreds of such templates.
+- `installed_packages` lists files, in corpus order, and opens none;
+- `split_evenly` cuts a list of files into consecutive chunks of about equal bytes, since parsing costs by the byte;
+- `harvest` is a pure function of the files of one chunk, for a worker process;
+- `drop_repeated` sees all the documents in corpus order and keeps each paragraph where it occurs first,
+  whatever its case.
 
 The packages are a fixed list of what this project needs at run time, so a corpus never changes because a test tool
-was installed; it does change with the versions, which is why ``Package`` carries them.
+was installed; it does change with the versions, which is why `Package` carries them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ _SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "idle_test", "_vendor"
 # transformers generates its model files from these, docstrings and all.
 _SKIPPED_FILES = "modular_"
 _DOC_NAME = re.compile(r"doc|description|intro|summary|notes?$|_args$|parse_kwargs", re.IGNORECASE)
-_PLAIN_WORD = re.compile(r"(?<![^\s\"'(])[a-z]+(?![^\s\"'),.:;!?])")
 _TRIPLE_QUOTES = (b'"""', b"'''")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -116,13 +115,13 @@ class Harvest:
 
 
 def installed_packages() -> list[Package]:
-    """List the standard library and those of ``PACKAGES`` that are installed; folders are read, files are not."""
+    """List the standard library and those of `PACKAGES` that are installed; folders are read, files are not."""
     standard = Package("python", platform.python_version(), _list_standard_library())
     return [standard, *filter(None, (find_package(*names) for names in PACKAGES))]
 
 
 def find_package(distribution: str, module: str) -> Package | None:
-    """Find an installed package without importing it; ``None`` where it is not installed."""
+    """Find an installed package without importing it; `None` where it is not installed."""
     try:
         version = importlib.metadata.version(distribution)
         spec = importlib.util.find_spec(module)
@@ -134,7 +133,7 @@ def find_package(distribution: str, module: str) -> Package | None:
 
 
 def split_evenly(files: Iterable[ModuleFile], chunk_bytes: int = 2_000_000) -> Iterator[list[ModuleFile]]:
-    """Cut ``files`` into consecutive chunks that end with the file that brings them to ``chunk_bytes``."""
+    """Cut `files` into consecutive chunks that end with the file that brings them to `chunk_bytes`."""
     chunk: list[ModuleFile] = []
     size = 0
     for file in files:
@@ -148,7 +147,7 @@ def split_evenly(files: Iterable[ModuleFile], chunk_bytes: int = 2_000_000) -> I
 
 
 def harvest(files: Sequence[ModuleFile]) -> Harvest:
-    """Read the prose of ``files``: one document for a module, one for each topic of the language reference."""
+    """Read the prose of `files`: one document for a module, one for each topic of the language reference."""
     result = Harvest()
     collecting = gc.isenabled()
     # A syntax tree is a million small objects without cycles: the collector would only walk it again and again.
@@ -171,7 +170,7 @@ def drop_repeated(documents: Iterable[ModuleProse]) -> Iterator[ModuleProse]:
     for document in documents:
         kept = []
         for paragraph in document.paragraphs:
-            key = _normalise(paragraph)
+            key = paragraph.casefold()
             if key not in seen:
                 seen.add(key)
                 kept.append(paragraph)
@@ -262,7 +261,7 @@ def _documentation(tree: ast.Module) -> Iterator[str]:
 
 
 def _bodies(statement: ast.stmt) -> list[ast.stmt]:
-    """Return the statements inside ``statement`` that may hold documentation."""
+    """Return the statements inside `statement` that may hold documentation."""
     if isinstance(statement, _FUNCTIONS):
         # Nothing that a function does when called documents anything but the functions it defines.
         first = [node for node in statement.body[:1] if isinstance(node, ast.Expr)]
@@ -277,7 +276,7 @@ def _bodies(statement: ast.stmt) -> list[ast.stmt]:
 def _attached_texts(node: ast.AST, named: bool = False) -> Iterator[str]:
     """Yield the strings of several lines that a call, an assignment or a key presents as documentation by its name.
 
-    Such are ``add_docstr(f, "...")``, ``@auto_docstring(intro="...")``, ``Doc("...")`` and ``_doc["x"] = "..."``.
+    Such are `add_docstr(f, "...")`, `@auto_docstring(intro="...")`, `Doc("...")` and `_doc["x"] = "..."`.
     """
     if getattr(node, "end_lineno", None) == getattr(node, "lineno", 0):
         return
@@ -308,10 +307,3 @@ def _names_documentation(node: object) -> bool:
     elif isinstance(node, ast.Constant):
         node = node.value
     return isinstance(node, str) and bool(_DOC_NAME.search(node))
-
-
-def _normalise(paragraph: str) -> str:
-    """Return what two paragraphs have in common if one repeats the other: the words that are not names or numbers."""
-    first, _, rest = paragraph.partition(" ")
-    opening = first.casefold() if first.isalpha() and first[1:].islower() else ""
-    return " ".join([opening, *_PLAIN_WORD.findall(rest)])

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,91 +89,48 @@ def _step_of(line: str) -> float:
         return math.inf  # cut off by a kill
 
 
-@dataclass
-class _Meter:
-    """Sums since the last line of metrics."""
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is trained, and how."""
 
-    losses: torch.Tensor | None = None
-    totals: list[int] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0
-
-    def add(self, losses: torch.Tensor, step: Step, seconds: float, waiting: float) -> None:
-        self.losses = losses if self.losses is None else self.losses + losses
-        self.totals = [a + b for a, b in zip(self.totals or [0] * len(step.totals), step.totals, strict=True)]
-        self.tokens += step.tokens
-        self.seconds += seconds
-        self.waiting += waiting
-
-    def means(self, accelerator: Accelerator) -> list[float | None]:
-        """Each loss per term, over all ranks; None for a loss without terms."""
-        assert self.losses is not None
-        sums = accelerator.reduce(self.losses, "sum").tolist()
-        return [value / total if total else None for value, total in zip(sums, self.totals, strict=True)]
+    accelerator: Accelerator
+    model: nn.Module
+    """Returns a tuple of summed losses for a batch."""
+    optimizer: Optimizer
+    make_step: Callable[[int], Step]
+    """This rank's share of step n, a pure function of n."""
+    length: Length
+    loss_names: Sequence[str]
+    max_grad_norm: float
+    seed: int
 
 
-def fit(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    make_step: Callable[[int], Step],
-    length: Length,
-    start: Position,
-    *,
-    loss_names: Sequence[str],
-    max_grad_norm: float,
-    seed: int,
-    hooks: Hooks,
-    progress: Bar,
-) -> Position:
+def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> Position:
     """Train from `start` to the end of the run's length and return where it ended.
 
     The clock counts everything from here on, added to what earlier parts of the run took. Raises `Stopped` after
     saving when a signal asks to stop, and `BertpipeError` when the loss stays non-finite.
     """
-    clock = _Clock(accelerator, start.elapsed_s)
-    stop, meter, position, skipped = StopSignal(), _Meter(), start, 0
-    model.train()
+    clock, stop = _Clock(training.accelerator, start.elapsed_s), StopSignal()
+    meter, position, skipped = _Meter(), start, 0
+    training.model.train()
     with stop:
-        for step in _look_ahead(make_step, start.step):
+        for prepared in _look_ahead(training.make_step, start.step):
             elapsed, stopping = clock.agree(stop.number)
-            done = length.progress(position.step, elapsed)
+            done = training.length.progress(position.step, elapsed)
             if stopping or done >= 1.0:
                 break
             began = time.perf_counter()
-            data = step()
+            step = prepared()
             waited = time.perf_counter() - began
-            learning_rate = optimizer.set_progress(done)
-            _seed_step(seed, position.step, accelerator)
-            losses = _forward_backward(accelerator, model, data)
-            norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
-            skipped = 0 if math.isfinite(norm) else skipped + 1
+            update = _take_step(training, step, position.step, done)
+            position = Position(position.step + 1, position.tokens + step.tokens, clock.elapsed())
+            skipped = _count_skipped(update, skipped, position)
             if not skipped:
-                optimizer.step()
-            elif skipped == NON_FINITE_IN_A_ROW:
-                raise BertpipeError(
-                    f"Loss or gradient was not finite in {skipped} steps in a row, up to step {position.step + 1}. "
-                    "The weights hold none of them. Lower the learning rate and start anew with --overwrite."
-                )
-            optimizer.zero_grad()
-            if not skipped:
-                meter.add(losses, data, time.perf_counter() - began, waited)
-            position = Position(position.step + 1, position.tokens + data.tokens, clock.elapsed())
-            at_end = length.steps == position.step
-            if meter.tokens and (position.step % hooks.log_every == 0 or at_end):
-                line = _metrics(accelerator, meter, position, loss_names, data.epoch, learning_rate, norm)
-                hooks.log(line)
-                progress.move_to(
-                    position.step if length.steps else position.elapsed_s,
-                    f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s",
-                )
+                meter.add(update, step, time.perf_counter() - began, waited)
+            progress.move_to(position.step if training.length.steps else position.elapsed_s)
+            if _between_steps(training, hooks, meter, position, progress):
                 meter = _Meter()
-            if position.step % hooks.evaluate_every == 0 and not at_end:
-                hooks.log({"step": position.step, **hooks.evaluate()})
-                model.train()
-            if position.step % hooks.checkpoint_every == 0 and not at_end:
-                hooks.save(position)
     if position.step > start.step:
         hooks.save(position)
     if stopping:
@@ -181,6 +138,95 @@ def fit(
             f"Stopped by a signal; step {position.step} is saved. Run the same command again to go on.", stopping
         )
     return position
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What a step did: this rank's sums of the losses, the gradient's norm, the learning rate."""
+
+    losses: torch.Tensor
+    norm: float
+    learning_rate: float
+
+
+def _take_step(training: Training, step: Step, number: int, done: float) -> _Update:
+    """Update the weights, unless the gradient is not finite."""
+    accelerator, optimizer = training.accelerator, training.optimizer
+    learning_rate = optimizer.set_progress(done)
+    # Dropout as a function of the step: nothing to save, and a resumed run draws what the first would have drawn.
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    torch.manual_seed((training.seed * 1_000_003 + number) * ranks + rank)
+    losses = _forward_backward(accelerator, training.model, step)
+    norm = float(accelerator.clip_grad_norm_(training.model.parameters(), training.max_grad_norm))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return _Update(losses, norm, learning_rate)
+
+
+def _count_skipped(update: _Update, skipped: int, position: Position) -> int:
+    """Steps without an update up to this one; too many in a row end the run."""
+    if math.isfinite(update.norm):
+        return 0
+    if skipped + 1 == NON_FINITE_IN_A_ROW:
+        raise BertpipeError(
+            f"Loss or gradient was not finite in {NON_FINITE_IN_A_ROW} steps in a row, up to step {position.step}. "
+            "The weights hold none of them. Lower the learning rate and start anew with --overwrite."
+        )
+    return skipped + 1
+
+
+def _between_steps(training: Training, hooks: Hooks, meter: "_Meter", position: Position, progress: Bar) -> bool:
+    """Log, evaluate and save where it is time to; True when the meter was read."""
+    at_end = training.length.steps == position.step
+    logged = meter.last is not None and (position.step % hooks.log_every == 0 or at_end)
+    if logged:
+        line = meter.read(training, position)
+        hooks.log(line)
+        progress.note(f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s")
+    if position.step % hooks.evaluate_every == 0 and not at_end:
+        hooks.log({"step": position.step, **hooks.evaluate()})
+    if position.step % hooks.checkpoint_every == 0 and not at_end:
+        hooks.save(position)
+    return logged
+
+
+class _Meter:
+    """Sums since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self.last: tuple[_Update, Step] | None = None
+        self._losses: list[torch.Tensor] = []
+        self._totals: list[Sequence[int]] = []
+        self._tokens, self._seconds, self._waiting = 0, 0.0, 0.0
+
+    def add(self, update: _Update, step: Step, seconds: float, waiting: float) -> None:
+        self.last = update, step
+        self._losses.append(update.losses)
+        self._totals.append(step.totals)
+        self._tokens += step.tokens
+        self._seconds += seconds
+        self._waiting += waiting
+
+    def read(self, training: Training, position: Position) -> dict[str, Any]:
+        """A line of metrics; each loss is per term over all ranks, None without terms."""
+        assert self.last is not None
+        update, step = self.last
+        sums = training.accelerator.reduce(torch.stack(self._losses).sum(0), "sum").tolist()
+        totals = [sum(column) for column in zip(*self._totals, strict=True)]
+        means = [value / total if total else None for value, total in zip(sums, totals, strict=True)]
+        return {
+            "step": position.step,
+            "epoch": step.epoch,
+            "loss": sum(mean for mean in means if mean is not None),
+            **dict(zip(training.loss_names, means, strict=True)),
+            "learning_rate": update.learning_rate,
+            "grad_norm": update.norm,
+            "tokens": position.tokens,
+            "tokens_per_second": self._tokens / self._seconds,
+            "data_wait": self._waiting / self._seconds,
+            "elapsed_s": position.elapsed_s,
+        }
 
 
 class _Clock:
@@ -225,32 +271,3 @@ def _forward_backward(accelerator: Accelerator, model: nn.Module, step: Step) ->
             accelerator.backward(loss * accelerator.num_processes)
         sums.append(torch.stack(losses).detach())
     return torch.stack(sums).sum(0)
-
-
-def _seed_step(seed: int, step: int, accelerator: Accelerator) -> None:
-    # Dropout as a function of the step: nothing to save, and a resumed run draws what the first would have drawn.
-    torch.manual_seed((seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
-
-
-def _metrics(
-    accelerator: Accelerator,
-    meter: _Meter,
-    position: Position,
-    loss_names: Sequence[str],
-    epoch: int,
-    learning_rate: float,
-    norm: float,
-) -> dict[str, Any]:
-    means = meter.means(accelerator)
-    return {
-        "step": position.step,
-        "epoch": epoch,
-        "loss": sum(mean for mean in means if mean is not None),
-        **dict(zip(loss_names, means, strict=True)),
-        "learning_rate": learning_rate,
-        "grad_norm": norm,
-        "tokens": position.tokens,
-        "tokens_per_second": meter.tokens / meter.seconds,
-        "data_wait": meter.waiting / meter.seconds,
-        "elapsed_s": position.elapsed_s,
-    }

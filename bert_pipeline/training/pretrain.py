@@ -30,7 +30,7 @@ from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.evaluate import Evaluation, describe, sum_figures, summarise, unigram_log_probabilities
-from bert_pipeline.training.loop import Hooks, MetricsLog, Step, fit
+from bert_pipeline.training.loop import Hooks, MetricsLog, Step, Training, fit
 from bert_pipeline.training.optimizer import Optimizers
 from bert_pipeline.training.schedule import Length
 
@@ -145,22 +145,20 @@ class Run:
             checkpoint_every=config.checkpoint_every,
         )
         length = Length(config.max_steps, config.max_minutes and config.max_minutes * 60)
+        training = Training(
+            accelerator,
+            model,
+            self.optimizer,
+            self._make_step,
+            length,
+            loss_names=("mlm_loss", "nsp_loss"),
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+        )
         self._announce(start)
         total = config.max_steps or length.seconds
         with bar("pretraining", total, quiet=config.quiet or not self.main, counted=False) as progress:
-            position = fit(
-                accelerator,
-                model,
-                self.optimizer,
-                self._make_step,
-                length,
-                start,
-                loss_names=("mlm_loss", "nsp_loss"),
-                max_grad_norm=config.max_grad_norm,
-                seed=config.seed,
-                hooks=hooks,
-                progress=progress,
-            )
+            position = fit(training, start, hooks, progress)
         figures = self._evaluate(None) if self.validation else {}
         if figures:
             hooks.log({"step": position.step, **figures})

@@ -1,0 +1,667 @@
+"""Examples: exact promises for every row, and the release's algorithm as the oracle of every distribution."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import invent_documents, make_corpus
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from original_algorithm import Document, Instance, Settings, make_instances
+
+from bert_pipeline.artifact import read_manifest
+from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.build import build_examples
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.pairs import Example, make_full_sentences, make_pairs
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.tokenizer.load import load_tokenizer
+from bert_pipeline.tokenizer.train import train_tokenizer
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+COLUMNS = ["tokens", "segment_ids", "is_random_next", "masked_positions", "masked_labels"]
+
+
+def rows_of(folder: Path, split: str = "train") -> list[Instance]:
+    """The rows as the oracle's instances; what was cut off is not in the files."""
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob(f"{split}-*.parquet")))
+    return [Instance(*row, (0, 0), (0, 0)) for row in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)]
+
+
+def restore(row: Instance) -> list[int]:
+    tokens = list(row.tokens)
+    for position, label in zip(row.masked_positions, row.masked_labels, strict=True):
+        tokens[position] = label
+    return tokens
+
+
+def encode(texts: Sequence[str], tokenizer_folder: Path, language: str = "en") -> list[Document]:
+    """Documents of sentences of ids, one sentence at a time."""
+    tokenizer = load_tokenizer(tokenizer_folder).tokenizer
+    tokenizer.encode_special_tokens = True
+    documents = []
+    for text in texts:
+        sentences = [tokenizer.encode(s, add_special_tokens=False).ids for s in split_sentences(text, language)]
+        documents.append([sentence for sentence in sentences if sentence])
+    return [document for document in documents if document]
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class Texts:
+    """Documents' ids end to end, as strings of one character an id, to find a run in."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self.strings = ["".join(chr(token) for sentence in document for token in sentence) for document in documents]
+
+    def places(self, run: Sequence[int]) -> set[tuple[int, int]]:
+        """(document, position) wherever a run stands."""
+        wanted = "".join(map(chr, run))
+        found = set()
+        for number, text in enumerate(self.strings):
+            at = text.find(wanted)
+            while at >= 0:
+                found.add((number, at))
+                at = text.find(wanted, at + 1)
+        return found
+
+
+def check_row(row: Instance, texts: Texts, config: ExamplesConfig, vocab_size: int, rate: float) -> set[int]:
+    """Assert every exact promise; return the documents that the first segment may have come from."""
+    tokens = restore(row)
+    length = len(tokens)
+    assert len(row.segment_ids) == length <= config.max_seq_length
+    assert tokens[0] == CLS
+    assert tokens[-1] == SEP
+    assert all(0 <= token < vocab_size for token in row.tokens)
+    limit = config.max_predictions or math.ceil(rate * config.max_seq_length)
+    ordinary = [i for i, token in enumerate(tokens) if token not in (PAD, CLS, SEP, MASK)]
+    assert len(row.masked_positions) == min(limit, max(1, round(rate * length)), len(ordinary))
+    assert row.masked_positions == sorted(set(row.masked_positions))
+    assert set(row.masked_positions) <= set(ordinary)
+    untouched = set(range(length)) - set(row.masked_positions)
+    assert all(row.tokens[i] == tokens[i] for i in untouched)
+
+    if config.objective == "mlm":
+        assert row.is_random_next is None
+        assert set(row.segment_ids) == {0}
+        assert len(ordinary) == length - 2
+        places = texts.places(tokens[1:-1])
+        assert places, "no contiguous run of any document"
+        return {number for number, _ in places}
+
+    assert len(ordinary) == length - 3
+    middle = tokens.index(SEP, 1)
+    assert row.segment_ids == [0] * (middle + 1) + [1] * (length - middle - 1)
+    a, b = tokens[1:middle], tokens[middle + 1 : -1]
+    assert a
+    assert b
+    places_a, places_b = texts.places(a), texts.places(b)
+    assert places_a
+    assert places_b
+    if row.is_random_next:
+        owners = {d for d, _ in places_a if any(e != d for e, _ in places_b)}
+        assert owners, "a random next of the same document"
+        return owners
+    after = {d for d, i in places_a if (d, i + len(a)) in places_b}
+    if length == config.max_seq_length:  # perhaps cut at the seam
+        last = dict(sorted(places_b))
+        after |= {d for d, i in places_a if last.get(d, -1) > i + len(a)}
+    assert after, "the second segment does not follow the first"
+    return after
+
+
+# Exact promises, over documents, lengths and tokenizers
+
+words = st.sampled_from(
+    [
+        "ba",
+        "Nopi",
+        "fe3",
+        "[MASK]",
+        "[SEP]",
+        "[CLS]",
+        "[PAD]",
+        "[UNK]",
+        "東京",
+        "é",
+        "\u200c",
+        "۳.۵",
+        "x" * 40,
+        "##ba",
+        "zu",
+    ]
+)
+sentences = st.lists(words, min_size=1, max_size=12).map(lambda found: " ".join(found) + ".")
+texts = st.lists(st.lists(sentences, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=4).map("\n".join)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm"])
+def test_every_row_keeps_every_promise(
+    tmp_path_factory: pytest.TempPathFactory, wordpiece_folder: Path, byte_bpe_folder: Path, kind: str, objective: str
+):
+    tokenizer = wordpiece_folder if kind == "wordpiece" else byte_bpe_folder
+    vocab_size = load_tokenizer(tokenizer).vocab_size
+
+    @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(
+        st.lists(texts, min_size=4, max_size=7),
+        st.integers(8, 70),
+        st.sampled_from([0.0, 0.3, 1.0]),
+        st.sampled_from([0.05, 0.15, 0.5, 0.95]),
+        st.sampled_from([None, 1, 3, 200]),
+    )
+    def check(given_texts: list[str], length: int, short: float, rate: float, limit: int | None) -> None:
+        place = tmp_path_factory.mktemp("promise")
+        corpus = make_corpus(place / "corpus", given_texts, shards=2)
+        config = ExamplesConfig(
+            out=place / "examples", corpus=corpus, tokenizer=tokenizer, max_seq_length=length, objective=objective,
+            mask_rate=rate, max_predictions=limit, short_seq_prob=short, dupe_factor=2, validation_fraction=0.3,
+            workers=1, quiet=True,
+        )  # fmt: skip
+        manifest = build_examples(config)
+        documents = Texts(encode(given_texts, tokenizer))
+        for split in ("train", "validation"):
+            rows = rows_of(config.out, split)
+            assert len(rows) == manifest.counts[f"{split}_rows"] > 0
+            assert sum(len(row.tokens) for row in rows) == manifest.counts[f"{split}_tokens"]
+            assert sum(len(row.masked_positions) for row in rows) == manifest.counts[f"{split}_masked"]
+            for row in rows:
+                check_row(row, documents, config, vocab_size, rate if split == "train" else 0.15)
+        shutil.rmtree(place)
+
+    check()
+
+
+@dataclass
+class Numbered:
+    """Documents whose ids are their places, so that a segment tells where it lay."""
+
+    lengths: list[list[int]]
+
+    def sentence_bounds(self, document: int) -> tuple[int, list[int]]:
+        start = sum(map(sum, self.lengths[:document]))
+        return 0, [start, *(start + int(n) for n in np.cumsum(self.lengths[document]))]
+
+    def owner(self, place: int) -> int:
+        return next(d for d in range(len(self.lengths)) if place < self.sentence_bounds(d)[1][-1])
+
+
+lengths = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=12), min_size=2, max_size=5)
+
+
+@given(lengths, st.integers(8, 128), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9), st.data())
+@settings(max_examples=200)
+def test_pairs_tile_their_document(
+    sizes: list[list[int]], max_seq_length: int, short: float, seed: int, data: st.DataObject
+):
+    documents = Numbered(sizes)
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=2)))
+    position = data.draw(st.integers(0, len(chosen) - 1))
+    own = chosen[position]
+    _, bounds = documents.sentence_bounds(own)
+    at = bounds[0]
+    for example in make_pairs(documents, chosen, position, max_seq_length, short, Random(seed)):
+        a, b = example.first, example.second
+        assert b is not None
+        assert min(len(a), len(b)) >= 1
+        assert len(a) + len(b) <= max_seq_length - 3
+        assert not example.truncated or len(a) + len(b) == max_seq_length - 3
+        assert at <= a.start < a.stop <= bounds[-1]
+        if not example.truncated:
+            assert a.start == at
+            assert a.stop in bounds
+        if example.is_random_next:
+            other = documents.owner(b.start)
+            assert other != own
+            assert other in chosen
+            other_bounds = documents.sentence_bounds(other)[1]
+            assert other_bounds[0] <= b.start < b.stop <= other_bounds[-1]
+            assert example.truncated or (b.start in other_bounds and b.stop in other_bounds)
+            # What was not used comes again: the next pair begins at the sentence after the first segment.
+            at = min(bound for bound in bounds if bound >= a.stop)
+        else:
+            assert a.stop <= b.start < b.stop <= bounds[-1]
+            assert example.truncated or (b.start == a.stop and b.stop in bounds)
+            at = min(bound for bound in bounds if bound >= b.stop)
+        if example.truncated:
+            return  # how much the cut took from the end is not told: what comes next is checked by the oracle
+    assert at == bounds[-1], "the document was not used up"
+
+
+@given(lengths, st.integers(8, 128), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9))
+def test_full_sentences_use_every_token_once(sizes: list[list[int]], max_seq_length: int, short: float, seed: int):
+    documents = Numbered(sizes)
+    _, bounds = documents.sentence_bounds(1)
+    examples: list[Example] = list(make_full_sentences(documents, 1, max_seq_length, short, Random(seed)))
+    edges = [bounds[0], *(example.first.stop for example in examples)]
+    assert edges[-1] == bounds[-1]
+    assert [example.first.start for example in examples] == edges[:-1]
+    assert all(1 <= len(example.first) <= max_seq_length - 2 for example in examples)
+    assert all(example.second is None and example.is_random_next is None for example in examples)
+    longest = max(sizes[1])
+    if short == 0 and longest <= max_seq_length - 2:
+        assert set(edges) <= set(bounds), "a sentence that fits is never parted"
+
+
+# Distributions, against the release's algorithm
+
+PASSES = 40
+
+
+@pytest.fixture(scope="module")
+def ours(make_examples: Callable[..., Path]) -> list[Instance]:
+    folder = make_examples("examples-many", dupe_factor=PASSES, validation_fraction=0)
+    return rows_of(folder)
+
+
+@pytest.fixture(scope="module")
+def encoded(documents: list[str], wordpiece_folder: Path) -> list[Document]:
+    return encode(documents, wordpiece_folder)
+
+
+@pytest.fixture(scope="module")
+def release(encoded: list[Document]) -> list[Instance]:
+    given = Settings(64, CLS, SEP, MASK, vocab_size=400, max_predictions=math.ceil(0.15 * 64))
+    return make_instances(encoded, PASSES, given, Random(1))
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Kolmogorov-Smirnov: the largest gap between two cumulative distributions."""
+    values = np.unique(np.concatenate([one, other]))
+    below = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (one, other)]
+    return float(np.max(np.abs(below[0] - below[1])))
+
+
+def starts_of(documents: list[Document]) -> set[tuple[int, ...]]:
+    """The first three ids of every sentence that has so many."""
+    return {tuple(sentence[:3]) for document in documents for sentence in document if len(sentence) >= 3}
+
+
+MEASURES: dict[str, Callable[[Instance], float]] = {
+    "length": lambda row: len(row.tokens),
+    "first segment": lambda row: row.lengths[0],
+    "second segment": lambda row: row.lengths[1],
+    "share of the first": lambda row: row.lengths[0] / sum(row.lengths),
+    "difference": lambda row: row.lengths[0] - row.lengths[1],
+    "masks": lambda row: len(row.masked_positions),
+    "first mask": lambda row: row.masked_positions[0] / len(row.tokens),
+    "last mask": lambda row: row.masked_positions[-1] / len(row.tokens),
+    "masks in the first segment": lambda row: sum(p <= row.lengths[0] for p in row.masked_positions),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("is_random", [True, False])
+def test_lengths_and_masks_are_spread_as_the_release_s(
+    ours: list[Instance], release: list[Instance], measure: str, is_random: bool
+):
+    # With about 3,000 rows on each side, chance alone reaches 0.05 less than once in a thousand.
+    measured = [[MEASURES[measure](row) for row in rows if row.is_random_next == is_random] for rows in (ours, release)]
+    assert min(map(len, measured)) > 2500
+    assert distance(*measured) < 0.05
+
+
+def test_rates_are_the_release_s(ours: list[Instance], release: list[Instance], encoded: list[Document]):
+    starts = starts_of(encoded)
+    rates: dict[str, Callable[[Instance], bool]] = {
+        "random next": lambda row: row.is_random_next,
+        "full": lambda row: len(row.tokens) == 64,
+        "first begins with a sentence": lambda row: tuple(restore(row)[1:4]) in starts,
+        "second begins with a sentence": lambda row: (
+            tuple(restore(row)[row.lengths[0] + 2 : row.lengths[0] + 5]) in starts
+        ),
+    }
+    assert abs(len(ours) / len(release) - 1) < 0.02
+    for name, holds in rates.items():
+        p, q = (sum(map(holds, rows)) / len(rows) for rows in (ours, release))
+        # Four standard errors of the difference of two shares.
+        assert abs(p - q) < 4 * math.sqrt((p * (1 - p) + q * (1 - q)) / 5000), name
+
+
+def test_of_the_chosen_tokens_eight_in_ten_are_masked_one_is_random_and_one_kept(ours: list[Instance]):
+    kinds = [0, 0, 0]
+    for row in ours:
+        for position, label in zip(row.masked_positions, row.masked_labels, strict=True):
+            found = row.tokens[position]
+            kinds[0 if found == MASK else 2 if found == label else 1] += 1
+    total = sum(kinds)
+    assert total > 40_000
+    # A random id is the mask, or the label itself, once in 400.
+    for count, share in zip(kinds, (0.8 + 0.1 / 400, 0.1 - 0.2 / 400, 0.1 + 0.1 / 400), strict=True):
+        assert abs(count / total - share) < 4 * math.sqrt(share * (1 - share) / total)
+
+
+def test_random_ids_are_drawn_evenly_from_the_whole_vocabulary(ours: list[Instance]):
+    counts = np.zeros(400, dtype=int)
+    for row in ours:
+        for position, label in zip(row.masked_positions, row.masked_labels, strict=True):
+            if row.tokens[position] not in (MASK, label):
+                counts[row.tokens[position]] += 1
+    others = np.delete(counts, MASK)
+    assert others.min() > 0, "some ids are never drawn"
+    expected = others.mean()
+    chi_square = float(((others - expected) ** 2 / expected).sum())
+    assert chi_square < 398 + 4 * math.sqrt(2 * 398)
+
+
+def test_every_ordinary_position_is_masked_equally_often(ours: list[Instance]):
+    full = [row for row in ours if len(row.tokens) == 64]
+    counts = np.bincount([p for row in full for p in row.masked_positions], minlength=64)
+    assert counts[0] == counts[63] == 0
+    # Where the middle separator may stand, there is a little less to mask; the ends have none.
+    ends = np.concatenate([counts[1:8], counts[56:63]])
+    expected = len(full) * 10 / 61
+    assert float(((ends - expected) ** 2 / expected).sum()) < 14 + 4 * math.sqrt(2 * 14)
+
+
+def test_tokens_are_cut_from_front_and_back_as_the_release_cuts_them():
+    # Two sentences that fill a pair too well: of 30 and 50 tokens, 20 each remain.
+    documents = Numbered([[30, 50], [25, 25, 25]])
+    lists = [[list(range(100, 130)), list(range(130, 180))], [list(range(200 + n, 225 + n)) for n in (0, 25, 50)]]
+    draws = 3000
+    random = Random(3)
+    made = [next(make_pairs(documents, [0, 1], 0, 43, 0.0, random)) for _ in range(draws)]
+    follow = [example for example in made if not example.is_random_next]
+    fronts = [(e.first.start, e.second.start - 30) for e in follow if e.second]
+    assert {(len(e.first), len(e.second or [])) for e in follow} == {(20, 20)}
+    given = Settings(43, CLS, SEP, MASK, vocab_size=400, short_seq_prob=0)
+    instances = make_instances(lists, draws, given, Random(4))
+    expected = [
+        row.front_cut for row in instances if not row.is_random_next and sum(row.front_cut + row.back_cut) == 40
+    ]
+    assert len(fronts) > 1300
+    assert len(expected) > 1300
+    for part in (0, 1):
+        assert distance([front[part] for front in fronts], [front[part] for front in expected]) < 0.06
+    assert abs(float(np.corrcoef(np.array(fronts).T)[0, 1])) < 0.1
+
+
+def test_short_targets_are_even_from_two_to_the_longest():
+    documents = Numbered([[1] * 400, [1] * 400])
+    random = Random(5)
+    firsts = [
+        len(example.first) + len(example.second or [])
+        for _ in range(4000)
+        for example in [next(make_pairs(documents, [0, 1], 0, 64, 1.0, random))]
+        if not example.is_random_next
+    ]
+    assert (min(firsts), max(firsts)) == (2, 61)
+    counts = np.bincount(firsts)[2:]
+    assert float(((counts - counts.mean()) ** 2 / counts.mean()).sum()) < 59 + 4 * math.sqrt(2 * 59)
+
+
+def test_the_other_document_and_its_sentence_are_drawn_evenly():
+    documents = Numbered([[20] * 4] * 5)
+    random = Random(6)
+    begins = [
+        example.second.start // 20
+        for _ in range(4000)
+        for example in make_pairs(documents, [0, 1, 3, 4], 2, 23, 0.0, random)
+        if example.is_random_next and example.second and not example.truncated
+    ]
+    begins += [
+        example.second.start // 20
+        for _ in range(4000)
+        for example in make_pairs(documents, [0, 1, 3, 4], 2, 128, 0.0, random)
+        if example.is_random_next and example.second and not example.truncated
+    ]
+    counts = np.bincount(begins, minlength=20)
+    assert not counts[8:16].any(), "its own document, or one that was held out"
+    even = np.delete(counts, range(8, 16))
+    assert float(((even - even.mean()) ** 2 / even.mean()).sum()) < 11 + 4 * math.sqrt(2 * 11)
+
+
+# The stage
+
+
+def test_shared_folders_keep_every_promise(
+    examples_folder: Path, mlm_examples_folder: Path, wordpiece_folder: Path, encoded: list[Document]
+):
+    found = Texts(encoded)
+    for folder, objective in ((examples_folder, "mlm+nsp"), (mlm_examples_folder, "mlm")):
+        config = ExamplesConfig(
+            out=folder, corpus=folder, tokenizer=wordpiece_folder, max_seq_length=64, objective=objective
+        )
+        owners: dict[str, set[int]] = {}
+        for split in ("train", "validation"):
+            sure = [check_row(row, found, config, 400, 0.15) for row in rows_of(folder, split)]
+            owners[split] = {number for numbers in sure if len(numbers) == 1 for number in numbers}
+        counts = read_manifest(folder, "examples").counts
+        assert len(owners["train"]) == counts["train_documents"] == 36
+        assert len(owners["validation"]) == counts["validation_documents"] == 4
+        assert not owners["train"] & owners["validation"], "a held-out document was trained on"
+
+
+def test_a_random_next_comes_from_the_same_split(examples_folder: Path, encoded: list[Document]):
+    found = Texts(encoded)
+    seconds: dict[str, set[int]] = {}
+    for split in ("train", "validation"):
+        seconds[split] = set()
+        for row in rows_of(examples_folder, split):
+            if row.is_random_next and row.lengths[1] >= 8:
+                places = found.places(restore(row)[row.lengths[0] + 2 : -1])
+                if len({number for number, _ in places}) == 1:
+                    seconds[split] |= {number for number, _ in places}
+    assert seconds["train"]
+    assert seconds["validation"]
+    assert not seconds["train"] & seconds["validation"]
+
+
+def test_without_pairs_every_token_of_every_document_is_there_once_a_pass(
+    make_examples: Callable[..., Path], encoded: list[Document]
+):
+    folder = make_examples("all-tokens", objective="mlm", dupe_factor=1, short_seq_prob=0.5)
+    made = [
+        token for split in ("train", "validation") for row in rows_of(folder, split) for token in restore(row)[1:-1]
+    ]
+    given_tokens = [token for document in encoded for sentence in document for token in sentence]
+    assert sorted(made) == sorted(given_tokens)
+    train = np.bincount([token for row in rows_of(folder) for token in restore(row)[1:-1]], minlength=400)
+    assert (np.load(folder / "token_counts.npy") == train).all()
+
+
+def test_each_pass_makes_other_pairs_and_other_masks(examples_folder: Path):
+    passes = [pq.read_table(examples_folder / f"train-{number:05}.parquet") for number in (0, 4, 8)]
+    for column in ("tokens", "masked_positions", "is_random_next"):
+        assert len({str(table[column].to_pylist()) for table in passes}) == 3
+
+
+def test_the_seed_decides(make_examples: Callable[..., Path], examples_folder: Path):
+    again, other = make_examples("again"), make_examples("other", seed=1)
+    assert shard_bytes(again) == shard_bytes(examples_folder)
+    assert set(shard_bytes(other)) == set(shard_bytes(examples_folder))
+    differing = [name for name, data in shard_bytes(other).items() if data != shard_bytes(examples_folder)[name]]
+    assert len(differing) > 12
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_writes_the_same_bytes(
+    make_examples: Callable[..., Path], examples_folder: Path, workers: int
+):
+    assert shard_bytes(make_examples(f"workers-{workers}", workers=workers)) == shard_bytes(examples_folder)
+
+
+def test_the_folder_holds_what_the_contract_says(examples_folder: Path):
+    names = [f"train-{number:05}.parquet" for number in range(12)]
+    assert sorted(path.name for path in examples_folder.iterdir()) == [
+        "manifest.json", "token_counts.npy", *names, "validation-00000.parquet",
+    ]  # fmt: skip
+    expected = ["list<int32>", "list<int8>", "bool", "list<int32>", "list<int32>"]
+    schema = pq.read_schema(examples_folder / names[0])
+    assert schema.names == COLUMNS
+    assert [str(field.type).replace("element: ", "").replace("item: ", "") for field in schema] == expected
+
+
+def test_datasets_opens_the_files(examples_folder: Path, tmp_path: Path):
+    import datasets
+
+    files = {split: str(examples_folder / f"{split}-*.parquet") for split in ("train", "validation")}
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))
+    counts = read_manifest(examples_folder, "examples").counts
+    assert {split: loaded[split].num_rows for split in files} == {split: counts[f"{split}_rows"] for split in files}
+    assert loaded["train"][0]["tokens"] == rows_of(examples_folder)[0].tokens
+
+
+def examples_command(out: Path, corpus: Path, tokenizer: Path) -> list[str]:
+    options = {
+        "out": out,
+        "corpus": corpus,
+        "tokenizer": tokenizer,
+        "max-seq-length": 64,
+        "dupe-factor": 60,
+        "workers": 2,
+    }
+    named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "bert_pipeline", "examples", *named, "--quiet"]
+
+
+MANY_SHARDS: dict[str, Any] = {"dupe_factor": 60, "validation_fraction": 0.02}
+
+
+@pytest.fixture(scope="module")
+def never_killed(make_examples: Callable[..., Path]) -> dict[str, bytes]:
+    return shard_bytes(make_examples("never-killed", **MANY_SHARDS))
+
+
+@pytest.mark.parametrize("after", ["tokens", "train-00005.parquet"])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    make_examples: Callable[..., Path],
+    artifacts: Path,
+    never_killed: dict[str, bytes],
+    corpus_folder: Path,
+    wordpiece_folder: Path,
+    after: str,
+):
+    out = artifacts / f"killed-{after}"
+    awaited = out / ".tokens" / "00000.arrow" if after == "tokens" else out / after
+    with subprocess.Popen(examples_command(out, corpus_folder, wordpiece_folder)) as process:
+        end = time.monotonic() + 60
+        while not awaited.exists() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert awaited.exists()
+    assert not (out / "manifest.json").exists(), "the run was over before it could be killed"
+    time.sleep(1)  # the workers notice within half a second
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("train-*.parquet")}
+    make_examples(out.name, **MANY_SHARDS)
+    assert shard_bytes(out) == never_killed
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., ExamplesConfig]:
+    """A function that makes a corpus and a tokenizer of some texts, and configures their examples."""
+
+    def configure(texts: Sequence[str], **options: Any) -> ExamplesConfig:
+        for name in ("corpus", "corpus-raw", "tokenizer"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        corpus = make_corpus(tmp_path / "corpus", texts, shards=2)
+        train_tokenizer(
+            TokenizeConfig(
+                out=tmp_path / "tokenizer", corpus=corpus, kind="byte-bpe", vocab_size=262, min_frequency=1,
+                workers=1, quiet=True,
+            )
+        )  # fmt: skip
+        given = {"max_seq_length": 32, "dupe_factor": 2, "workers": 1, "quiet": True} | options
+        return ExamplesConfig(out=tmp_path / "examples", corpus=corpus, tokenizer=tmp_path / "tokenizer", **given)
+
+    return configure
+
+
+@pytest.mark.parametrize("text", ["One sentence only.", "One. Two. Three.\nFour."])
+def test_one_document_has_no_random_next_but_will_do_without_pairs(small: Callable[..., ExamplesConfig], text: str):
+    for fraction in (0.0, 0.02):
+        with pytest.raises(BertpipeError, match=r"1 document\(s\).*mlm\+nsp needs 2.*--objective mlm"):
+            build_examples(small([text], validation_fraction=fraction))
+    config = small([text], validation_fraction=0, objective="mlm")
+    build_examples(config)
+    rows = rows_of(config.out)
+    assert len(rows) >= 2
+    assert not list(config.out.glob("validation*"))
+
+
+def test_two_documents_of_one_sentence_are_enough_for_pairs(small: Callable[..., ExamplesConfig]):
+    config = small(["The sea.", "The sky."], validation_fraction=0)
+    manifest = build_examples(config)
+    rows = rows_of(config.out)
+    assert len(rows) == 4
+    assert all(row.is_random_next for row in rows)
+    assert manifest.counts["train_documents"] == 2
+    assert manifest.counts["validation_documents"] == 0
+
+
+def test_too_few_documents_to_hold_some_out_are_an_error_that_says_so(small: Callable[..., ExamplesConfig]):
+    with pytest.raises(BertpipeError, match=r"3 document\(s\).*--validation-fraction 0"):
+        build_examples(small(["One. Two.", "Three. Four.", "Five."]))
+
+
+def test_a_changed_tokenizer_or_corpus_is_refused(tmp_path: Path, small: Callable[..., ExamplesConfig]):
+    texts = invent_documents(9, 12)
+    config = small(texts)
+    build_examples(config)
+    before = shard_bytes(config.out)
+    shutil.rmtree(config.tokenizer)
+    train_tokenizer(
+        TokenizeConfig(
+            out=config.tokenizer, corpus=config.corpus, kind="byte-bpe", vocab_size=263, workers=1, quiet=True
+        )
+    )
+    with pytest.raises(BertpipeError, match=r"tokenizer: its content changed"):
+        build_examples(config)
+    with pytest.raises(BertpipeError, match=r"corpus: its content changed"):
+        build_examples(small([*texts[:-1], "Another text."]))
+    assert shard_bytes(config.out) == before
+    with pytest.raises(BertpipeError, match=r"max_seq_length: 32 → 48"):
+        build_examples(small(texts, max_seq_length=48))
+    build_examples(small(texts))
+    assert shard_bytes(config.out) == before
+
+
+def test_a_second_build_in_one_process_reads_the_second_corpus(small: Callable[..., ExamplesConfig]):
+    made = []
+    for seed in (10, 11, 12):
+        texts = invent_documents(seed, 12)
+        config = small(texts, overwrite=True)
+        build_examples(config)
+        found = Texts(encode(texts, config.tokenizer))
+        rows = rows_of(config.out)
+        assert all(found.places(restore(row)[1 : row.lengths[0] + 1]) for row in rows)
+        made.append(rows)
+    assert made[0] != made[1] != made[2]
+
+
+def test_names_of_special_tokens_in_a_text_are_plain_text(small: Callable[..., ExamplesConfig]):
+    config = small(["A [MASK] here [SEP] and [CLS] there. Next [PAD] one [UNK]."] * 2, validation_fraction=0)
+    manifest = build_examples(config)
+    assert manifest.counts["unknown"] == 0
+    for row in rows_of(config.out):
+        assert sum(token <= MASK for token in restore(row)) == 3
+
+
+def test_an_input_that_is_no_artifact_is_named(tmp_path: Path, corpus_folder: Path, wordpiece_folder: Path):
+    with pytest.raises(BertpipeError, match=r"made by `bertpipe corpus`.*`bertpipe tokenize` was expected"):
+        build_examples(ExamplesConfig(out=tmp_path / "x", corpus=corpus_folder, tokenizer=corpus_folder, quiet=True))
+    with pytest.raises(BertpipeError, match="no such folder"):
+        build_examples(
+            ExamplesConfig(out=tmp_path / "x", corpus=tmp_path / "no", tokenizer=wordpiece_folder, quiet=True)
+        )
+    assert not (tmp_path / "x").exists()
