@@ -94,7 +94,7 @@ def test_an_equation_within_a_paragraph_begins_nothing(read: Read):
 
 
 def test_one_sentence_a_line_loses_no_sentence(read: Read):
-    lines = [f"This is sentence number {number}." for number in range(6000)]
+    lines = [f"This is sentence number {number}." for number in range(9000)]
     found = read("a.txt", "\n".join(lines))
     assert len(found) > 1
     assert split_sentences("\n".join(found), "en") == lines

@@ -161,7 +161,7 @@ def test_every_row_keeps_every_promise(
     tokenizer = wordpiece_folder if kind == "wordpiece" else byte_bpe_folder
     vocab_size = load_tokenizer(tokenizer).vocab_size
 
-    @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
     @given(
         st.lists(texts, min_size=4, max_size=7),
         st.integers(8, 70),

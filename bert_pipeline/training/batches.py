@@ -68,6 +68,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
 
+    def unmasked(self) -> npt.NDArray[np.int32]:
+        """The tokens of all rows as they were before masking."""
+        tokens = self.tokens.values.astype(np.int32)
+        rows = np.repeat(self.tokens.offsets[:-1], np.diff(self.masked_positions.offsets))
+        tokens[rows + self.masked_positions.values] = self.masked_labels.values
+        return tokens
+
     def collate(self, rows: Rows) -> FlatBatch:
         """Lay the rows end to end."""
         lengths = self.tokens.lengths(rows)

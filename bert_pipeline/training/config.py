@@ -33,7 +33,7 @@ class PretrainConfig(StageConfig):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's own (0.1 in the presets)."""
     initialization: Literal["bert", "informed"] = "bert"
-    """`bert` draws all weights from a normal distribution; `informed` starts small budgets off the unigram plateau."""
+    """`bert` draws all weights at random; `informed` takes some from counts over the examples, for small budgets."""
 
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps to train for."""

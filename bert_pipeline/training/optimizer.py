@@ -84,5 +84,5 @@ def _is_decayed(name: str) -> bool:
 
 
 def _is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Muon is for matrices between hidden states: not embeddings, not heads (Jordan 2024)."""
-    return ".encoder." in name and parameter.dim() == 2
+    """Muon is for matrices between hidden states: not embeddings, not the heads' last ones (Jordan 2024)."""
+    return parameter.dim() == 2 and (".encoder." in name or ".transform." in name)

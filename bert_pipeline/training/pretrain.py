@@ -170,7 +170,8 @@ class Run:
         with_pairs = self.examples.is_random_next is not None
         bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
         if self.config.initialization == "informed":
-            initialize_informed(bert, self.unigram)
+            tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
+            initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
         return bert.to(self.accelerator.device)
 
     def _make_step(self, step: int) -> Step:
