@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from bert_pipeline.errors import BertpipeError
@@ -34,7 +35,8 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> I
     # Not fork: the parent may hold threads (tokenizers, torch) whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _prepare_worker, (os.getpid(),)) as pool:
-        futures = {pool.submit(function, task): index for index, task in enumerate(tasks)}
+        with _ignoring_interrupts():  # processes start in here, and inherit it before they can choose
+            futures = {pool.submit(function, task): index for index, task in enumerate(tasks)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -48,9 +50,17 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> I
             raise
 
 
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    # A terminal sends Ctrl-C to all processes. The parent alone answers it; it cancels what has not begun.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _prepare_worker(parent: int) -> None:
-    # The parent alone answers Ctrl-C; it cancels what has not begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One process a core is the parallelism; threads inside would only fight over the same cores.
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "numpy"}
 COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask"]
 
 
@@ -24,7 +25,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
         "import sys; sys.argv = ['bertpipe', *sys.argv[1:]]\n"
         "from bert_pipeline.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'tokenizers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        f"heavy = {HEAVY!r} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     arguments = [sys.executable, "-c", code, *command, "--help"]

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import BertForPreTraining, pipeline
+from transformers import AutoTokenizer, BertForPreTraining, pipeline
 
 from bert_pipeline.recipe import find_recipe, read_recipe
+from bert_pipeline.shards import iterate_rows
 from tests.conftest import invent_documents, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,11 @@ probes:
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "bert_pipeline", "run", "recipe.yaml", "--out", "out", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+def fill_mask(folder: Path, text: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bert_pipeline", "fill-mask", "out", text]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
@@ -105,6 +111,50 @@ def test_another_number_of_workers_gives_the_same_bytes(alone: tuple[Path, str],
     made = hashes(folder / "out")
     assert made.items() <= hashes(alone[0] / "out").items()
     assert len(made) > 10
+
+
+PERSIAN = [
+    "او",
+    "می\u200cرود",
+    "خانه\u200cای",
+    "بزرگ",
+    "را",
+    "می\u200cبیند",
+    "کتاب\u200cها",
+    "روی",
+    "میز",
+    "نیم\u200cفاصله",
+    "است",
+    "و",
+    "باران",
+    "می\u200cبارد",
+    "مردم",
+    "در",
+    "شهر",
+    "راه",
+    "می\u200cروند",
+]
+
+
+def test_persian_goes_all_the_way_and_keeps_its_joiners(tmp_path: Path) -> None:
+    """U+200C binds the parts of a word; a cleaner that takes it for rubbish changes the spelling."""
+    rng, texts = random.Random(0), []
+    for _ in range(40):
+        sentences = [" ".join(rng.choices(PERSIAN, k=rng.randint(4, 9))) + rng.choice([".", "؟"]) for _ in range(8)]
+        texts.append(" ".join(sentences) + " بهای آن ۳.۵ است.")
+    write_jsonl(tmp_path / "texts" / "fa.jsonl", texts)
+    given = ["corpus.language=fa", "tokenize.kind=byte-bpe", "tokenize.vocab_size=330", "pretrain.max_steps=150"]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    finish(start(tmp_path, "--set=pretrain.learning_rate=0.003", *(f"--set={value}" for value in given)))
+    read = [text for (text,) in iterate_rows(sorted((tmp_path / "out/corpus").glob("*.parquet")), ["text"])]
+    assert read == texts
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/pretrain/model")
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True).strip() == texts[0]
+    tokens = [row for (row,) in iterate_rows(sorted((tmp_path / "out/examples").glob("train-*")), ["tokens"])]
+    assert any("\u200c" in tokenizer.decode(row) for row in tokens)
+    output, _ = finish(fill_mask(tmp_path, "او [MASK] خانه‌ای بزرگ را."))
+    assert output.splitlines()[0] == "او [MASK] خانه‌ای بزرگ را."
+    assert len(output.splitlines()) == 6
 
 
 def test_what_changed_is_refused_and_named_and_replaced_on_request(tmp_path: Path) -> None:
