@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.training.batches import Examples, step_rows
+from bert_pipeline.training.batches import Examples, KeptMasks, step_rows
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.loop import Step, _forward_backward
@@ -121,7 +122,7 @@ def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
 
 
 def test_tokens_counted_are_the_real_ones(finished: Path, examples_folder: Path) -> None:
-    examples = Examples(sorted(examples_folder.glob("train-*")))
+    examples = load_examples(examples_folder)
     rows = np.concatenate([step_rows(len(examples), 8, 0, step) for step in range(30)])
     assert metrics(finished)[-2]["tokens"] == sum(examples.tokens.lengths(rows))
 
@@ -183,7 +184,7 @@ def test_accumulated_gradients_are_those_of_the_stock_model_on_the_full_batch(
 ) -> None:
     """Rows have uneven numbers of masks, so a mean of the parts' means would be another loss."""
     torch.manual_seed(0)
-    examples = Examples(sorted(examples_folder.glob("train-*")))
+    examples = load_examples(examples_folder)
     config = BertConfig(vocab_size=400, **SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = PretrainingModel(BertForPreTraining(config))
     rows = np.array([3, 50, 7, 120, 33, 80, 99, 14])
@@ -196,6 +197,12 @@ def test_accumulated_gradients_are_those_of_the_stock_model_on_the_full_batch(
     model.bert(**stock_batch(examples, rows)).loss.backward()
     for name, expected in gradients(model).items():
         assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-3), name
+
+
+@cache
+def load_examples(folder: Path) -> Examples:
+    """The training rows of a folder."""
+    return Examples(sorted(folder.glob("train-*")))
 
 
 def stock_batch(examples: Examples, rows: Any) -> dict[str, torch.Tensor]:
@@ -228,6 +235,44 @@ def test_every_epoch_takes_every_row_once(rows: int, batch_size: int, seed: int,
         assert sorted(order[epoch * rows : (epoch + 1) * rows].tolist()) == list(range(rows))
     last = step_rows(rows, batch_size, seed, steps - 1)
     assert sorted(np.concatenate([last[rank::ranks] for rank in range(ranks)])) == sorted(last)
+
+
+@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 99), step=st.integers(0, 10_000))
+def test_masks_that_are_not_kept_give_the_tokens_back(
+    share: float, seed: int, step: int, examples_folder: Path
+) -> None:
+    examples = load_examples(examples_folder)
+    rows, keep = np.array([5, 0, 77, 31]), KeptMasks(share, seed, step)
+    full, batch = examples.collate(rows), examples.collate(rows, keep)
+    assert len(batch.masked_index) == examples.count_masked(rows, keep)
+    # Any split of the rows over ranks and parts keeps the same masks.
+    assert len(batch.masked_index) == sum(examples.count_masked(rows[rank::2], keep) for rank in range(2))
+    labels = dict(zip(full.masked_index.tolist(), full.masked_labels.tolist(), strict=True))
+    kept = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
+    assert kept.items() <= labels.items()
+    expected = full.tokens.clone()
+    for place in labels.keys() - kept.keys():
+        expected[place] = labels[place]
+    assert batch.tokens.tolist() == expected.tolist()
+
+
+def test_the_share_of_masks_kept_is_the_one_asked_for(examples_folder: Path) -> None:
+    examples = load_examples(examples_folder)
+    rows = np.arange(len(examples))
+    total = examples.count_masked(rows, KeptMasks(1.0, 0, 0))
+    kept = [examples.count_masked(rows, KeptMasks(0.4, 0, step)) for step in range(50)]
+    # 50 draws of about 1,000 masks: five standard errors are under 0.012.
+    assert sum(kept) / (50 * total) == pytest.approx(0.4, abs=5 * (0.24 / (50 * total)) ** 0.5)
+    assert len(set(kept)) > 10
+
+
+def test_a_batch_without_a_mask_has_a_finite_loss(mlm_examples_folder: Path, accelerator: Accelerator) -> None:
+    examples = load_examples(mlm_examples_folder)
+    model = PretrainingModel(BertForMaskedLM(BertConfig(vocab_size=400, **SHAPE)))
+    part = examples.collate(np.array([0, 1]), KeptMasks(0.0, 0, 0))
+    losses = _forward_backward(accelerator, model, Step([part], (0, 0), 0, 0))
+    assert losses.tolist() == [0.0, 0.0]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
 def test_learning_rate_rises_and_falls_linearly() -> None:
@@ -272,6 +317,7 @@ def long_run(examples: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
         "checkpoint_every": 3,
         "optimizer": "muon",
         "dropout": 0.1,
+        "mask_rate_end": 0.08,
         "model": SLOW,
         "batch_size": 16,
     }
@@ -368,7 +414,11 @@ def test_changed_settings_are_refused_with_a_diff(
     run(examples_folder, wordpiece_folder, finished, checkpoint_every=7)  # how, not what
 
 
-def test_another_tokenizer_is_refused(examples_folder: Path, byte_bpe_folder: Path, tmp_path: Path) -> None:
+def test_inputs_that_do_not_fit_are_refused(
+    examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BertpipeError, match=r"above the 0\.15"):
+        run(examples_folder, wordpiece_folder, tmp_path / "out", mask_rate_end=0.2)
     with pytest.raises(BertpipeError, match="another tokenizer"):
         run(examples_folder, byte_bpe_folder, tmp_path / "out")
 

@@ -50,34 +50,39 @@ def build_examples(config: ExamplesConfig) -> Manifest:
         if work.finished:
             say(f"examples: already complete in {config.out}", quiet=config.quiet)
             return work.finished
-        store_folder = work.folder / STORE
-        store_folder.mkdir(exist_ok=True)
-        encoding = [
-            EncodeJob(shard_path(store_folder, index), config.corpus / name, config.tokenizer)
-            for index, name in enumerate(corpus.files)
-        ]
-        _open_store.cache_clear()  # an earlier call in this process may have had other files at the same paths
         totals: Counter[str] = Counter()
-        with bar("tokenizing", len(encoding), quiet=config.quiet) as progress:
-            for _, counts in run_tasks(encode_shard, encoding, config.workers):
-                totals.update(counts)
-                progress.advance()
+        store_folder = _encode_corpus(work.folder, corpus, config, totals)
         splits = split_documents(totals["documents"], config)
-        jobs = _plan_jobs(work.folder, len(encoding), config, loaded.special, loaded.vocab_size)
+        jobs = _plan_jobs(work.folder, len(corpus.files), config, loaded.special, loaded.vocab_size)
         with bar("making examples", len(jobs), quiet=config.quiet) as progress:
             for index, counts in run_tasks(make_shard, jobs, config.workers):
                 totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
                 progress.advance()
         counts_file = work.folder / TOKEN_COUNTS
-        store = TokenStore(store_folder, len(encoding))
+        token_counts = TokenStore(store_folder, len(corpus.files)).count_tokens(splits["validation"], loaded.vocab_size)
         with atomic(counts_file) as temporary, temporary.open("wb") as file:
-            np.save(file, store.count_tokens(splits["validation"], loaded.vocab_size), allow_pickle=False)
-        del store
+            np.save(file, token_counts, allow_pickle=False)
         _open_store.cache_clear()
         shutil.rmtree(store_folder)
         manifest = work.finish(_describe(totals, splits, loaded.vocab_size), [*(job.path for job in jobs), counts_file])
     _summarise(manifest, config)
     return manifest
+
+
+def _encode_corpus(folder: Path, corpus: Manifest, config: ExamplesConfig, totals: Counter[str]) -> Path:
+    """Tokenise every corpus shard into the token store; adds up the counts and returns the store's folder."""
+    store = folder / STORE
+    store.mkdir(exist_ok=True)
+    _open_store.cache_clear()  # an earlier call in this process may have had other files at the same paths
+    jobs = [
+        EncodeJob(shard_path(store, index), config.corpus / name, config.tokenizer)
+        for index, name in enumerate(corpus.files)
+    ]
+    with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
+        for _, counts in run_tasks(encode_shard, jobs, config.workers):
+            totals.update(counts)
+            progress.advance()
+    return store
 
 
 def split_documents(count: int, config: ExamplesConfig) -> dict[str, npt.NDArray[np.int64]]:

@@ -75,24 +75,56 @@ class Examples:
         tokens[rows + self.masked_positions.values] = self.masked_labels.values
         return tokens
 
-    def collate(self, rows: Rows) -> FlatBatch:
-        """Lay the rows end to end."""
+    def count_masked(self, rows: Rows, keep: "KeptMasks") -> int:
+        """Number of tokens to predict in the rows."""
+        return int(keep.choose(self.masked_labels.places(rows)).sum())
+
+    def collate(self, rows: Rows, keep: "KeptMasks | None" = None) -> FlatBatch:
+        """Lay the rows end to end; masks that are not kept give way to the tokens they hide."""
         lengths = self.tokens.lengths(rows)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        places = self.tokens.places(rows)
-        masked_lengths = self.masked_positions.lengths(rows)
-        masked = self.masked_positions.places(rows)
+        tokens = _long(self.tokens.values[self.tokens.places(rows)])
+        places = self.masked_positions.places(rows)
+        index = _long(
+            self.masked_positions.values[places] + np.repeat(starts[:-1], self.masked_positions.lengths(rows))
+        )
+        labels = _long(self.masked_labels.values[places])
+        if keep is not None:
+            kept = torch.from_numpy(keep.choose(places))
+            tokens[index[~kept]] = labels[~kept]
+            index, labels = index[kept], labels[kept]
         is_random_next = None if self.is_random_next is None else torch.from_numpy(self.is_random_next[rows])
         return FlatBatch(
-            tokens=_long(self.tokens.values[places]),
-            segment_ids=_long(self.segment_ids.values[places]),
+            tokens=tokens,
+            segment_ids=_long(self.segment_ids.values[self.segment_ids.places(rows)]),
             positions=_long(np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)),
             cu_seqlens=_long(starts),
             max_seqlen=int(lengths.max()),
-            masked_index=_long(self.masked_positions.values[masked] + np.repeat(starts[:-1], masked_lengths)),
-            masked_labels=_long(self.masked_labels.values[masked]),
+            masked_index=index,
+            masked_labels=labels,
             is_random_next=is_random_next,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMasks:
+    """A random share of the masks of a step: a pure function of seed, step and place, so that all ranks agree."""
+
+    share: float
+    seed: int
+    step: int
+
+    def choose(self, places: Rows) -> npt.NDArray[np.bool_]:
+        """Which of the masks at these places of the column are kept."""
+        if self.share >= 1.0:
+            return np.ones(len(places), dtype=np.bool_)
+        key = np.random.SeedSequence([self.seed, self.step]).generate_state(1, np.uint64)
+        # SplitMix64 (Steele, Lea & Flood 2014): a hash whose values are as good as random numbers.
+        bits = (places.astype(np.uint64) + key) * np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        uniform: npt.NDArray[np.float64] = (bits ^ (bits >> np.uint64(31))) / 2.0**64
+        return uniform < self.share
 
 
 def _long(array: npt.NDArray[np.generic]) -> torch.Tensor:

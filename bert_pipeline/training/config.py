@@ -32,6 +32,8 @@ class PretrainConfig(StageConfig):
     """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, or a JSON file of BertConfig fields."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's own (0.1 in the presets)."""
+    mask_rate_end: float | None = Field(None, gt=0, lt=1)
+    """Mask rate at the end of the run: from the examples' own it falls there linearly, by giving tokens back."""
     initialization: Literal["bert", "informed"] = "bert"
     """`bert` draws all weights at random; `informed` takes some from counts over the examples, for small budgets."""
 
@@ -52,6 +54,8 @@ class PretrainConfig(StageConfig):
     """Peak learning rate of Muon."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""
+    muon_iterations: int = Field(5, ge=1, lt=100)
+    """Newton-Schulz iterations of Muon; 3 cost less and orthogonalise less exactly."""
     warmup: float = Field(0.01, ge=0, lt=1)
     """Share of the run in which learning rates rise from 0; afterwards they fall linearly to 0."""
     weight_decay: float = Field(0.01, ge=0)

@@ -4,8 +4,8 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +97,8 @@ class Training:
     model: nn.Module
     """Returns a tuple of summed losses for a batch."""
     optimizer: Optimizer
-    make_step: Callable[[int], Step]
-    """This rank's share of step n, a pure function of n."""
+    make_step: Callable[[int, float], Step]
+    """This rank's share of step n, a pure function of n and of the share of the run that lies behind."""
     length: Length
     loss_names: Sequence[str]
     max_grad_norm: float
@@ -114,14 +114,14 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> Pos
     clock, stop = _Clock(training.accelerator, start.elapsed_s), StopSignal()
     meter, position, skipped = _Meter(), start, 0
     training.model.train()
-    with stop:
-        for prepared in _look_ahead(training.make_step, start.step):
+    with stop, _StepsAhead(training, start) as steps:
+        while True:
             elapsed, stopping = clock.agree(stop.number)
             done = training.length.progress(position.step, elapsed)
             if stopping or done >= 1.0:
                 break
             began = time.perf_counter()
-            step = prepared()
+            step = steps.next(elapsed)
             waited = time.perf_counter() - began
             update = _take_step(training, step, position.step, done)
             position = Position(position.step + 1, position.tokens + step.tokens, clock.elapsed())
@@ -249,15 +249,33 @@ class _Clock:
         return float(all_seen[0, 0]), int(all_seen[:, 1].max())
 
 
-def _look_ahead(make_step: Callable[[int], Step], first: int) -> Iterator[Callable[[], Step]]:
-    """Prepare the next steps on a thread; yields how to get each, so that the wait can be timed."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(make_step, first + ahead) for ahead in range(STEPS_AHEAD))
-        number = first + STEPS_AHEAD
-        while True:
-            yield pending.popleft().result
-            pending.append(pool.submit(make_step, number))
-            number += 1
+class _StepsAhead:
+    """Prepares the next steps on a thread while the current one runs."""
+
+    def __init__(self, training: Training, start: Position) -> None:
+        self._training, self._number = training, start.step
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[Future[Step]] = deque()
+        self._prepare(start.elapsed_s)
+
+    def __enter__(self) -> "_StepsAhead":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def next(self, elapsed: float) -> Step:
+        """The next step; `elapsed` is the time that all ranks agree on."""
+        step = self._pending.popleft().result()
+        self._prepare(elapsed)
+        return step
+
+    def _prepare(self, elapsed: float) -> None:
+        while len(self._pending) < STEPS_AHEAD:
+            # In a run by steps this is the exact share; in one by the clock it is some steps old, on all ranks alike.
+            done = self._training.length.progress(self._number, elapsed)
+            self._pending.append(self._pool.submit(self._training.make_step, self._number, done))
+            self._number += 1
 
 
 def _forward_backward(accelerator: Accelerator, model: nn.Module, step: Step) -> torch.Tensor:
@@ -266,7 +284,8 @@ def _forward_backward(accelerator: Accelerator, model: nn.Module, step: Step) ->
     for number, part in enumerate(step.parts, start=1):
         with nullcontext() if number == len(step.parts) else accelerator.no_sync(model):
             losses = model(part.to(accelerator.device))
-            loss = sum(value / total for value, total in zip(losses, step.totals, strict=True) if total)
+            parts = [value / total for value, total in zip(losses, step.totals, strict=True) if total]
+            loss = torch.stack(parts or [losses[0] * 0.0]).sum()
             # Ranks' gradients are averaged, but the totals already count all ranks.
             accelerator.backward(loss * accelerator.num_processes)
         sums.append(torch.stack(losses).detach())

@@ -34,6 +34,7 @@ class Optimizers:
                 [p for p in self.names if p in on_muon],
                 lr=config.muon_learning_rate,
                 momentum=config.muon_momentum,
+                ns_steps=config.muon_iterations,
                 weight_decay=config.weight_decay,
             )
         self._peaks = {name: member.defaults["lr"] for name, member in self.members.items()}

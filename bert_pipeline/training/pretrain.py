@@ -25,7 +25,7 @@ from bert_pipeline.model.initialize import initialize_informed
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import bar, print_table, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
-from bert_pipeline.training.batches import Examples, Rows, step_rows
+from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
@@ -67,6 +67,9 @@ class Inputs:
                 f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
             )
         model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
+        rate = examples.config["mask_rate"]
+        if config.mask_rate_end is not None and config.mask_rate_end > rate:
+            raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {config.examples}.")
         length = examples.config["max_seq_length"]
         if length > model_config.max_position_embeddings:
             raise BertpipeError(
@@ -125,6 +128,8 @@ class Run:
         self.examples = Examples(inputs.shards(config.examples, "train"))
         held_out = inputs.shards(config.examples, "validation")
         self.validation = Examples(held_out) if inputs.examples.counts.get("validation_rows") else None
+        rate = inputs.examples.config["mask_rate"]
+        self.last_mask_share = (config.mask_rate_end or rate) / rate
         self.unigram = unigram_log_probabilities(config.examples)
         self.bert = self._make_model()
         self.optimizer = Optimizers(self.bert, config)
@@ -174,15 +179,15 @@ class Run:
             initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
         return bert.to(self.accelerator.device)
 
-    def _make_step(self, step: int) -> Step:
+    def _make_step(self, step: int, done: float) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
         rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
         own = rows[self.accelerator.process_index :: ranks]
-        masked = int(self.examples.masked_labels.lengths(rows).sum())
+        keep = KeptMasks(1.0 - done * (1.0 - self.last_mask_share), config.seed, step)
         pairs = config.batch_size if self.examples.is_random_next is not None else 0
         return Step(
-            parts=[self.examples.collate(part) for part in np.split(own, config.accumulate)],
-            totals=(masked, pairs),
+            parts=[self.examples.collate(part, keep) for part in np.split(own, config.accumulate)],
+            totals=(self.examples.count_masked(rows, keep), pairs),
             tokens=int(self.examples.tokens.lengths(rows).sum()),
             epoch=step * config.batch_size // len(self.examples),
         )
