@@ -80,7 +80,9 @@ def embed_contexts(tokens: Ids, offsets: Offsets, vocab_size: int, size: int, sp
     known = torch.from_numpy(counts > 0) & (found.norm(dim=1) > 1e-6)
     result = torch.randn(vocab_size, size) * EMBEDDING_RMS
     centred = found[known] - found[known].mean(0)
-    result[known, : found.shape[1]] = torch.nn.functional.normalize(centred, dim=1) * math.sqrt(size) * EMBEDDING_RMS
+    # The leading singular vectors would fill the first dimensions, which positions use too: a rotation spreads them.
+    rotation = torch.linalg.qr(torch.randn(size, size)).Q[: centred.shape[1]]
+    result[known] = torch.nn.functional.normalize(centred @ rotation, dim=1) * math.sqrt(size) * EMBEDDING_RMS
     return result
 
 
