@@ -191,10 +191,27 @@ def test_accumulated_gradients_are_those_of_the_stock_model_on_the_full_batch(
     masked = examples.masked_labels.lengths(rows)
     assert len(set(masked.tolist())) > 2
     step = Step([examples.collate(part) for part in np.split(rows, parts)], (int(masked.sum()), 8), 0, 0)
-    _forward_backward(accelerator, model, step)
+    _forward_backward(accelerator, model, step, [1.0, 1.0])
     ours = gradients(model)
     model.zero_grad()
     model.bert(**stock_batch(examples, rows)).loss.backward()
+    for name, expected in gradients(model).items():
+        assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-3), name
+
+
+def test_the_weight_of_the_next_sentence_loss(examples_folder: Path, accelerator: Accelerator) -> None:
+    torch.manual_seed(0)
+    examples, rows = load_examples(examples_folder), np.array([3, 50, 7, 120])
+    config = BertConfig(vocab_size=400, **SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = PretrainingModel(BertForPreTraining(config))
+    step = Step([examples.collate(rows)], (int(examples.masked_labels.lengths(rows).sum()), 4), 0, 0)
+    _forward_backward(accelerator, model, step, [1.0, 0.25])
+    ours = gradients(model)
+    model.zero_grad()
+    batch = stock_batch(examples, rows)
+    output = model.bert(**batch)
+    nsp = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
+    (output.loss - 0.75 * nsp).backward()
     for name, expected in gradients(model).items():
         assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-3), name
 
@@ -270,7 +287,7 @@ def test_a_batch_without_a_mask_has_a_finite_loss(mlm_examples_folder: Path, acc
     examples = load_examples(mlm_examples_folder)
     model = PretrainingModel(BertForMaskedLM(BertConfig(vocab_size=400, **SHAPE)))
     part = examples.collate(np.array([0, 1]), KeptMasks(0.0, 0, 0))
-    losses = _forward_backward(accelerator, model, Step([part], (0, 0), 0, 0))
+    losses = _forward_backward(accelerator, model, Step([part], (0, 0), 0, 0), [1.0, 1.0])
     assert losses.tolist() == [0.0, 0.0]
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 

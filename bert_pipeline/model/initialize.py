@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from bert_pipeline.tokenizer.load import SpecialIds
 
 EMBEDDING_RMS = 0.09
-NEIGHBOURS = (-1, 1, -2, 2, -3, 3, -4, 4)
+NEIGHBOURS = (-1, 1, -2, 2)
 COUNTED_TOKENS = 4_000_000
 CONTEXTS = 2048
 TABLE_ENTRIES = 2**26  # of a token × context table: 256 MiB

@@ -32,6 +32,8 @@ class PretrainConfig(StageConfig):
     """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, or a JSON file of BertConfig fields."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's own (0.1 in the presets)."""
+    nsp_weight: float = Field(1.0, ge=0)
+    """Weight of the next-sentence loss beside the masked loss; the paper adds them up as they are."""
     mask_rate_end: float | None = Field(None, gt=0, lt=1)
     """Mask rate at the end of the run: from the examples' own it falls there linearly, by giving tokens back."""
     initialization: Literal["bert", "informed"] = "bert"

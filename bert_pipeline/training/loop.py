@@ -100,7 +100,8 @@ class Training:
     make_step: Callable[[int, float], Step]
     """This rank's share of step n, a pure function of n and of the share of the run that lies behind."""
     length: Length
-    loss_names: Sequence[str]
+    losses: Mapping[str, float]
+    """Names and weights of the losses that the model returns, in its order."""
     max_grad_norm: float
     seed: int
 
@@ -156,7 +157,7 @@ def _take_step(training: Training, step: Step, number: int, done: float) -> _Upd
     # Dropout as a function of the step: nothing to save, and a resumed run draws what the first would have drawn.
     ranks, rank = accelerator.num_processes, accelerator.process_index
     torch.manual_seed((training.seed * 1_000_003 + number) * ranks + rank)
-    losses = _forward_backward(accelerator, training.model, step)
+    losses = _forward_backward(accelerator, training.model, step, list(training.losses.values()))
     norm = float(accelerator.clip_grad_norm_(training.model.parameters(), training.max_grad_norm))
     if math.isfinite(norm):
         optimizer.step()
@@ -213,13 +214,14 @@ class _Meter:
         assert self.last is not None
         update, step = self.last
         sums = training.accelerator.reduce(torch.stack(self._losses).sum(0), "sum").tolist()
+        weights = training.losses.values()
         totals = [sum(column) for column in zip(*self._totals, strict=True)]
         means = [value / total if total else None for value, total in zip(sums, totals, strict=True)]
         return {
             "step": position.step,
             "epoch": step.epoch,
-            "loss": sum(mean for mean in means if mean is not None),
-            **dict(zip(training.loss_names, means, strict=True)),
+            "loss": sum(weight * mean for weight, mean in zip(weights, means, strict=True) if mean is not None),
+            **dict(zip(training.losses, means, strict=True)),
             "learning_rate": update.learning_rate,
             "grad_norm": update.norm,
             "tokens": position.tokens,
@@ -278,14 +280,17 @@ class _StepsAhead:
             self._number += 1
 
 
-def _forward_backward(accelerator: Accelerator, model: nn.Module, step: Step) -> torch.Tensor:
-    """Gradients of the step's loss: each summed loss over its terms in the whole step. Returns this rank's sums."""
+def _forward_backward(accelerator: Accelerator, model: nn.Module, step: Step, weights: Sequence[float]) -> torch.Tensor:
+    """Gradients of the step's loss: each summed loss over its terms in the whole step, weighted.
+
+    Returns this rank's sums.
+    """
     sums = []
     for number, part in enumerate(step.parts, start=1):
         with nullcontext() if number == len(step.parts) else accelerator.no_sync(model):
             losses = model(part.to(accelerator.device))
-            parts = [value / total for value, total in zip(losses, step.totals, strict=True) if total]
-            loss = torch.stack(parts or [losses[0] * 0.0]).sum()
+            terms = zip(weights, losses, step.totals, strict=True)
+            loss = torch.stack([weight * value / max(1, total) for weight, value, total in terms]).sum()
             # Ranks' gradients are averaged, but the totals already count all ranks.
             accelerator.backward(loss * accelerator.num_processes)
         sums.append(torch.stack(losses).detach())

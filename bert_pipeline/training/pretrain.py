@@ -156,7 +156,7 @@ class Run:
             self.optimizer,
             self._make_step,
             length,
-            loss_names=("mlm_loss", "nsp_loss"),
+            losses={"mlm_loss": 1.0, "nsp_loss": config.nsp_weight},
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
         )
