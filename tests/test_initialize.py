@@ -37,7 +37,7 @@ def test_tokens_in_like_company_are_alike(size: int) -> None:
     unit = torch.nn.functional.normalize(vectors, dim=1)
     boats, birds = (unit[list(members)] for members in CLASSES.values())
     within = torch.cat([(group @ group.T)[~torch.eye(10, dtype=torch.bool)] for group in (boats, birds)])
-    assert within.min() > 0.5 > (boats @ birds.T).max()
+    assert within.min() > 0.3 > 0.0 > (boats @ birds.T).max()
     assert vectors[NEVER_SEEN].norm() > 0
 
 
