@@ -104,14 +104,14 @@ def evaluate(
     """Measure a model on masked examples, beside the unigram baseline."""
     from dataclasses import asdict
 
-    from bert_pipeline.progress import print_table
+    from bert_pipeline.progress import print_pairs
     from bert_pipeline.training.evaluate import describe, evaluate_folder
 
     evaluation = evaluate_folder(model, examples, split)
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201
     else:
-        print_table(f"{model} on {examples}, {split}", ["", ""], describe(evaluation))
+        print_pairs(f"{model} on {examples}, {split}", describe(evaluation))
 
 
 @app.command("fill-mask")

@@ -75,6 +75,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     out.print(table)
 
 
+def print_pairs(title: str, pairs: Sequence[tuple[str, str]], *, quiet: bool = False) -> None:
+    """Print a heading and named values below it."""
+    width = max(len(name) for name, _ in pairs)
+    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in pairs)]), quiet=quiet)
+
+
 def human_bytes(count: float) -> str:
     """`14.2 MB`: decimal units, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -12,7 +12,7 @@ from bert_pipeline.config import StageConfig, build_config, read_yaml, refuse_un
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.progress import print_table, say
+from bert_pipeline.progress import say
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.training.config import PretrainConfig
 
@@ -118,17 +118,18 @@ def _run_stage(stage: str, config: StageConfig) -> Manifest | None:
 
 
 def _try_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:
-    from bert_pipeline.predict.fill_mask import MaskFiller
+    from bert_pipeline.predict.fill_mask import MASK, MaskFiller
 
     filler = MaskFiller(model)
-    rows, found = [], 0
+    lines, found = ["Probes, with the expected word in brackets and the first guesses below"], 0
     for probe, masks in zip(probes, filler.fill_each([probe.text for probe in probes], AMONG), strict=True):
         words = [candidate["token_str"].strip() for candidate in masks[0]]
         hit = probe.expect.casefold() in (word.casefold() for word in words)
         found += hit
-        rows.append([probe.text, probe.expect, "yes" if hit else "no", ", ".join(words)])
-    print_table("Probes", ["text", "expected", "found", f"first {AMONG} guesses"], rows, quiet=quiet)
-    say(f"probes: the expected word is among the first {AMONG} in {found} of {len(probes)}", quiet=quiet)
+        lines.append(f"  {'yes' if hit else 'no':<3}  {probe.text.replace(MASK, f'[{probe.expect}]')}")
+        lines.append(f"       {', '.join(words)}")
+    lines.append(f"probes: the expected word is among the first {AMONG} in {found} of {len(probes)}")
+    say("\n".join(lines), quiet=quiet)
 
 
 def _mapping(section: object, path: Path, stage: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.bert import FlatBatch, flat_forward
 from bert_pipeline.model.initialize import initialize_informed
 from bert_pipeline.model.presets import make_config
-from bert_pipeline.progress import bar, print_table, say
+from bert_pipeline.progress import bar, print_pairs, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
 from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_rows
 from bert_pipeline.training.card import write_card
@@ -265,7 +265,7 @@ def print_figures(counts: Mapping[str, Any], quiet: bool) -> None:
     """Print the final evaluation out of a manifest's counts, if there was one."""
     figures = {name.removeprefix("eval_"): value for name, value in counts.items() if name.startswith("eval_")}
     if figures:
-        print_table("On held-out text", ["", ""], describe(Evaluation(**figures)), quiet=quiet)
+        print_pairs("On held-out text", describe(Evaluation(**figures)), quiet=quiet)
 
 
 def make_accelerator(config: PretrainConfig) -> Accelerator:
