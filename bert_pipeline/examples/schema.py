@@ -15,4 +15,3 @@ SCHEMA = pa.schema(
         ("masked_labels", pa.list_(pa.int32())),
     ]
 )
-SPLITS = ("train", "validation")

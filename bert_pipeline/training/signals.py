@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM as a request that the loop answers between two steps."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 from bert_pipeline.errors import Stopped
 
@@ -22,9 +22,7 @@ class StopSignal:
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
