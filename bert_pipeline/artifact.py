@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 from bert_pipeline.config import StageConfig
 from bert_pipeline.errors import BertpipeError
 
-FORMAT = 1  # raised when the same settings would give other files
+FORMAT = 2  # raised when the same settings would give other files
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
 VERSIONED = ("bertpipe", "tokenizers", "pyarrow", "numpy", "sentencex", "torch", "transformers", "accelerate")
@@ -64,7 +65,8 @@ def hash_file(path: Path) -> str:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds it is synced and renamed, else removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by process id: processes on other machines may have the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with explain_full_disk(path):
             yield temporary

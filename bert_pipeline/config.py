@@ -8,11 +8,16 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bert_pipeline.errors import BertpipeError, UsageError
 
 C = TypeVar("C", bound="StageConfig")
+
+RAY_OPTIONS = ("memory_gb",)
+SLURM_SETTINGS = ("tasks_per_job", "max_array_size")
+"""Engine options that datatrove reads; all others for Slurm are sbatch's."""
+OWN_SBATCH_OPTIONS = ("array", "job_name", "output", "error", "dependency", "export", "wait")
 
 
 def available_cores() -> int:
@@ -41,12 +46,44 @@ class StageConfig(BaseModel):
 class ShardedConfig(StageConfig):
     """A stage whose work is a pure function of each shard."""
 
-    execution: ClassVar[frozenset[str]] = StageConfig.execution | {"workers", "engine"}
+    execution: ClassVar[frozenset[str]] = StageConfig.execution | {"workers", "engine", "engine_option"}
 
     workers: int = Field(default_factory=available_cores, ge=1)
-    """Processes to work with; the result is the same for any number."""
-    engine: Literal["local"] = "local"
-    """Where the shards are worked on: `local` is processes on this machine."""
+    """Processes to work with, or tasks at a time on a cluster; the result is the same for any number."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Where the shards are worked on: `local` is processes on this machine, `ray` a Ray cluster, `slurm` array jobs;
+    the result is the same."""
+    engine_option: tuple[str, ...] = ()
+    """KEY=VALUE, may be given several times. For slurm any option of sbatch, such as partition=cpu, time=04:00:00 or
+    mem-per-cpu=4G; also tasks_per_job and max_array_size. For ray memory_gb, to reserve for each task."""
+
+    @model_validator(mode="after")
+    def _check_engine_options(self) -> "ShardedConfig":
+        for option in self.engine_option:
+            if complaint := _find_fault(self.engine, option):
+                raise ValueError(f"--engine-option {option}: {complaint}")
+        return self
+
+    def read_engine_options(self) -> dict[str, str]:
+        """The engine's options by name."""
+        given = (option.split("=", 1) for option in self.engine_option)
+        return {key.replace("-", "_"): value for key, value in given}
+
+
+def _find_fault(engine: str, option: str) -> str | None:
+    name, equals, value = option.partition("=")
+    key = name.replace("-", "_")
+    if not equals or not key.isidentifier():
+        return "write KEY=VALUE, such as partition=cpu."
+    if engine == "local":
+        return "there are none for --engine local."
+    if engine == "ray" and key not in RAY_OPTIONS:
+        return f"unknown to --engine ray. Known: {', '.join(RAY_OPTIONS)}."
+    if engine == "slurm" and key in OWN_SBATCH_OPTIONS:
+        return "bertpipe sets this option of sbatch itself."
+    if key in RAY_OPTIONS + SLURM_SETTINGS and not (value.isdecimal() and int(value) > 0):
+        return "a whole number from 1 on was expected."
+    return None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -69,6 +69,14 @@ def test_an_error_in_a_task_reaches_the_caller_as_it_is(workers: int):
         list(run_tasks(fail_at_three, range(8), workers))
 
 
+def is_loaded(module: str) -> bool:
+    return module in sys.modules
+
+
+def test_workers_do_not_load_what_only_drives_them():
+    assert [loaded for _, loaded in run_tasks(is_loaded, ["datatrove", "ray"], 2)] == [False, False]
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_pipeline.artifact import Manifest, atomic, describe_input, read_manifest, workspace
-from bert_pipeline.engine import run_tasks
+from bert_pipeline.engine import run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.masking import apply_masks, draw_masks, to_batch, write_rows
@@ -55,7 +55,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
         splits = split_documents(totals["documents"], config)
         jobs = _plan_jobs(work.folder, len(corpus.files), config, loaded.special, loaded.vocab_size)
         with bar("making examples", len(jobs), quiet=config.quiet) as progress:
-            for index, counts in run_tasks(make_shard, jobs, config.workers):
+            for index, counts in run_stage(make_shard, jobs, config, work.folder):
                 totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
                 progress.advance()
         counts_file = work.folder / TOKEN_COUNTS
@@ -79,7 +79,7 @@ def _encode_corpus(folder: Path, corpus: Manifest, config: ExamplesConfig, total
         for index, name in enumerate(corpus.files)
     ]
     with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
-        for _, counts in run_tasks(encode_shard, jobs, config.workers):
+        for _, counts in run_stage(encode_shard, jobs, config, folder):
             totals.update(counts)
             progress.advance()
     return store
