@@ -62,7 +62,8 @@ def _default(field: FieldInfo) -> str:
         return "(required)"
     if field.default_factory is not None:
         return "(all cores)"
-    return "" if field.default in (None, False) else f"({field.default})"
+    default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    return "" if default in (None, False) else f"({default})"
 
 
 def _on_the_line(annotation: Any) -> Any:
@@ -71,5 +72,6 @@ def _on_the_line(annotation: Any) -> Any:
         choices = [a for a in get_args(annotation) if a is not type(None) and get_origin(a) is not dict]
         annotation = str if str in choices else choices[0]
     if get_origin(annotation) is tuple:
-        return list[get_args(annotation)[0]]  # type: ignore[misc]
+        item = get_args(annotation)[0]
+        return list[item if isinstance(item, type) else str]  # type: ignore[misc]
     return annotation

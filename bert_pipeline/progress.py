@@ -3,8 +3,9 @@
 Bars go to standard error and only to a terminal; results go to standard output.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -42,8 +43,18 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: float | None, *, quiet: bool = False, counted: bool = True) -> Iterator[Bar]:
-    """A progress bar for the length of the block; invisible when quiet or when standard error is no terminal."""
+def bar(
+    title: str,
+    total: float | None,
+    *,
+    quiet: bool = False,
+    counted: bool = True,
+    describe: Callable[[], str] | None = None,
+) -> Iterator[Bar]:
+    """A progress bar for the length of the block; invisible when quiet or when standard error is no terminal.
+
+    `describe` is asked every second for the text beside the bar, where work is done that nobody reports.
+    """
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -54,7 +65,20 @@ def bar(title: str, total: float | None, *, quiet: bool = False, counted: bool =
     ]
     hidden = quiet or not err.is_terminal
     with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, note=""))
+        shown = Bar(progress, progress.add_task(title, total=total, note=""))
+        ended = threading.Event()
+        if describe and not hidden:
+            threading.Thread(target=_keep_describing, args=(shown, describe, ended), daemon=True).start()
+        try:
+            yield shown
+        finally:
+            ended.set()
+
+
+def _keep_describing(shown: Bar, describe: Callable[[], str], ended: threading.Event) -> None:
+    while not ended.wait(1):
+        with suppress(OSError):  # files come and go while they are counted
+            shown.note(describe())
 
 
 def say(message: str, *, quiet: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -16,6 +17,13 @@ from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.train import train_tokenizer
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["zstd"]
 
 # The same inputs at every run, and no clock: a test that fails here fails everywhere.
 settings.register_profile("bertpipe", deadline=None, derandomize=True, database=None, max_examples=40)
@@ -73,7 +81,8 @@ def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
     per_file = -(-len(texts) // shards)
     for number, start in enumerate(range(0, len(texts), per_file)):
         write_jsonl(raw / f"{number:03}.jsonl", texts[start : start + per_file])
-    build_corpus(CorpusConfig(out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=1e-6, workers=1, quiet=True))
+    size = max(file.stat().st_size for file in raw.iterdir()) / 1e6
+    build_corpus(CorpusConfig(out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=size, workers=1, quiet=True))
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "numpy"}
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "numpy", "datatrove", "ray"}
 COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask"]
 
 
@@ -60,7 +60,11 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
     [
         (["corpus", "--out", "x"], 2, "--source is missing"),
         (["corpus", "--source", "text:nowhere/*.txt", "--out", "x"], 1, "nowhere/*.txt matches no file"),
-        (["corpus", "--source", "floppy", "--out", "x"], 2, "python-docs, text:GLOB, jsonl:GLOB, parquet:GLOB"),
+        (
+            ["corpus", "--source", "floppy", "--out", "x"],
+            2,
+            "oscar:LANG, hub:REPO[:CONFIG], text:GLOB, jsonl:GLOB, parquet:GLOB",
+        ),
         (["corpus", "--source", "python-docs", "--out", "x", "--workers", "0"], 2, "--workers"),
         (["corpus", "--source", "python-docs", "--out", "x", "--engine", "abacus"], 2, "abacus"),
         (["tokenize", "--corpus", "nowhere", "--out", "x"], 1, "nowhere: no such folder"),

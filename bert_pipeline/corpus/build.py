@@ -1,25 +1,44 @@
-"""`bertpipe corpus`: sources become documents in parquet shards."""
+"""`bertpipe corpus`: sources become documents in parquet shards.
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+Three phases, each a pure function of what came before: tasks are read and cleaned into parts; where asked for, parts
+are compared for duplicates; parts become shards, which is a renaming where nothing was left out.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from random import Random
 
-import pyarrow as pa
+import numpy as np
 
-from bert_pipeline.artifact import Input, Manifest, workspace
+from bert_pipeline.artifact import Input, Manifest, Workspace, atomic, workspace
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Document, Task
+from bert_pipeline.corpus.dedup import (
+    BEYOND,
+    EXACT,
+    KEPT,
+    NEAR,
+    REASONS,
+    KeepJob,
+    Parts,
+    Verdicts,
+    find_pairs,
+    plan_pairs,
+    write_kept,
+)
+from bert_pipeline.corpus.documents import Source
+from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS, Counts, PartsJob, Quota, read_parts
+from bert_pipeline.corpus.publish import Publisher, shard_path
 from bert_pipeline.corpus.sources import parse_source
-from bert_pipeline.engine import run_tasks
+from bert_pipeline.corpus.tally import SAMPLES, Tally, print_account
+from bert_pipeline.engine import run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import bar, human_bytes, print_table, say
-from bert_pipeline.shards import finished_counts, write_shard
 
 STAGE = "corpus"
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("language", pa.string())])
-ROWS_A_BATCH = 256
+PARTS = ".parts"
 
 
 def build_corpus(config: CorpusConfig) -> Manifest:
@@ -27,81 +46,163 @@ def build_corpus(config: CorpusConfig) -> Manifest:
 
     Raises `BertpipeError` when a source is missing or broken, or holds no text at all.
     """
-    sources = {spec: parse_source(spec) for spec in dict.fromkeys(config.source)}
+    sources = {spec: parse_source(spec, config) for spec in dict.fromkeys(config.source)}
     inputs = {spec: Input(spec, source.fingerprint()) for spec, source in sources.items()}
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
+            shutil.rmtree(config.out / PARTS, ignore_errors=True)
             say(f"corpus: already complete in {config.out}", quiet=config.quiet)
+            if config.explain:
+                print_account(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
-        tasks = [task for source in sources.values() for task in source.tasks(config)]
-        jobs = [ShardJob(work.folder / f"{index:05}.parquet", task) for index, task in enumerate(tasks)]
-        totals: Counter[str] = Counter()
-        with bar("corpus", len(jobs), quiet=config.quiet) as progress:
-            for _, counts in run_tasks(make_shard, jobs, config.workers):
-                totals.update(counts)
-                progress.advance()
-        if not totals["documents"]:
-            raise BertpipeError(
-                f"{', '.join(sources)}: no document with any text was found. {_skipped(totals)}".strip()
-            )
+        jobs = _plan(work, sources, config)
+        tally, shards = (_deduplicate if _compares(config) else _publish)(work.folder, jobs, config)
+        counts = tally.to_json()
+        if not counts["documents"]:
+            raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
         taken = {spec: source.describe() for spec, source in sources.items()}
-        manifest = work.finish(dict(sorted(totals.items())) | {"taken": taken}, [job.path for job in jobs])
+        skipped = counts.pop("source")
+        manifest = work.finish(counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)])
+        shutil.rmtree(config.out / PARTS)
     _summarise(manifest, config)
     return manifest
 
 
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """A task and the file that its documents go to."""
-
-    path: Path
-    task: Task
-
-
-def make_shard(job: ShardJob) -> dict[str, int]:
-    """Write one shard, unless it is there already; return its counts."""
-    if (finished := finished_counts(job.path)) is not None:
-        return finished
-    counts: Counter[str] = Counter(documents=0, bytes=0)
-    write_shard(job.path, SCHEMA, _batches(job.task.documents(counts), counts), lambda: dict(counts))
-    return dict(counts)
+def _plan(work: Workspace, sources: dict[str, Source], config: CorpusConfig) -> list[PartsJob]:
+    folder = work.folder / PARTS
+    folder.mkdir(exist_ok=True)
+    tasks = [task for source in sources.values() for task in source.tasks(config)]
+    if config.shuffle_buffer:
+        Random(config.seed).shuffle(tasks)
+    quota = Quota(config.max_documents or float("inf"), config.max_bytes or float("inf"))
+    return [PartsJob(folder, number, task, config, quota) for number, task in enumerate(tasks)]
 
 
-def _batches(documents: Iterator[Document], counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-    rows: list[tuple[str, str, str, str]] = []
-    for document in documents:
-        counts["documents"] += 1
-        counts["bytes"] += len(document.text.encode())
-        rows.append((document.id, document.text, document.source, document.language))
-        if len(rows) == ROWS_A_BATCH:
-            yield _batch(rows)
-            rows = []
-    if rows:
-        yield _batch(rows)
+def _compares(config: CorpusConfig) -> bool:
+    return not set(WHOLE_CORPUS_STEPS).isdisjoint(config.clean)
 
 
-def _batch(rows: list[tuple[str, str, str, str]]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(c, pa.string()) for c in zip(*rows, strict=True)], schema=SCHEMA)
+def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
+    """Read all tasks, and give parts their names as soon as those of earlier tasks have theirs."""
+    publisher = Publisher(folder, jobs[0].quota if jobs else Quota())
+    done = 0
+    while done < len(jobs) and not publisher.is_full and publisher.resume(jobs[done]):
+        done += 1
+    if not publisher.is_full:
+        _read(folder, jobs[done:], config, publisher)
+    tally = Tally()
+    for counts in publisher.counts:
+        tally.add(counts)
+    return tally, publisher.shards
 
 
-def _skipped(totals: Counter[str] | dict[str, Any]) -> str:
-    left_out = [f"{name.replace('_', ' ')}: {totals[name]:,}" for name in sorted(totals) if "skipped" in name]
-    replaced = totals.get("invalid_bytes_replaced", 0)
-    return "; ".join(left_out + ([f"invalid bytes replaced: {replaced:,}"] if replaced else []))
+def _read(
+    folder: Path, jobs: Sequence[PartsJob], config: CorpusConfig, publisher: Publisher | None
+) -> list[list[Counts]]:
+    """Read tasks in order until there is as much as their quota asks for; return the parts of those that it took."""
+    finished: dict[int, list[Counts]] = {}
+    in_order: list[list[Counts]] = []
+    documents = size = 0
+    with bar("reading", len(jobs), quiet=config.quiet, describe=lambda: _written(jobs)) as progress:
+        for index, parts in run_stage(read_parts, jobs, config, folder):
+            finished[index] = parts
+            progress.advance()
+            while len(in_order) in finished:
+                number = len(in_order)
+                in_order.append(finished[number])
+                documents += sum(counts["documents"] for counts in finished[number])
+                size += sum(counts["bytes"] for counts in finished[number])
+                if publisher:
+                    publisher.publish(jobs[number], finished[number])
+                if publisher.is_full if publisher else jobs[number].quota.is_met(documents, size):
+                    return in_order
+    return in_order
+
+
+def _written(jobs: Sequence[PartsJob]) -> str:
+    """What lies in the parts and shards so far, compressed."""
+    sizes = [
+        entry.stat().st_size
+        for folder in (jobs[0].folder, jobs[0].folder.parent)
+        for entry in os.scandir(folder)
+        if entry.name.endswith(".parquet")
+    ]
+    return f"{len(sizes):,} parts, {human_bytes(sum(sizes))}"
+
+
+def _deduplicate(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
+    """Read as many tasks as it takes, compare all documents, write those that stay."""
+    limit = Quota(config.max_documents or float("inf"), config.max_bytes or float("inf"))
+    wanted = limit
+    while True:
+        read = _read(folder, [replace(job, quota=wanted) for job in jobs], config, None)
+        listed = [
+            (job.path(n), counts) for job, parts in zip(jobs, read, strict=False) for n, counts in enumerate(parts)
+        ]
+        parts = Parts(tuple(path for path, _ in listed), tuple(counts["documents"] for _, counts in listed))
+        pairs = plan_pairs(folder / PARTS, parts, config.clean, config.near_threshold)
+        with bar("comparing", len(pairs), quiet=config.quiet) as progress:
+            for _ in run_stage(find_pairs, pairs, config, folder):
+                progress.advance()
+        verdicts = Verdicts(parts, pairs)
+        is_enough = verdicts.limit(limit.documents, limit.bytes)
+        if is_enough or (len(read) == len(jobs) and all(parts[-1]["ended"] for parts in read)):
+            break
+        wanted = Quota(2 * wanted.documents, 2 * wanted.bytes)
+    return _write_kept(folder, verdicts, config)
+
+
+def _write_kept(folder: Path, verdicts: Verdicts, config: CorpusConfig) -> tuple[Tally, int]:
+    fates = folder / PARTS / "fates.npy"
+    with atomic(fates) as temporary, temporary.open("wb") as file:
+        np.save(file, verdicts.fates, allow_pickle=False)
+    jobs: list[KeepJob] = []
+    shards = 0
+    fate, starts = verdicts.fates, verdicts.parts.starts
+    reached = int(np.argmax(fate == BEYOND)) if (fate == BEYOND).any() else len(fate) + 1
+    for path, start, end in zip(verdicts.parts.paths, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        if start >= max(reached, 1):
+            break
+        keeps = bool((fate[start:end] == KEPT).any())
+        jobs.append(KeepJob(path, shard_path(folder, shards) if keeps else None, fates, start))
+        shards += keeps
+    tally = Tally()
+    counts: dict[int, Counts] = {}
+    with bar("writing", len(jobs), quiet=config.quiet) as progress:
+        for index, written in run_stage(write_kept, jobs, config, folder):
+            counts[index] = written
+            progress.advance()
+    for index in range(len(jobs)):
+        tally.add(counts[index])
+    for reason in (EXACT, NEAR):
+        if line := tally.removed.get(REASONS[reason]):
+            line["samples"] = verdicts.samples(reason, SAMPLES)
+    return tally, shards
+
+
+def _why_empty(counts: Counts, config: CorpusConfig) -> str:
+    reasons = [f"{name.replace('_', ' ')}: {count:,}" for name, count in sorted(counts["source"].items())]
+    reasons += [f"{reason}: {line['documents']:,}" for reason, line in counts["removed"].items()]
+    left_out = f" Left out: {'; '.join(reasons)}." if reasons else ""
+    hint = " Choose fewer steps with --clean, or see samples with --clean none." if counts["removed"] else ""
+    return f"no document with any text was found.{left_out}{hint}"
 
 
 def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
-    counts = manifest.counts
+    counts, quiet = manifest.counts, config.quiet
     say(
         f"corpus: {counts['documents']:,} documents, {human_bytes(counts['bytes'])} of text "
         f"in {len(manifest.files)} shards → {config.out}",
-        quiet=config.quiet,
+        quiet=quiet,
     )
-    if remarks := _skipped(counts):
-        say(f"  {remarks}", quiet=config.quiet)
+    skipped = [name for name in sorted(counts) if name.startswith("skipped") or name == "invalid_bytes_replaced"]
+    if skipped:
+        say("  " + "; ".join(f"{name.replace('_', ' ')}: {counts[name]:,}" for name in skipped), quiet=quiet)
+    if counts["changed"] or counts["removed"]:
+        print_account(counts, config.clean, explain=config.explain, quiet=quiet)
     for taken in counts["taken"].values():
         if packages := taken.get("packages"):
             rows = [
                 [name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])] for name, p in packages.items()
             ]
-            print_table("Taken from", ["package", "version", "documents", "text"], rows, quiet=config.quiet)
+            print_table("Taken from", ["package", "version", "documents", "text"], rows, quiet=quiet)

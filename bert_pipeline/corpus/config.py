@@ -1,22 +1,94 @@
 """Options of `bertpipe corpus`."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from bert_pipeline.config import ShardedConfig
+
+Step = Literal[
+    "mojibake",
+    "html",
+    "unicode",
+    "control",
+    "whitespace",
+    "language",
+    "gopher-repetition",
+    "gopher-quality",
+    "c4",
+    "fineweb",
+    "exact",
+    "near",
+]
+"""Cleaning steps, in the order in which they run."""
+
+STEP_SETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "basic": ("unicode", "control", "whitespace"),
+    "web": (
+        "mojibake",
+        "html",
+        "unicode",
+        "control",
+        "whitespace",
+        "language",
+        "gopher-repetition",
+        "gopher-quality",
+        "exact",
+        "near",
+    ),
+}
+
+
+def _name_steps(given: object) -> object:
+    """Sets and comma-separated names written out: `("basic", "exact,near")` as its steps."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return given
+    parts = [part.strip() for name in names for part in name.split(",")]
+    return tuple(dict.fromkeys(step for part in parts for step in STEP_SETS.get(part, (part,))))
 
 
 class CorpusConfig(ShardedConfig):
     """Turn sources into documents in parquet."""
 
+    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"max_wait", "explain"}
+
     source: tuple[str, ...] = Field(min_length=1)
-    """`python-docs`, `text:GLOB`, `jsonl:GLOB` or `parquet:GLOB` (plain, .gz or .zst); may be given several times."""
+    """`python-docs`, `wikitext-2`, `wikitext-103`, `oscar:LANG`, `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB` or
+    `parquet:GLOB` (files plain, .gz or .zst); may be given several times."""
     text_field: str | None = None
     """Field or column that holds the text in jsonl and parquet; by default `text`, else `content`."""
     language: str = "en"
-    """ISO 639 code of the documents' language; it chooses the sentence rules."""
+    """ISO 639 code of the documents' language; it chooses the sentence rules and what the step `language` keeps.
+    `oscar:LANG` says its own."""
+    clean: Annotated[tuple[Step, ...], BeforeValidator(_name_steps)] = STEP_SETS["basic"]  # type: ignore[assignment]
+    """Cleaning steps, or a set of them: `none`, `basic` (unicode, control, whitespace) or `web` (all but c4 and
+    fineweb). Steps: mojibake, html, unicode, control, whitespace, language, gopher-repetition, gopher-quality, c4,
+    fineweb, exact, near. Comma-separated or given several times."""
+    near_threshold: float = Field(0.8, gt=0, lt=1)
+    """For the step `near`: share of common word 5-grams (Jaccard similarity) from which two documents are the same."""
+    max_documents: int | None = Field(None, ge=1)
+    """Take this many documents, those that cleaning leaves, and read no further."""
+    max_bytes: int | None = Field(None, ge=1)
+    """Take whole documents while their text, cleaned, stays within this many bytes, and read no further."""
+    shuffle_buffer: int | None = Field(None, ge=2)
+    """Read files in random order, and shuffle documents through a buffer of this many."""
+    seed: int = 0
+    """Seed of the shuffling."""
+    split: str = "train"
+    """Split of hub data sets."""
+    repository: str | None = None
+    """Hub repository that `oscar:LANG` reads instead of its default."""
+    revision: str | None = None
+    """Branch, tag or commit of hub repositories."""
+    files: str | None = None
+    """Glob of the files to read in hub repositories, instead of those that the repository declares."""
+    max_wait: float = Field(120, ge=0)
+    """Seconds to keep trying while the hub gives nothing; after that the run stops and can be resumed."""
     on_error: Literal["fail", "skip"] = "fail"
     """On a broken row or file: `fail` names it and stops, `skip` leaves it out and counts it."""
+    explain: bool = False
+    """Show samples of what each cleaning step changed or removed."""
     shard_mb: float = Field(16.0, gt=0)
-    """Megabytes of source text that a shard takes in, about."""
+    """Megabytes of text that a shard takes in, about."""

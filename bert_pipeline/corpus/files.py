@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from bert_pipeline.artifact import hash_file, hash_json
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task
-from bert_pipeline.corpus.text import clean_document, decode, split_documents
+from bert_pipeline.corpus.text import decode, split_documents
 from bert_pipeline.errors import BertpipeError
 
 TEXT_FIELDS = ("text", "content")
@@ -41,9 +41,10 @@ class FilesTask:
         """Documents of the files in order; ids are `FILE#NUMBER`."""
         read = READERS[self.spec.partition(":")[0]]
         for file in self.files:
-            name = os.path.relpath(file, self.base)
+            # A file's name may be bytes of no encoding; an id is text.
+            name = os.fsencode(os.path.relpath(file, self.base)).decode("utf-8", "replace")
             for number, text in enumerate(read(file, self, counts)):
-                if text:
+                if text and not text.isspace():
                     yield Document(f"{name}#{number}", text, self.spec, self.language)
                 else:
                     counts["skipped_empty"] += 1
@@ -157,7 +158,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _accept(value: object, counts: Counter[str]) -> str | None:
     if isinstance(value, str):
-        return clean_document(value)
+        return value
     counts["skipped_no_text"] += 1
     return None
 

@@ -16,6 +16,8 @@ from bert_pipeline.errors import UsageError
 from bert_pipeline.progress import bar
 
 PYTHON_DOCS = "python-docs"
+WIKITEXT = ("wikitext-2", "wikitext-103")
+HUB_KINDS = ("oscar", "hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,17 @@ class PythonDocs:
         return self._taken
 
 
-def parse_source(spec: str) -> Source:
+def parse_source(spec: str, config: CorpusConfig) -> Source:
     """The source that a `--source` value names."""
     if spec == PYTHON_DOCS:
         return PythonDocs()
     kind, _, pattern = spec.partition(":")
+    if spec in WIKITEXT or (kind in HUB_KINDS and pattern):
+        from bert_pipeline.corpus.hub import HubSource  # takes a second to load, which files need not wait for
+
+        return HubSource(spec, config)
     if kind in READERS and pattern:
         return FileSource(spec)
-    known = ", ".join([PYTHON_DOCS, *(f"{kind}:GLOB" for kind in READERS)])
+    hub = [*WIKITEXT, "oscar:LANG", "hub:REPO[:CONFIG]"]
+    known = ", ".join([PYTHON_DOCS, *hub, *(f"{kind}:GLOB" for kind in READERS)])
     raise UsageError(f"--source {spec}: unknown. Known: {known}.")

@@ -1,4 +1,4 @@
-"""Plain text as people store it: made into clean paragraphs, one a line, and into documents."""
+"""Plain text as people store it: made into paragraphs, one a line, and into documents."""
 
 import re
 from collections import Counter
@@ -11,23 +11,8 @@ and a held-out part, and no stage should need a whole library in memory."""
 WRAP_WIDTH = 120
 """A paragraph none of whose lines is longer than this is taken to be hard-wrapped."""
 
-_LINE_BREAKING = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ")
-_CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xFEFF], None)
-# Tabs become spaces with all other white space; everything else that has no glyph goes. U+200C and the marks of
-# right-to-left text are format characters, not controls, and stay.
-_TRANSLATION = {**_CONTROL, **_LINE_BREAKING, ord("\t"): " "}
 _TITLE = re.compile(r"= [^=](?:.*[^=])? =")
 _HEADING = re.compile(r"=(?: ?=)+ .+ =(?: ?=)+")
-
-
-def clean_line(line: str) -> str:
-    """Drop control characters and lone surrogates, and fold white space."""
-    if not line.isprintable():
-        line = line.translate(_TRANSLATION)
-        if any("\ud800" <= char <= "\udfff" for char in line):
-            # Halves of a pair that JSON escaped one by one are joined; what is still alone has no meaning.
-            line = line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return " ".join(line.split())
 
 
 def decode(raw: bytes, counts: Counter[str]) -> str:
@@ -38,11 +23,6 @@ def decode(raw: bytes, counts: Counter[str]) -> str:
         text = raw.decode("utf-8", "replace")
         counts["invalid_bytes_replaced"] += text.count("\ufffd")
         return text
-
-
-def clean_document(text: str) -> str:
-    """A text whose lines are paragraphs already (web text, JSON records): each cleaned, empty ones dropped."""
-    return "\n".join(filter(None, map(clean_line, text.replace("\r", "\n").split("\n"))))
 
 
 def join_wrapped(lines: list[str]) -> list[str]:
@@ -63,7 +43,7 @@ def split_documents(lines: Iterable[str]) -> Iterator[str]:
     block: list[str] = []
     size = 0
     after_blank = True
-    for line in map(clean_line, lines):
+    for line in map(str.strip, lines):
         begins = after_blank and line.startswith("=") and _TITLE.fullmatch(line) is not None
         if not line or begins or size >= 2 * MAX_DOCUMENT_CHARS:
             paragraphs += join_wrapped(block)

@@ -1,0 +1,102 @@
+"""The account of a corpus: what came in, what each cleaning step changed or removed, what went out.
+
+A tally is kept for every part, written into its footer, and added up in order, so that the sum is the same for any
+number of workers. Samples are for people: the first three of each reason.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from bert_pipeline.progress import human_bytes, print_table, say
+
+SAMPLES = 3
+SAMPLE_CHARS = 80
+EMPTY = "empty"
+
+
+class Tally:
+    """Documents and bytes by what happened to them; `source` counts what the reader skipped or replaced."""
+
+    def __init__(self) -> None:
+        self.source: Counter[str] = Counter()
+        self.read: Counter[str] = Counter(documents=0, bytes=0)
+        self.written: Counter[str] = Counter(documents=0, bytes=0)
+        self.changed: dict[str, dict[str, Any]] = {}
+        self.removed: dict[str, dict[str, Any]] = {}
+
+    def count_read(self, size: int) -> None:
+        """A document of `size` bytes came from the source."""
+        self.read.update(documents=1, bytes=size)
+
+    def count_written(self, size: int) -> None:
+        """A document of `size` bytes went to the corpus."""
+        self.written.update(documents=1, bytes=size)
+
+    def count_changed(self, step: str, sample: tuple[str, str] | None = None) -> None:
+        """A cleaning step changed a document."""
+        _add(self.changed, step, 1, 0, [[_writable(text) for text in sample]] if sample else [])
+
+    def count_removed(self, reason: str, size: int, sample: str) -> None:
+        """A document of `size` bytes was left out."""
+        _add(self.removed, reason, 1, size, [shorten(sample)])
+
+    def wants_sample(self, step: str) -> bool:
+        """Whether a change by this step is still to be shown."""
+        return len(self.changed.get(step, {}).get("samples", ())) < SAMPLES
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Add what `to_json` gave for a part."""
+        self.source.update(counts["source"])
+        self.read.update(counts["read"])
+        self.written.update(documents=counts["documents"], bytes=counts["bytes"])
+        for mine, theirs in ((self.changed, counts["changed"]), (self.removed, counts["removed"])):
+            for name, line in theirs.items():
+                _add(mine, name, line["documents"], line["bytes"], line["samples"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a shard's footer; `documents` and `bytes` are what was written."""
+        return {
+            **self.written,
+            "read": dict(self.read),
+            "source": dict(sorted(self.source.items())),
+            "changed": dict(sorted(self.changed.items())),
+            "removed": dict(sorted(self.removed.items())),
+        }
+
+
+def _add(table: dict[str, dict[str, Any]], name: str, documents: int, size: int, samples: Iterable[Any]) -> None:
+    line = table.setdefault(name, {"documents": 0, "bytes": 0, "samples": []})
+    line["documents"] += documents
+    line["bytes"] += size
+    line["samples"] = [*line["samples"], *samples][:SAMPLES]
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(_writable(text[: 4 * SAMPLE_CHARS]).split())
+    return line if len(line) <= SAMPLE_CHARS else line[: SAMPLE_CHARS - 1] + "…"
+
+
+def _writable(text: str) -> str:
+    """Lone surrogates replaced: a sample shows a text as it came."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def print_account(counts: dict[str, Any], steps: Iterable[str], *, explain: bool, quiet: bool) -> None:
+    """The table of what came in and went out, with samples when `explain` is asked for."""
+    read, changed, removed = counts["read"], counts["changed"], counts["removed"]
+    rows = [["read", f"{read['documents']:,}", human_bytes(read["bytes"])]]
+    rows += [[f"  changed by {step}", f"{changed[step]['documents']:,}", ""] for step in steps if step in changed]
+    rows += [[f"− {reason}", f"{line['documents']:,}", human_bytes(line["bytes"])] for reason, line in removed.items()]
+    rows.append(["written", f"{counts['documents']:,}", human_bytes(counts["bytes"])])
+    print_table("Documents in and out", ["", "documents", "text"], rows, quiet=quiet)
+    if not explain:
+        return
+    for step in steps:
+        for before, after in changed.get(step, {}).get("samples", ()):
+            shown = [text.replace("\n", " ⏎ ") for text in (before, after)]
+            say(f"changed by {step}\n  from  {shown[0]}\n  to    {shown[1]}", quiet=quiet)
+    for reason, line in removed.items():
+        shown = [sample if isinstance(sample, str) else "\n    is like  ".join(sample) for sample in line["samples"]]
+        say("\n".join([f"− {reason}", *(f"  {sample}" for sample in shown)]), quiet=quiet)

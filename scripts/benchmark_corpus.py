@@ -1,0 +1,214 @@
+"""Speed and memory of the corpus stage.
+
+`speed` times reading, each cleaning step, sentence splitting, fingerprints and, for comparison, tokenizing and plain
+`datasets` reading of the same files: one process, one thread, all of them in turn, several rounds, the median of each.
+`memory` makes a corpus of a given size and reports the time and the peak memory of the whole stage, all processes
+together.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+# One thread: figures are for one core, and shards are the parallelism.
+os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import numpy as np
+import psutil
+import typer
+
+from bert_pipeline.corpus.clean import Cleaner
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.documents import Document
+from bert_pipeline.corpus.fingerprints import Fingerprints
+from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS
+from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.corpus.sources import parse_source
+from bert_pipeline.progress import out, print_table
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def speed(
+    texts: Annotated[
+        list[str], typer.Argument(metavar="LANGUAGE=GLOB...", help="Text files, such as 'en=books/*.txt'.")
+    ],
+    rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
+    megabytes: Annotated[float, typer.Option(help="Text to measure on, at most.")] = 4.0,
+) -> None:
+    """MB/s of one core, by language."""
+    for given in texts:
+        language, _, pattern = given.partition("=")
+        _measure(language, pattern, rounds, megabytes)
+
+
+def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None:
+    config = CorpusConfig(out=Path("unused"), source=(f"text:{pattern}",), language=language, shard_mb=1e6)
+    documents = _some_documents(config, megabytes * 1e6)
+    texts = [document.text for document in documents]
+    size = sum(len(text.encode()) for text in texts)
+    on_disk = sum(file.stat().st_size for file in parse_source(config.source[0], config).files)  # type: ignore[attr-defined]
+    jobs: dict[str, tuple[float, Callable[[], object]]] = {
+        "reading": (on_disk, lambda: _drain(_read(config))),
+        "reading with datasets alone": (on_disk, lambda: _drain(_read_with_datasets(pattern))),
+    }
+    for steps in (("basic",), *((step,) for step in _text_steps()), ("web",)):
+        try:
+            chosen = CorpusConfig(out=Path("unused"), source=("text:x",), clean=steps).clean
+            cleaner = Cleaner([step for step in chosen if step not in WHOLE_CORPUS_STEPS], language)
+        except Exception as error:
+            out.print(f"{steps[0]}: {error}")
+            continue
+        jobs[f"cleaning: {steps[0]}"] = (size, lambda cleaner=cleaner: [cleaner.clean(text) for text in texts])
+    for step in WHOLE_CORPUS_STEPS:
+        jobs[f"fingerprints: {step}"] = (size, lambda step=step: _fingerprint(step, texts))
+    jobs["sentences"] = (size, lambda: [split_sentences(text, language) for text in texts])
+    sentences = [sentence for text in texts for sentence in split_sentences(text, language)]
+    tokenizer = _train_tokenizer(texts)
+    jobs["tokenizing (WordPiece, 8,000), for comparison"] = (size, lambda: tokenizer.encode_batch_fast(sentences))
+
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, (_, run) in jobs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    rows = []
+    for name, (amount, _) in jobs.items():
+        rates = sorted(amount / 1e6 / second for second in seconds[name])
+        rows.append([name, f"{statistics.median(rates):.1f}", f"{rates[0]:.1f} to {rates[-1]:.1f}"])
+    print_table(f"{language}: {pattern}, {size / 1e6:.1f} MB", ["one core", "MB/s", "range"], rows)
+
+
+def _text_steps() -> list[str]:
+    from typing import get_args
+
+    from bert_pipeline.corpus.config import Step
+
+    return [step for step in get_args(Step) if step not in WHOLE_CORPUS_STEPS]
+
+
+def _read(config: CorpusConfig) -> Iterator[Document]:
+    counts: Counter[str] = Counter()
+    for task in parse_source(config.source[0], config).tasks(config):
+        yield from task.documents(counts)
+
+
+def _read_with_datasets(pattern: str) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    yield from load_dataset("text", data_files=pattern, split="train", streaming=True, encoding_errors="replace")
+
+
+def _some_documents(config: CorpusConfig, limit: float) -> list[Document]:
+    chosen: list[Document] = []
+    for document in _read(config):
+        chosen.append(document)
+        limit -= len(document.text.encode())
+        if limit <= 0:
+            break
+    return chosen
+
+
+def _drain(rows: Iterator[object]) -> None:
+    for _ in rows:
+        pass
+
+
+def _fingerprint(step: str, texts: list[str]) -> None:
+    fingerprints = Fingerprints.wanted([step], 0.8)
+    assert fingerprints is not None
+    fingerprints.add(texts)
+
+
+def _train_tokenizer(texts: list[str]) -> Any:
+    from tokenizers import BertWordPieceTokenizer
+
+    tokenizer = BertWordPieceTokenizer(lowercase=False)
+    tokenizer.train_from_iterator(texts, vocab_size=8000, show_progress=False)
+    return tokenizer._tokenizer
+
+
+@app.command()
+def memory(
+    gigabytes: Annotated[float, typer.Option(help="Size of the corpus to make.")] = 5.0,
+    clean: Annotated[str, typer.Option(help="Cleaning steps, as for `bertpipe corpus`.")] = "basic,exact,near",
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 4,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the made text and the corpus; kept.")] = None,
+) -> None:
+    """Peak memory and time of the whole stage on a generated corpus with 10% exact and 10% near duplicates."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not list(folder.glob("raw-*.jsonl")):
+            _generate(folder, gigabytes * 1e9)
+        command = [
+            *(sys.executable, "-m", "bert_pipeline", "corpus", "--source", f"jsonl:{folder}/raw-*.jsonl"),
+            *("--out", str(folder / "corpus"), "--clean", clean, "--workers", str(workers), "--overwrite"),
+        ]
+        start = time.perf_counter()
+        process = subprocess.Popen(command)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(0.2)
+        seconds = time.perf_counter() - start
+        out.print(
+            f"{gigabytes:g} GB, {workers} workers, {clean}: {seconds:.0f} s, {gigabytes * 1e3 / seconds:.1f} MB/s, "
+            f"peak memory of all processes {peak / 1e6:,.0f} MB"
+        )
+        raise typer.Exit(process.returncode)
+
+
+def _memory(pid: int) -> float:
+    """Bytes held by a process and its children; what they share counts once (proportional set size)."""
+    total = 0.0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_full_info().pss
+    except psutil.Error:
+        pass  # it has just ended
+    return total
+
+
+def _generate(folder: Path, size: float, file_size: float = 64e6) -> None:
+    """Documents of about 3 kB, words drawn as often as they occur in Python's own documentation."""
+    from pydoc_data.topics import topics
+
+    counted = Counter(" ".join(topics.values()).split())
+    words = np.array(list(counted), dtype=object)
+    share = np.array(list(counted.values())) / counted.total()
+    random = np.random.default_rng(0)
+    recent: list[str] = []
+    for number in range(max(1, round(size / file_size))):
+        drawn = random.choice(words, size=int(file_size / 6), p=share)
+        written = start = 0
+        with (folder / f"raw-{number:05}.jsonl").open("w", encoding="utf-8") as file:
+            while written < file_size:
+                kind = random.random()
+                if recent and kind < 0.1:
+                    text = recent[random.integers(len(recent))]
+                elif recent and kind < 0.2:
+                    some = recent[random.integers(len(recent))].split(" ")
+                    some[random.integers(len(some))] = "another"
+                    text = " ".join(some)
+                else:
+                    length = int(random.integers(200, 800))
+                    text = " ".join(drawn[start % len(drawn) : start % len(drawn) + length])
+                    start += length
+                    recent = [*recent[-200:], text]
+                written += file.write(json.dumps({"text": text}) + "\n")
+
+
+if __name__ == "__main__":
+    app()
