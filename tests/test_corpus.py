@@ -188,7 +188,7 @@ def test_the_readable_part_of_a_cut_off_file_is_kept_on_demand(read: Read, tmp_p
 
 
 @pytest.mark.parametrize(
-    "bad", ['{"text": "cut', "{'text': 1}", "[]", "3", '"text"', "null", b'{"text": "\xff"}', "{" * 100_000, "\x00"]
+    "bad", ['{"text": "cut', "{'text': 1}", "[]", "3", '"text"', "null", b'{"text": \xff}', "{" * 100_000, "\x00"]
 )
 def test_a_bad_line_is_named_by_file_and_line_or_skipped_and_counted(read: Read, tmp_path: Path, bad: str | bytes):
     line = bad if isinstance(bad, bytes) else bad.encode()
@@ -225,6 +225,11 @@ def corpus_of(tmp_path: Path, content: str, **options: Any) -> list[str]:
     out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
     build_corpus(CorpusConfig(out=out, source=(f"jsonl:{file}",), workers=1, quiet=True, **options))
     return texts_of(out)
+
+
+def test_bytes_that_are_no_text_in_a_record_are_replaced_and_counted(read: Read):
+    assert read("a.jsonl", b'\xef\xbb\xbf{"text": "caf\xe9 \xff."}\n') == ["caf\ufffd \ufffd."]
+    assert counts(read)["invalid_bytes_replaced"] == 2
 
 
 def test_escaped_surrogates_are_joined_or_replaced(read: Read):

@@ -1,15 +1,22 @@
 """Every command of the README runs as it stands, on a new user's text; only lengths of time are cut."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from random import Random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import invent_documents
+from tests.conftest import invent_documents, zstd
+from tests.local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +38,34 @@ def shorten(text: str) -> str:
     return text
 
 
+PERSIAN = (
+    "در این شهر مردم هر روز به بازار می\u200cروند و با دوستان خود درباره کار زندگی کتاب باران مدرسه خانه پدر مادر "
+    "کودک درخت رودخانه کوه آسمان تاریخ هنر دانشگاه استاد دانشجو سفر راه جاده ماشین غذا نان آب چای سخن می\u200cگویند"
+)
+
+
+def persian_text(seed: int) -> str:
+    """A made-up web page that is long enough to be kept."""
+    draw = Random(seed)
+    return "\n".join(" ".join(draw.choices(PERSIAN.split(), k=draw.randint(12, 30))) + "." for _ in range(8))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """A hub with the data sets that the page names, laid out as they are."""
+    lines = ["", " = A Title = ", "", " Text . ", " More text . "] * 3
+    table = BytesIO()
+    pq.write_table(pa.table({"text": [line + "\n" for line in lines]}), table)
+    rows = "".join(json.dumps({"content": persian_text(n)}) + "\n" for n in range(20))
+    shards = "data_files: [{split: train, path: wikitext-2-raw-v1/train-*}]"
+    card = f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  {shards}\n---\n"
+    with LocalHub(tmp_path_factory.mktemp("hub")) as server:
+        shard = "wikitext-2-raw-v1/train-00000-of-00001.parquet"
+        server.add("Salesforce/wikitext", {"README.md": card, shard: table.getvalue()})
+        server.add("oscar-corpus/OSCAR-2301", {"fa_meta/fa_meta_part_1.jsonl.zst": zstd.compress(rows.encode())})
+        yield server
+
+
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `texts/` and the README's recipe."""
@@ -42,10 +77,13 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands_run_in_the_order_of_the_page(user: Path) -> None:
+def test_commands_run_in_the_order_of_the_page(user: Path, hub: LocalHub) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("bertpipe ")]
     assert len(commands) >= 9
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(user / "hf"), "HF_HUB_DISABLE_XET": "1"},
+    }
     for command in commands:
         result = subprocess.run(
             ["bash", "-c", shorten(command)], cwd=user, env=environment, capture_output=True, text=True, check=False

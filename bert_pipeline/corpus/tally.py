@@ -5,7 +5,7 @@ number of workers. Samples are for people: the first three of each reason.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bert_pipeline.progress import human_bytes, print_table, say
@@ -83,18 +83,19 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def print_account(counts: dict[str, Any], steps: Iterable[str], *, explain: bool, quiet: bool) -> None:
+def print_account(counts: dict[str, Any], steps: Sequence[str], *, explain: bool, quiet: bool) -> None:
     """The table of what came in and went out, with samples when `explain` is asked for."""
     read, changed, removed = counts["read"], counts["changed"], counts["removed"]
+    steps = [*(step for step in changed if step not in steps), *(step for step in steps if step in changed)]
     rows = [["read", f"{read['documents']:,}", human_bytes(read["bytes"])]]
-    rows += [[f"  changed by {step}", f"{changed[step]['documents']:,}", ""] for step in steps if step in changed]
+    rows += [[f"  changed by {step}", f"{changed[step]['documents']:,}", ""] for step in steps]
     rows += [[f"− {reason}", f"{line['documents']:,}", human_bytes(line["bytes"])] for reason, line in removed.items()]
     rows.append(["written", f"{counts['documents']:,}", human_bytes(counts["bytes"])])
     print_table("Documents in and out", ["", "documents", "text"], rows, quiet=quiet)
     if not explain:
         return
     for step in steps:
-        for before, after in changed.get(step, {}).get("samples", ()):
+        for before, after in changed[step]["samples"]:
             shown = [text.replace("\n", " ⏎ ") for text in (before, after)]
             say(f"changed by {step}\n  from  {shown[0]}\n  to    {shown[1]}", quiet=quiet)
     for reason, line in removed.items():

@@ -1,6 +1,7 @@
 """Plain text as people store it: made into paragraphs, one a line, and into documents."""
 
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +17,8 @@ _HEADING = re.compile(r"=(?: ?=)+ .+ =(?: ?=)+")
 
 
 def decode(raw: bytes, counts: Counter[str]) -> str:
-    """UTF-8 text; bytes that are none become U+FFFD, counted as `invalid_bytes_replaced`."""
+    """UTF-8 text without a byte order mark; bytes that are none become U+FFFD, counted as `invalid_bytes_replaced`."""
+    raw = raw.removeprefix(BOM_UTF8)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
