@@ -1,25 +1,148 @@
-"""Sentences of a document, in any language that sentencex has rules for."""
+"""Sentences of a document in any language: sentencex finds their ends, and what it is known to miss is mended here."""
 
 import re
+from collections.abc import Iterator
 
 from sentencex import segment
 
-_DIGIT_POINT = re.compile(r"\d\.$")
+_WINDOW = 3000
+"""Characters that sentencex sees at a time: in one long paragraph its time grows with the square of the length."""
+
+_ODD_SPACE = re.compile(r"[^\S\n ]")
+"""sentencex panics on an initial before a white space of several bytes ("A\u2028.")."""
+
+_TAIL = 40
+"""Characters before a possible end that can tell whether it is one."""
+
+_OPENERS = "\"'“‘«„‹([（［「『"
+_CLOSERS = "\"'”’»›)]）］」』"
+
+# Ends that sentencex has no rule for: the one-character ellipsis, a sentence all in brackets, Khmer (its "។ល។" is
+# "etc.") and Tibetan marks. Every match begins where the one before it ended.
+_MORE_ENDS = re.compile(
+    r"\s*[(（][^()（）]*[.!?…。！？؟۔।][)）](?=\s|[^\x00-\x7f])"
+    rf"|.+?(?:…[{re.escape(_CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎]+(?=\s)|\Z)",
+    re.DOTALL,
+)
+_MORE_MARKS = re.compile(r"[…។៕།༎]|[.!?。！？؟۔।][)）]")
+
+# "1." and "b)" and "IV.": what follows belongs to them.
+_LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
+
+_ORDINAL_LANGUAGES = "bs cs da de dsb et fi fo hr hsb hu is lb lv nb nn no pl sk sl sr tr"
+"""Languages that write "3." for "third"."""
+
+# Abbreviations that stand before a name or number and hardly ever end a sentence, beyond those that sentencex knows.
+_ABBREVIATIONS = {
+    language: frozenset(words.split())
+    for language, words in {
+        "ar": "أ.د",
+        "bn": "ড ডা মো প্রো পৃ খ্রি",
+        "ca": "pàg st aprox",
+        "de": "abb bd hrsg inkl geb gest dipl allg tel",
+        "el": "αρ σελ βλ αγ καθ τηλ δηλ",
+        "en": "ms ft figs vol vols ch chs eq eqs approx ed eds",
+        "es": "dña aprox cía ss",
+        "fa": "ر.ک ق.م ه.ش ه.ق صص نک",
+        "fi": "ks ns nro vrt esim os tri",
+        "fr": "mm mme mlle mgr me dr pr st ste j.-c",
+        "hi": "डॉ डा प्रो श्री पं सं रु कि.मी मो पृ स्व कृ",
+        "hr": "npr tj sv ul br str tzv",
+        "hu": "ún kb szt vö ifj özv",
+        "id": "jl ir hlm yth tn ny",
+        "it": "pag pagg",
+        "lt": "pvz žr",
+        "nb": "f.eks dvs kl pga evt jf",
+        "nl": "mevr o.a d.w.z",
+        "no": "f.eks dvs kl pga evt jf",
+        "pl": "dr inż św im nr str ok m.in tzw ks gen wg mgr godz",
+        "pt": "pág págs núm cap vol av cia",
+        "ro": "dl d-na d-l str pag ex vol sf cca dvs",
+        "ru": "им рис табл напр т.е обл пос ок св ст доц гл",
+        "sv": "t.ex dvs kl resp jfr",
+        "tr": "av doç sn örn bkz mah cad sok alb yrd müh",
+        "uk": "рис напр",
+        "vi": "ts pgs gs ths tp bs kts",
+    }.items()
+}
 
 
 def split_sentences(text: str, language: str) -> list[str]:
     """The sentences of a document whose paragraphs stand one a line; stripped, never empty.
 
-    A decimal point between digits does not end a sentence, whatever the script of the digits (sentencex parts "۳.۵").
+    Joined they hold every character of the text but white space. `language` is an ISO 639-1 code, a region after it is
+    ignored ("pt-BR"); a language without rules of its own is split by those of a relative, or of English.
     """
+    language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
     sentences: list[str] = []
-    for paragraph in text.split("\n"):
+    for paragraph in filter(None, _ODD_SPACE.sub(" ", text).split("\n")):
         pending = ""
-        for piece in segment(language, paragraph):
-            if pending and piece[:1].isdigit() and _DIGIT_POINT.search(pending):
+        for piece in _pieces(paragraph, language):
+            if not pending or _continues(pending, piece, language):
                 pending += piece
-                continue
-            sentences.append(pending)
-            pending = piece
+            else:
+                sentences.append(pending)
+                pending = piece
         sentences.append(pending)
     return [stripped for sentence in sentences if (stripped := sentence.strip())]
+
+
+def _pieces(paragraph: str, language: str) -> Iterator[str]:
+    """A paragraph in order, cut wherever a sentence may end."""
+    more = _MORE_MARKS.search(paragraph) is not None
+    for piece in _windowed(paragraph, language):
+        if more:
+            yield from _MORE_ENDS.findall(piece)
+        else:
+            yield piece
+
+
+def _windowed(paragraph: str, language: str) -> Iterator[str]:
+    """Pieces by sentencex. A window's last piece may go on in the next window, which therefore begins with it."""
+    start = 0
+    unended: list[str] = []
+    while len(paragraph) - start > _WINDOW:
+        *whole, last = segment(language, paragraph[start : start + _WINDOW])
+        if whole:
+            yield "".join(unended) + whole[0]
+            yield from whole[1:]
+            unended = []
+            start += _WINDOW - len(last)
+        else:
+            unended.append(last)
+            start += _WINDOW
+    rest = segment(language, paragraph[start:]) or [""]
+    yield "".join(unended) + rest[0]
+    yield from rest[1:]
+
+
+def _continues(before: str, after: str, language: str) -> bool:
+    """Whether the sentence goes on across a place where it may end."""
+    head = before[-_TAIL:].rstrip()
+    bare = head.rstrip(_CLOSERS)
+    follower = after.lstrip()[:1]
+    # Lower case by its title case: the letters of Georgian count as lower-case ones, and have no other at a beginning.
+    if follower != follower.title():
+        return bare != head or bare.endswith((".", "…"))
+    if bare.endswith("…"):
+        return not follower.isupper() and follower not in _OPENERS
+    if bare != head or not head.endswith("."):
+        return False
+    if follower.isdigit() and before[-2:-1].isdigit():
+        return True  # "۳.۵"
+    *words, word = head.split()
+    return _expects_more(word, language) or (not words and _LIST_MARKER.fullmatch(word) is not None)
+
+
+def _expects_more(word: str, language: str) -> bool:
+    """Whether a word with a full stop hardly ever ends a sentence."""
+    stem = word[:-1].lstrip(_OPENERS)
+    if stem.lower() in _ABBREVIATIONS.get(language, ()):
+        return True
+    if stem.isdigit():
+        return len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split()
+    last = stem.rpartition(".")[2]
+    # Initials, which in English sentencex tells from sentences such as "So did I."; letters of Arabic script have no
+    # case, and none of them is a word that could end a sentence.
+    initial = last.isupper() and language != "en"
+    return (len(last) == 1 and (initial or "\u0621" <= last <= "\u06d3")) or last.endswith("ـ")
