@@ -123,6 +123,14 @@ def read_manifest(folder: Path, stage: str) -> Manifest:
     return manifest
 
 
+def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
+    """What the finished artifact at `config.out` was made of, if it was made by the same settings."""
+    existing = _read_manifest_file(config.out)
+    if existing and (existing.stage, existing.config) == (stage, config.content()):
+        return existing.inputs
+    return None
+
+
 def _damaged(folder: Path, manifest: Manifest) -> list[Path]:
     files = {folder / name: entry["bytes"] for name, entry in manifest.files.items()}
     return [file for file, size in files.items() if not file.is_file() or file.stat().st_size != size]

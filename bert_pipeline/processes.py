@@ -42,6 +42,9 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
         except BrokenProcessPool:
             raise BertpipeError(KILLED) from None
         except BaseException:
+            # An error, Ctrl-C, or a caller who has enough: tasks may take hours, and what they finished is kept.
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

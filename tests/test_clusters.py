@@ -19,11 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import invent_documents, write_jsonl
 from slurm_stand_in import read_directives
 from test_engine import fail_at_three, is_running, kill_itself_at_three, refuse_three, square, wait_until
 
 from bert_pipeline import clusters
+from bert_pipeline.artifact import read_manifest
 from bert_pipeline.config import ShardedConfig, build_config
+from bert_pipeline.corpus.build import build_corpus
+from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.engine import run_stage
 from bert_pipeline.errors import BertpipeError, UsageError
 
@@ -108,11 +112,16 @@ def ray_cluster() -> Iterator[str]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_TMPDIR", folder)
+        temporary = Path(folder) / "ray"
+        temporary.mkdir()  # where Ray writes the cluster's address; it makes the folder only where it is the default
         from ray.cluster_utils import Cluster
 
         size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
         # Sockets lie in the folder, and their paths must be short.
-        cluster = Cluster(initialize_head=True, head_node_args=size | {"include_dashboard": False, "temp_dir": folder})
+        cluster = Cluster(
+            initialize_head=True, head_node_args=size | {"include_dashboard": False, "temp_dir": str(temporary)}
+        )
         try:
             cluster.add_node(**size)
             patch.setenv("RAY_ADDRESS", cluster.address)
@@ -145,6 +154,35 @@ def test_ray_makes_the_same_bytes_killed_or_not(
     assert out.startswith("examples: ")
     assert out.count("\n") == 1
     assert data_files(tmp_path / "examples") == expected
+
+
+def corpus_options(raw: Path, out: Path) -> list[str]:
+    return [
+        *("corpus", "--source", f"jsonl:{raw}/*.jsonl", "--out", str(out), "--clean", "basic,exact,near"),
+        *("--shard-mb", "0.02", "--workers", "2", "--quiet"),
+    ]
+
+
+def write_repeated(folder: Path) -> None:
+    """Files of documents, of which a third is in an earlier file too."""
+    for number in range(4):
+        write_jsonl(folder / f"{number}.jsonl", [*invent_documents(number + 1, 60), *invent_documents(number, 30)])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_finds_the_same_duplicates_killed_or_not(tmp_path: Path):
+    write_repeated(tmp_path / "raw")
+    command = [sys.executable, "-m", "bert_pipeline"]
+    subprocess.run([*command, *corpus_options(tmp_path / "raw", tmp_path / "local")], check=True)
+    on_ray = [*command, *corpus_options(tmp_path / "raw", tmp_path / "ray"), "--engine", "ray"]
+    with subprocess.Popen(on_ray) as process:
+        assert wait_until(lambda: len(list((tmp_path / "ray").glob(".parts/*.parquet"))) > 2), "no part was made"
+        process.kill()
+    assert not (tmp_path / "ray" / "manifest.json").exists()
+    subprocess.run(on_ray, check=True)
+    assert data_files(tmp_path / "ray") == data_files(tmp_path / "local")
+    removed = read_manifest(tmp_path / "ray", "corpus").counts["removed"]
+    assert removed["exact duplicate"]["documents"] == 3 * 30
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -209,6 +247,15 @@ def test_slurm_makes_the_same_bytes_as_asked(
     assert first["job-name"] == second["job-name"]
     assert first["job-name"].startswith("bertpipe-")
     assert f"\n{sys.executable} -m datatrove" in (slurm / "1" / "script").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_finds_the_same_duplicates(tmp_path: Path):
+    write_repeated(tmp_path / "raw")
+    given = {"source": (f"jsonl:{tmp_path}/raw/*.jsonl",), "clean": "basic,exact,near", "quiet": True, "shard_mb": 0.1}
+    for engine in ("local", "slurm"):
+        build_corpus(build_config(CorpusConfig, given | {"out": tmp_path / engine, "engine": engine, "workers": 2}))
+    assert data_files(tmp_path / "slurm") == data_files(tmp_path / "local")
 
 
 def test_what_is_not_given_is_left_to_slurm(slurm: Path, tmp_path: Path):

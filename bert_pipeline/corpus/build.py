@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from bert_pipeline.artifact import Input, Manifest, Workspace, atomic, workspace
+from bert_pipeline.artifact import Input, Manifest, Workspace, atomic, finished_inputs, workspace
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.dedup import (
     BEYOND,
@@ -28,7 +28,7 @@ from bert_pipeline.corpus.dedup import (
     plan_pairs,
     write_kept,
 )
-from bert_pipeline.corpus.documents import Source
+from bert_pipeline.corpus.documents import Source, SourceUnreachable
 from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS, Counts, PartsJob, Quota, read_parts
 from bert_pipeline.corpus.publish import Publisher, shard_path
 from bert_pipeline.corpus.sources import parse_source
@@ -47,7 +47,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
     Raises `BertpipeError` when a source is missing or broken, or holds no text at all.
     """
     sources = {spec: parse_source(spec, config) for spec in dict.fromkeys(config.source)}
-    inputs = {spec: Input(spec, source.fingerprint()) for spec, source in sources.items()}
+    inputs = _describe_inputs(sources, config)
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
             shutil.rmtree(config.out / PARTS, ignore_errors=True)
@@ -66,6 +66,17 @@ def build_corpus(config: CorpusConfig) -> Manifest:
         shutil.rmtree(config.out / PARTS)
     _summarise(manifest, config)
     return manifest
+
+
+def _describe_inputs(sources: dict[str, Source], config: CorpusConfig) -> dict[str, Input]:
+    try:
+        return {spec: Input(spec, source.fingerprint()) for spec, source in sources.items()}
+    except SourceUnreachable as error:
+        # Whoever has the corpus already should not need the network to go on with it.
+        if (inputs := finished_inputs(STAGE, config)) is None:
+            raise
+        say(f"corpus: {config.out} is complete; whether its sources changed is not known. {error}", quiet=config.quiet)
+        return inputs
 
 
 def _plan(work: Workspace, sources: dict[str, Source], config: CorpusConfig) -> list[PartsJob]:

@@ -110,7 +110,7 @@ def read_jsonl(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[st
             if not raw.strip():
                 continue
             try:
-                row = json.loads(decode(raw, counts))
+                row = json.loads(decode(raw.rstrip(b"\r\n"), counts))
                 if not isinstance(row, dict):
                     raise ValueError("a JSON object was expected")
             except (ValueError, RecursionError) as error:

@@ -34,6 +34,11 @@ def join_wrapped(lines: list[str]) -> list[str]:
     return lines
 
 
+def is_title(line: str) -> bool:
+    """Whether a stripped line is a title of WikiText, ` = Title = `, which begins an article after a blank line."""
+    return line.startswith("=") and _TITLE.fullmatch(line) is not None
+
+
 def split_documents(lines: Iterable[str]) -> Iterator[str]:
     """Cut the lines of a text file into documents of paragraphs, one a line.
 
@@ -46,7 +51,7 @@ def split_documents(lines: Iterable[str]) -> Iterator[str]:
     size = 0
     after_blank = True
     for line in map(str.strip, lines):
-        begins = after_blank and line.startswith("=") and _TITLE.fullmatch(line) is not None
+        begins = after_blank and is_title(line)
         if not line or begins or size >= 2 * MAX_DOCUMENT_CHARS:
             paragraphs += join_wrapped(block)
             block = []
