@@ -26,6 +26,8 @@ from bert_pipeline.errors import BertpipeError
 FORMAT = 2  # raised when the same settings would give other files
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
+SCRATCH = ".engine"
+"""Folder of an artifact in the making that holds nothing worth keeping."""
 VERSIONED = ("bertpipe", "tokenizers", "pyarrow", "numpy", "sentencex", "torch", "transformers", "accelerate")
 
 
@@ -205,7 +207,7 @@ def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) 
         begun = json.loads(marker.read_text(encoding="utf-8"))
         if _differences(begun, wanted):
             # A request that failed before its first file has nothing to lose: its corrected form just begins anew.
-            if not overwrite and any(not path.name.startswith(".") for path in folder.iterdir()):
+            if not overwrite and _holds_work(folder):
                 raise BertpipeError(_refusal(folder, begun, wanted, "was begun"))
             shutil.rmtree(folder)
     elif folder != target and folder.exists():
@@ -215,6 +217,12 @@ def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) 
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(marker, wanted)
     return Workspace(folder, target, record, None)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether some file of the artifact is finished, also in folders of work that is not (`.parts`)."""
+    finished = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return any(SCRATCH not in path.parts for path in finished)
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

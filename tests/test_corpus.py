@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pipeline.artifact import Manifest, read_manifest
+from bert_pipeline.config import build_config
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
@@ -550,6 +551,50 @@ def test_a_kill_within_one_large_file_loses_and_repeats_no_row(tmp_path: Path, s
     assert len(shard_bytes(tmp_path / "out")) > 5
     if not options:
         assert read_manifest(tmp_path / "out", "corpus").counts["skipped_not_json"] == 4000
+
+
+def test_a_run_that_met_a_broken_row_goes_on_by_the_other_policy(tmp_path: Path):
+    source, texts = big_rows(tmp_path, files=3)
+    with (tmp_path / "raw" / "2.jsonl").open("a") as file:
+        file.write("broken\n")
+    with pytest.raises(BertpipeError, match=r"2\.jsonl, line 41: not a JSON object"):
+        build(tmp_path / "out", source)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert len(before) > 1
+    found, counts = build(tmp_path / "out", source, on_error="skip")
+    assert found == texts
+    assert counts["skipped_not_json"] == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(BertpipeError, match="left out: 1 × skipped not json"):
+        build(tmp_path / "out", source)
+
+
+@pytest.mark.parametrize("steps", ["basic", "exact"])
+def test_what_was_read_is_not_thrown_away_by_a_changed_option(tmp_path: Path, steps: str):
+    source, _ = big_rows(tmp_path, files=1)
+    with (tmp_path / "raw" / "0.jsonl").open("a") as file:
+        file.write("broken\n")
+    with pytest.raises(BertpipeError, match="not a JSON object"):
+        build(tmp_path / "out", source, clean=(steps,))
+    with pytest.raises(BertpipeError, match=r"was begun otherwise:\n +clean: "):
+        build(tmp_path / "out", source, clean=("control",))
+
+
+def test_a_shard_that_is_lost_before_the_end_is_made_again(tmp_path: Path):
+    source, texts = big_rows(tmp_path, files=3)
+    with (tmp_path / "raw" / "2.jsonl").open("a") as file:
+        file.write("broken\n")
+    with pytest.raises(BertpipeError, match="not a JSON object"):
+        build(tmp_path / "out", source)
+    (tmp_path / "out" / "00001.parquet").unlink()
+    found, _ = build(tmp_path / "out", source, on_error="skip")
+    assert found == texts
+
+
+@pytest.mark.parametrize("option", ["files", "revision", "repository", "split"])
+def test_options_of_hub_sources_are_refused_without_one(option: str):
+    with pytest.raises(UsageError, match=f"--{option}: only for sources on the hub"):
+        build_config(CorpusConfig, {"out": Path("x"), "source": ("text:*",), option: "x"})
 
 
 def test_every_document_is_accounted_for(tmp_path: Path):

@@ -39,6 +39,7 @@ from bert_pipeline.progress import bar, human_bytes, print_table, say
 
 STAGE = "corpus"
 PARTS = ".parts"
+SKIPPED_BY_POLICY = ("skipped_broken_file", "skipped_not_json", "skipped_no_text_field")
 
 
 def build_corpus(config: CorpusConfig) -> Manifest:
@@ -51,6 +52,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
             shutil.rmtree(config.out / PARTS, ignore_errors=True)
+            _refuse_skipped(work.finished.counts, config)
             say(f"corpus: already complete in {config.out}", quiet=config.quiet)
             if config.explain:
                 print_account(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
@@ -60,8 +62,9 @@ def build_corpus(config: CorpusConfig) -> Manifest:
         counts = tally.to_json()
         if not counts["documents"]:
             raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
-        taken = {spec: source.describe() for spec, source in sources.items()}
         skipped = counts.pop("source")
+        _refuse_skipped(skipped, config)
+        taken = {spec: source.describe() for spec, source in sources.items()}
         manifest = work.finish(counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)])
         shutil.rmtree(config.out / PARTS)
     _summarise(manifest, config)
@@ -77,6 +80,16 @@ def _describe_inputs(sources: dict[str, Source], config: CorpusConfig) -> dict[s
             raise
         say(f"corpus: {config.out} is complete; whether its sources changed is not known. {error}", quiet=config.quiet)
         return inputs
+
+
+def _refuse_skipped(counts: Counts, config: CorpusConfig) -> None:
+    """Raise when an earlier run by `--on-error skip` left out what `fail` does not allow."""
+    left_out = [f"{counts[name]:,} × {name.replace('_', ' ')}" for name in SKIPPED_BY_POLICY if counts.get(name)]
+    if config.on_error == "fail" and left_out:
+        raise BertpipeError(
+            f"{config.out}: read by --on-error skip, which left out: {', '.join(left_out)}. Give --on-error skip again "
+            "to take it as it is, or remove the folder."
+        )
 
 
 def _plan(work: Workspace, sources: dict[str, Source], config: CorpusConfig) -> list[PartsJob]:
@@ -101,10 +114,7 @@ def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[
         done += 1
     if not publisher.is_full:
         _read(folder, jobs[done:], config, publisher)
-    tally = Tally()
-    for counts in publisher.counts:
-        tally.add(counts)
-    return tally, publisher.shards
+    return publisher.tally, publisher.shards
 
 
 def _read(

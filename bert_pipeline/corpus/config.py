@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from bert_pipeline.config import ShardedConfig
 
@@ -40,6 +40,15 @@ STEP_SETS: dict[str, tuple[str, ...]] = {
 }
 
 
+WIKITEXT = ("wikitext-2", "wikitext-103")
+HUB_OPTIONS = frozenset({"split", "repository", "revision", "files"})
+
+
+def is_hub(spec: str) -> bool:
+    """Whether a `--source` value names a data set of the hub."""
+    return spec in WIKITEXT or spec.startswith(("oscar:", "hub:"))
+
+
 def _name_steps(given: object) -> object:
     """Sets and comma-separated names written out: `("basic", "exact,near")` as its steps."""
     names = [given] if isinstance(given, str) else given
@@ -52,7 +61,7 @@ def _name_steps(given: object) -> object:
 class CorpusConfig(ShardedConfig):
     """Turn sources into documents in parquet."""
 
-    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"max_wait", "explain"}
+    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"max_wait", "explain", "on_error"}
 
     source: tuple[str, ...] = Field(min_length=1)
     """`python-docs`, `wikitext-2`, `wikitext-103`, `oscar:LANG`, `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB` or
@@ -87,8 +96,17 @@ class CorpusConfig(ShardedConfig):
     max_wait: float = Field(120, ge=0)
     """Seconds to keep trying while the hub gives nothing; after that the run stops and can be resumed."""
     on_error: Literal["fail", "skip"] = "fail"
-    """On a broken row or file: `fail` names it and stops, `skip` leaves it out and counts it."""
+    """On a broken row or file: `fail` names it and stops, `skip` leaves it out and counts it. A run that failed goes on
+    with `skip`."""
     explain: bool = False
     """Show samples of what each cleaning step changed or removed."""
     shard_mb: float = Field(16.0, gt=0)
     """Megabytes of text that a shard takes in, about."""
+
+    @model_validator(mode="after")
+    def _check_hub_options(self) -> "CorpusConfig":
+        if not any(is_hub(spec) for spec in self.source):
+            for option in sorted(HUB_OPTIONS & self.model_fields_set):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"--{option}: only for sources on the hub, and none is given.")
+        return self

@@ -15,7 +15,8 @@ from bert_pipeline.artifact import write_json
 from bert_pipeline.corpus.dedup import choose_first, write_chosen
 from bert_pipeline.corpus.documents import SCHEMA
 from bert_pipeline.corpus.parts import Counts, PartsJob, Quota
-from bert_pipeline.shards import read_columns
+from bert_pipeline.corpus.tally import Tally
+from bert_pipeline.shards import finished_counts, read_columns
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -28,22 +29,26 @@ class Publisher:
 
     def __init__(self, folder: Path, limit: Quota) -> None:
         self.folder, self.limit = folder, limit
-        self.counts: list[Counts] = []
+        self.tally = Tally()
         self.shards = 0
         self.is_full = False
 
     def resume(self, job: PartsJob) -> bool:
-        """Finish what an earlier run began to publish of a task; False when it published nothing of it."""
+        """Finish what an earlier run began to publish of a task; False when the task has to be read (again)."""
         path = _plan_path(job)
         if not path.is_file():
             return False
-        self._carry_out(job, json.loads(path.read_text(encoding="utf-8")))
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        for part, number in plan["shards"]:
+            if not job.path(part).exists() and finished_counts(shard_path(self.folder, number)) is None:
+                return False  # somebody removed or damaged it
+        self._carry_out(job, plan)
         return True
 
     def publish(self, job: PartsJob, parts: list[Counts]) -> None:
         """Name the parts of the next task; the one in which the limit falls is cut."""
         plan: dict[str, Any] = {"shards": [], "counts": [], "is_full": False}
-        documents, size = (sum(counts[name] for counts in self.counts) for name in ("documents", "bytes"))
+        documents, size = self.tally.written["documents"], self.tally.written["bytes"]
         for number, counts in enumerate(parts):
             room = Quota(self.limit.documents - documents, self.limit.bytes - size)
             if counts["documents"] > room.documents or counts["bytes"] > room.bytes:
@@ -64,7 +69,8 @@ class Publisher:
             if job.path(part).exists():
                 job.path(part).replace(shard_path(self.folder, number))
         self.shards += len(plan["shards"])
-        self.counts += plan["counts"]
+        for counts in plan["counts"]:
+            self.tally.add(counts)
         self.is_full = plan["is_full"]
 
 

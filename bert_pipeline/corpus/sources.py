@@ -8,7 +8,7 @@ from typing import Any
 
 from bert_pipeline.artifact import hash_json
 from bert_pipeline.corpus import python_docs
-from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.config import WIKITEXT, CorpusConfig, is_hub
 from bert_pipeline.corpus.documents import Document, Source, Task
 from bert_pipeline.corpus.files import READERS, FileSource
 from bert_pipeline.engine import run_tasks
@@ -16,8 +16,6 @@ from bert_pipeline.errors import UsageError
 from bert_pipeline.progress import bar
 
 PYTHON_DOCS = "python-docs"
-WIKITEXT = ("wikitext-2", "wikitext-103")
-HUB_KINDS = ("oscar", "hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,11 @@ def parse_source(spec: str, config: CorpusConfig) -> Source:
     """The source that a `--source` value names."""
     if spec == PYTHON_DOCS:
         return PythonDocs()
-    kind, _, pattern = spec.partition(":")
-    if spec in WIKITEXT or (kind in HUB_KINDS and pattern):
+    if is_hub(spec):
         from bert_pipeline.corpus.hub import HubSource  # takes a second to load, which files need not wait for
 
         return HubSource(spec, config)
+    kind, _, pattern = spec.partition(":")
     if kind in READERS and pattern:
         return FileSource(spec)
     hub = [*WIKITEXT, "oscar:LANG", "hub:REPO[:CONFIG]"]
