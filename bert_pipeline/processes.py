@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import TypeVar
 
 from bert_pipeline.errors import BertpipeError
@@ -19,6 +22,8 @@ KILLED = (
     "A worker process was killed, most often for lack of memory. Run the same command again with fewer "
     "--workers: finished shards are kept."
 )
+PATIENCE_S = 3
+"""Seconds that a worker has to end by itself; one that waits inside a library's own code is killed."""
 
 
 def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator[tuple[int, R]]:
@@ -33,9 +38,9 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
         return
     # Not fork: the parent may hold threads (tokenizers, torch) whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, prepare_worker, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, _prepare_pool_worker, (os.getpid(),)) as pool:
         with _ignoring_interrupts():  # processes start in here, and inherit it before they can choose
-            futures = {pool.submit(call): index for index, call in enumerate(calls)}
+            futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -43,9 +48,9 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
             raise BertpipeError(KILLED) from None
         except BaseException:
             # An error, Ctrl-C, or a caller who has enough: tasks may take hours, and what they finished is kept.
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            _end_processes(processes)
             raise
 
 
@@ -57,6 +62,37 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _end_processes(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+
+
+_told_to_end = False
+
+
+def _prepare_pool_worker(parent: int) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    prepare_worker(parent)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # A task that ends so cleans up behind it: its temporary files, and the semaphores of libraries.
+    global _told_to_end
+    _told_to_end = True
+    sys.exit(128 + number)
+
+
+def _run(call: Callable[[], R]) -> R:
+    if _told_to_end:  # the pool goes on with what was in its queue already
+        sys.exit()
+    return call()
 
 
 def prepare_worker(parent: int) -> None:

@@ -856,6 +856,20 @@ def test_the_command_reads_wikitext_and_gated_oscar_and_tells_no_token(hub: Loca
     assert not any(b"hf_secret" in content for content in [*written, done.stdout.encode(), done.stderr.encode()])
 
 
+def test_a_limit_ends_the_reading_of_all_workers_quietly(hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    for number in range(4):
+        hub.add("me/data", {f"data/train-{number}.parquet": pack(invent_texts(300, seed=number), "parquet")})
+    # The second file would never come: who has enough does not wait for it.
+    hub.plant("status", "train-1", status=500, times=FOR_EVER, min_size=50_000)
+    command = ["corpus", "--source", "hub:me/data", "--workers", "3", "--max-documents", "10", "--quiet"]
+    began = time.monotonic()
+    done = run(*command, "--shard-mb", "0.01", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - began < 40
+    assert sum(pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob("*.parquet")) == 10
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
 def test_a_finished_corpus_needs_no_network(hub: LocalHub, run: Run, tmp_path: Path) -> None:
     hub.add("me/data", {"data/train-0.jsonl": pack(["One.", "Two."], "jsonl")})
     command = ["corpus", "--source", "hub:me/data", "--max-wait", "0.5", "--out", tmp_path / "out"]

@@ -73,7 +73,10 @@ class HubSource:
             files = repository.of_language(wanted.language)
         else:
             split = config.split
-            name, files = repository.declared(wanted.config, split)
+            # Where the files of WikiText lie is known: its card need not be asked.
+            name, files = wanted.config, repository.find(f"{wanted.config}/{split}-*") if self._holds_articles else []
+            if not files:
+                name, files = repository.declared(wanted.config, split)
         for file in files:
             if not file_format(file.path):
                 raise BertpipeError(

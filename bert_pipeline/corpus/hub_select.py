@@ -22,7 +22,6 @@ from bert_pipeline.corpus.hub_rows import file_format
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import err
 
-PATHS_A_REQUEST = 500
 SHOWN = 60
 NO_DATA = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
 _LANGUAGE = re.compile(r"(?:^|/)(?P<language>[a-z]{2,5})_meta(?=[/._-]|$)")
@@ -68,12 +67,16 @@ class Repository:
 
     def matching(self, glob: str) -> list[HubFile]:
         """The files that match a glob."""
+        if found := self.find(glob):
+            return found
+        raise BertpipeError(f"{self.page}: --files {glob} matches no file. {self._suggest()}")
+
+    def find(self, glob: str) -> list[HubFile]:
+        """The files that match a glob, if any."""
         pattern = re.compile(glob_translate(glob))
         folder = re.split(r"[*?\[]", glob, maxsplit=1)[0].rpartition("/")[0]
         listed = self._list(folder, recursive=True)
-        if found := [_to_file(e) for e in listed if isinstance(e, RepoFile) and pattern.match(e.path)]:
-            return found
-        raise BertpipeError(f"{self.page}: --files {glob} matches no file. {self._suggest()}")
+        return [_to_file(e) for e in listed if isinstance(e, RepoFile) and pattern.match(e.path)]
 
     def of_language(self, language: str) -> list[HubFile]:
         """The files of a language; of the newest crawl, where there are several."""
@@ -113,24 +116,22 @@ class Repository:
         return self._ask(ask)
 
     def _describe(self, paths: list[str]) -> list[HubFile]:
-        files: dict[str, HubFile] = {}
-        for start in range(0, len(paths), PATHS_A_REQUEST):
-            some = paths[start : start + PATHS_A_REQUEST]
-            infos = self._ask(
-                lambda some=some: self._api.get_paths_info(  # type: ignore[misc]
-                    self.name, some, revision=self.commit, repo_type="dataset"
-                )
-            )
-            files |= {info.path: _to_file(info) for info in infos if isinstance(info, RepoFile)}
-        return [files[path] for path in paths]
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
+        entries = {entry.path: entry for folder in folders for entry in self._list(folder)}
+        return [_to_file(entry) for path in paths if isinstance(entry := entries[path], RepoFile)]
 
     def _find(self, revision: str | None) -> DatasetInfo:
         try:
             return self._api.dataset_info(self.name, revision=revision)
         except RevisionNotFoundError:
+            raise BertpipeError(f"{self.page}: no revision {revision}. {self._suggest_revision()}") from None
+
+    def _suggest_revision(self) -> str:
+        try:
             refs = self._api.list_repo_refs(self.name, repo_type="dataset")
-            known = _some([ref.name for ref in [*refs.branches, *refs.tags]])
-            raise BertpipeError(f"{self.page}: no revision {revision}. There are: {known}, and commit ids.") from None
+        except (*REFUSALS, KeyError):  # a hub that serves files alone
+            return "Give a branch, tag or commit id that is there."
+        return f"There are: {_some([ref.name for ref in [*refs.branches, *refs.tags]])}, and commit ids."
 
     def _builder(self, config: str | None) -> Any:
         import datasets
