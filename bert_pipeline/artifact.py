@@ -243,7 +243,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     lines = [f"{key}: {old.get(key)} → {new.get(key)}" for key in ("stage", "format") if old.get(key) != new.get(key)]
     for part in ("config", "inputs"):
         before, after = old.get(part, {}), new.get(part, {})
-        for key in sorted(before.keys() | after.keys()):
+        # An input that is not in both is told by the option that names it.
+        for key in sorted(before.keys() | after.keys() if part == "config" else before.keys() & after.keys()):
             if before.get(key) != after.get(key):
                 change = "its content changed" if part == "inputs" else f"{before.get(key)!r} → {after.get(key)!r}"
                 lines.append(f"{key}: {change}")
@@ -264,7 +265,9 @@ def _read_manifest_file(folder: Path) -> Manifest | None:
         inputs = {name: Input(**entry) for name, entry in raw.pop("inputs").items()}
         return Manifest(**raw, inputs=inputs)
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise BertpipeError(f"{path}: not a manifest that bertpipe {_versions()['bertpipe']} can read.") from None
+        raise BertpipeError(
+            f"{path}: not a manifest that bertpipe {_versions()['bertpipe']} can read. Remove its folder."
+        ) from None
 
 
 def _new(target: Path) -> Path:

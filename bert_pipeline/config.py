@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bert_pipeline.errors import BertpipeError, UsageError
 
@@ -37,6 +37,15 @@ class StageConfig(BaseModel):
     """Replace what the folder holds if it was made otherwise; the old content stays until the new is complete."""
     quiet: bool = False
     """Print nothing but errors."""
+
+    @field_validator("out")
+    @classmethod
+    def _name_folder(cls, out: Path) -> Path:
+        """`.` by its name, which the folders beside it are named after while it is made."""
+        named = out if out.name not in ("", "..") else Path(os.path.abspath(out))  # noqa: PTH100 (links stay)
+        if not named.name:
+            raise ValueError("a folder with a name was expected")
+        return named
 
     def content(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values."""

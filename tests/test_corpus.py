@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import re
 import signal
@@ -160,10 +162,11 @@ def test_splitting_a_text_file_loses_nothing_but_signs_of_headings(lines: list[s
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz", ".GZ", ".old"])
 def test_compressed_files_of_one_or_more_members_are_read_whole(read: Read, suffix: str, copies: int):
     part = objects({"text": "One."}, {"text": "Two."}).encode()
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}[suffix]
+    packs = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    pack = packs.get(suffix, gzip.compress)
     assert read("a.jsonl" + suffix, pack(part) * copies) == ["One.", "Two."] * copies
 
 
@@ -283,6 +286,33 @@ def test_a_flipped_bit_in_parquet_is_found_by_its_checksum(read: Read, tmp_path:
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     with pytest.raises(BertpipeError, match=r"a\.parquet: broken or cut off"):
         read("a.parquet", flipped)
+
+
+def test_a_column_that_holds_no_text_is_named_with_its_type(read: Read, tmp_path: Path):
+    content = parquet_bytes(tmp_path, pa.table({"id": [1], "text": [b"One."]}))
+    with pytest.raises(BertpipeError, match=r"a\.parquet: column text holds binary and no text; .* id, text"):
+        read("a.parquet", content)
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_a_file_name_of_any_bytes_is_no_obstacle(tmp_path: Path, kind: str):
+    name = os.fsdecode(b"caf\xe9 \n.x")
+    content = {"text": b"One.", "jsonl": b'{"text": "One."}'}.get(kind) or parquet_bytes(
+        tmp_path, pa.table({"text": ["One."]})
+    )
+    (tmp_path / name).write_bytes(content)
+    build_corpus(CorpusConfig(out=tmp_path / "out", source=(f"{kind}:{tmp_path}/*.x",), workers=1, quiet=True))
+    assert texts_of(tmp_path / "out") == ["One."]
+
+
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"Text of {name}.")
+    config = CorpusConfig(
+        out=tmp_path / "out", source=(f"text:{tmp_path}/a.txt", f"text:{tmp_path}/*.txt"), workers=1, quiet=True
+    )
+    build_corpus(config)
+    assert texts_of(config.out) == ["Text of a.", "Text of b."]
 
 
 # Nothing to read
@@ -470,8 +500,9 @@ def test_a_limit_counts_what_cleaning_and_duplicates_leave(tmp_path: Path):
 
 def test_a_limit_below_the_first_document_leaves_nothing_and_says_so(tmp_path: Path):
     source, _ = big_rows(tmp_path)
-    with pytest.raises(BertpipeError, match=r"no document .*beyond the limit: 1"):
-        build(tmp_path / "out", source, max_bytes=3, clean=("exact",))
+    for steps in ("exact", "basic"):
+        with pytest.raises(BertpipeError, match=r"the first document is of \d+ bytes or more, for which --max-bytes 3"):
+            build(tmp_path / steps, source, max_bytes=3, clean=(steps,))
 
 
 @pytest.mark.parametrize("buffer", [2, 16, 1000])

@@ -17,6 +17,7 @@ from bert_pipeline.artifact import Input, Manifest, Workspace, atomic, finished_
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.dedup import (
     BEYOND,
+    BEYOND_LIMIT,
     EXACT,
     KEPT,
     NEAR,
@@ -31,7 +32,7 @@ from bert_pipeline.corpus.dedup import (
 from bert_pipeline.corpus.documents import Source, SourceUnreachable
 from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS, Counts, PartsJob, Quota, read_parts
 from bert_pipeline.corpus.publish import Publisher, shard_path
-from bert_pipeline.corpus.sources import parse_source
+from bert_pipeline.corpus.sources import parse_sources
 from bert_pipeline.corpus.tally import SAMPLES, Tally, print_account
 from bert_pipeline.engine import run_stage
 from bert_pipeline.errors import BertpipeError
@@ -47,7 +48,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
 
     Raises `BertpipeError` when a source is missing or broken, or holds no text at all.
     """
-    sources = {spec: parse_source(spec, config) for spec in dict.fromkeys(config.source)}
+    sources = parse_sources(config)
     inputs = _describe_inputs(sources, config)
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
@@ -202,10 +203,13 @@ def _write_kept(folder: Path, verdicts: Verdicts, config: CorpusConfig) -> tuple
 
 
 def _why_empty(counts: Counts, config: CorpusConfig) -> str:
+    if BEYOND_LIMIT in counts["removed"]:
+        size = counts["removed"][BEYOND_LIMIT]["bytes"]
+        return f"the first document is of {size:,} bytes or more, for which --max-bytes {config.max_bytes} has no room."
     reasons = [f"{name.replace('_', ' ')}: {count:,}" for name, count in sorted(counts["source"].items())]
     reasons += [f"{reason}: {line['documents']:,}" for reason, line in counts["removed"].items()]
     left_out = f" Left out: {'; '.join(reasons)}." if reasons else ""
-    hint = " Choose fewer steps with --clean, or see samples with --clean none." if counts["removed"] else ""
+    hint = " Choose fewer steps with --clean, or look at the text with --clean none." if counts["removed"] else ""
     return f"no document with any text was found.{left_out}{hint}"
 
 
@@ -219,7 +223,7 @@ def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
     skipped = [name for name in sorted(counts) if name.startswith("skipped") or name == "invalid_bytes_replaced"]
     if skipped:
         say("  " + "; ".join(f"{name.replace('_', ' ')}: {counts[name]:,}" for name in skipped), quiet=quiet)
-    if counts["changed"] or counts["removed"]:
+    if config.clean:
         print_account(counts, config.clean, explain=config.explain, quiet=quiet)
     for taken in counts["taken"].values():
         if packages := taken.get("packages"):

@@ -1,8 +1,9 @@
 """Options of `bertpipe corpus`."""
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bert_pipeline.config import ShardedConfig
 
@@ -55,6 +56,9 @@ def _name_steps(given: object) -> object:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return given
     parts = [part.strip() for name in names for part in name.split(",")]
+    for part in parts:
+        if part not in (*STEP_SETS, *get_args(Step)):
+            raise ValueError(f"{part} is unknown. Sets: {', '.join(STEP_SETS)}. Steps: {', '.join(get_args(Step))}.")
     return tuple(dict.fromkeys(step for part in parts for step in STEP_SETS.get(part, (part,))))
 
 
@@ -65,7 +69,7 @@ class CorpusConfig(ShardedConfig):
 
     source: tuple[str, ...] = Field(min_length=1)
     """`python-docs`, `wikitext-2`, `wikitext-103`, `oscar:LANG`, `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB` or
-    `parquet:GLOB` (files plain, .gz or .zst); may be given several times."""
+    `parquet:GLOB` (text and jsonl also as .gz, .zst, .bz2 or .xz); may be given several times."""
     text_field: str | None = None
     """Field or column that holds the text in jsonl and parquet; by default `text`, else `content`."""
     language: str = "en"
@@ -102,6 +106,21 @@ class CorpusConfig(ShardedConfig):
     """Show samples of what each cleaning step changed or removed."""
     shard_mb: float = Field(16.0, gt=0)
     """Megabytes of text that a shard takes in, about."""
+
+    @field_validator("language")
+    @classmethod
+    def _read_language(cls, language: str) -> str:
+        """`fa` for `FA`; a region stays as it is."""
+        name, hyphen, region = language.partition("-")
+        if not re.fullmatch(r"[A-Za-z]{2,3}", name):
+            raise ValueError("an ISO 639 code was expected, such as en or fa")
+        return name.lower() + hyphen + region
+
+    @model_validator(mode="after")
+    def _check_near_threshold(self) -> "CorpusConfig":
+        if "near_threshold" in self.model_fields_set and "near" not in self.clean:
+            raise ValueError("--near-threshold: only for the step near, and --clean does not name it.")
+        return self
 
     @model_validator(mode="after")
     def _check_hub_options(self) -> "CorpusConfig":

@@ -26,7 +26,8 @@ from bert_pipeline.shards import finished_counts, read_columns, write_shard
 Numbers = npt.NDArray[np.int64]
 
 KEPT, EXACT, NEAR, BEYOND = range(4)
-REASONS = {EXACT: "exact duplicate", NEAR: "near duplicate", BEYOND: "beyond the limit"}
+BEYOND_LIMIT = "beyond the limit"
+REASONS = {EXACT: "exact duplicate", NEAR: "near duplicate", BEYOND: BEYOND_LIMIT}
 SORTED_TOGETHER = 1 << 24
 """Documents whose hashes are sorted at once; of more, those with the same remainder of the hash."""
 COMPARED_TOGETHER = 100_000

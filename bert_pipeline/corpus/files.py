@@ -1,9 +1,11 @@
 """Files on disk as a source: plain text, JSON lines and parquet, plain or compressed."""
 
+import bz2
 import glob
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import zlib
@@ -24,6 +26,13 @@ from bert_pipeline.corpus.text import decode, split_documents
 from bert_pipeline.errors import BertpipeError
 
 TEXT_FIELDS = ("text", "content")
+COMPRESSIONS = {
+    "gzip": ((".gz", ".gzip"), b"\x1f\x8b"),
+    "zstd": ((".zst", ".zstd"), b"\x28\xb5\x2f\xfd"),
+    "bz2": ((".bz2",), b"BZh"),
+    "xz": ((".xz",), b"\xfd7zXZ\x00"),
+}
+"""Endings of names, and the bytes that a file begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,13 @@ class FileSource:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
         self.files = sorted(path for path in found if path.is_file())
         if not self.files:
-            problem = "is a folder" if found else "matches no file"
+            problem = "is a folder" if any(path.is_dir() for path in found) else "matches no file"
             raise BertpipeError(f"--source {spec}: {pattern} {problem}. Give a pattern such as 'DIR/**/*.txt'.")
         self.base = Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent
 
     def fingerprint(self) -> str:
         """A hash of the files' names and contents."""
-        return hash_json([(os.path.relpath(file, self.base), hash_file(file)) for file in self.files])
+        return hash_json([(os.path.relpath(file, self.base), _hash(file)) for file in self.files])
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
         """Consecutive files up to the shard size; a larger file is a shard of its own."""
@@ -124,10 +133,20 @@ def read_jsonl(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[st
 
 def read_parquet(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
     """One document a row of a parquet file."""
-    with _reading(path, task, counts), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        names = file.schema_arrow.names
-        if (field := _text_field(names, task)) is None:
-            raise BertpipeError(f"{path}: {_no_field(names, task)}")
+    # Opened here: Arrow takes no name that is not UTF-8.
+    with (
+        _reading(path, task, counts),
+        path.open("rb") as raw,
+        pq.ParquetFile(raw, page_checksum_verification=True) as file,
+    ):
+        schema = file.schema_arrow
+        if (field := _text_field(schema.names, task)) is None:
+            raise BertpipeError(f"{path}: {_no_field(schema.names, task)}")
+        if not _holds_text(schema.field(field).type):
+            raise BertpipeError(
+                f"{path}: column {field} holds {schema.field(field).type} and no text; the columns are: "
+                f"{', '.join(schema.names)}. Choose one with --text-field."
+            )
         for batch in file.iter_batches(batch_size=256, columns=[field]):
             for value in batch.column(0).to_pylist():
                 if (text := _accept(value, counts)) is not None:
@@ -145,15 +164,45 @@ READERS: dict[str, Callable[[Path, FilesTask, Counter[str]], Iterator[str]]] = {
 def _reading(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[None]:
     try:
         yield
-    except (EOFError, OSError, pa.ArrowException, zlib.error) as error:
+    except (EOFError, OSError, pa.ArrowException, zlib.error, lzma.LZMAError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         task.handle(f"{path}: broken or cut off ({detail}).", "broken_file", counts)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    return io.BufferedReader(pa.input_stream(path, compression="zstd" if path.suffix == ".zst" else None))
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise BertpipeError(f"{path}: cannot be read ({error.strerror}). Leave it out of the pattern.") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as raw:
+        start = raw.read(6)
+        raw.seek(0)
+        # By the name, that a file which lost its beginning is broken and no text; by the content, whatever the name.
+        named = (kind for kind, (suffixes, _) in COMPRESSIONS.items() if path.name.lower().endswith(suffixes))
+        begun = (kind for kind, (_, magic) in COMPRESSIONS.items() if start.startswith(magic))
+        kind = next(named, None) or next(begun, None)
+        if kind is None:
+            yield raw
+        elif kind == "zstd":
+            with io.BufferedReader(pa.input_stream(raw, compression="zstd")) as file:
+                yield file
+        else:
+            with {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[kind](raw) as file:  # type: ignore[operator]
+                yield file
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null, _is_string_view))
+
+
+def _is_string_view(kind: pa.DataType) -> bool:
+    return bool(kind == pa.string_view())
 
 
 def _accept(value: object, counts: Counter[str]) -> str | None:

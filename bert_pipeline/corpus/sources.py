@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bert_pipeline.artifact import hash_json
@@ -77,6 +78,17 @@ class PythonDocs:
     def describe(self) -> dict[str, Any]:
         """Documents and bytes of each package, and the files that gave nothing, by reason."""
         return self._taken
+
+
+def parse_sources(config: CorpusConfig) -> dict[str, Source]:
+    """The sources by their `--source` values; a file that several patterns match is the first one's."""
+    sources = {spec: parse_source(spec, config) for spec in dict.fromkeys(config.source)}
+    taken: set[Path] = set()
+    for source in sources.values():
+        if isinstance(source, FileSource):
+            source.files = [file for file in source.files if file.resolve() not in taken]
+            taken.update(file.resolve() for file in source.files)
+    return sources
 
 
 def parse_source(spec: str, config: CorpusConfig) -> Source:

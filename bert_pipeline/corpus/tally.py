@@ -5,7 +5,7 @@ number of workers. Samples are for people: the first three of each reason.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bert_pipeline.progress import human_bytes, print_table, say
@@ -86,18 +86,35 @@ def _writable(text: str) -> str:
 def print_account(counts: dict[str, Any], steps: Sequence[str], *, explain: bool, quiet: bool) -> None:
     """The table of what came in and went out, with samples when `explain` is asked for."""
     read, changed, removed = counts["read"], counts["changed"], counts["removed"]
-    steps = [*(step for step in changed if step not in steps), *(step for step in steps if step in changed)]
     rows = [["read", f"{read['documents']:,}", human_bytes(read["bytes"])]]
-    rows += [[f"  changed by {step}", f"{changed[step]['documents']:,}", ""] for step in steps]
-    rows += [[f"− {reason}", f"{line['documents']:,}", human_bytes(line["bytes"])] for reason, line in removed.items()]
+    for name, line in _in_order(changed, removed, steps):
+        sign, size = ("− ", human_bytes(line["bytes"])) if name in removed else ("  changed by ", "")
+        rows.append([sign + name, f"{line['documents']:,}", size])
     rows.append(["written", f"{counts['documents']:,}", human_bytes(counts["bytes"])])
     print_table("Documents in and out", ["", "documents", "text"], rows, quiet=quiet)
-    if not explain:
-        return
-    for step in steps:
-        for before, after in changed[step]["samples"]:
-            shown = [text.replace("\n", " ⏎ ") for text in (before, after)]
-            say(f"changed by {step}\n  from  {shown[0]}\n  to    {shown[1]}", quiet=quiet)
-    for reason, line in removed.items():
-        shown = [sample if isinstance(sample, str) else "\n    is like  ".join(sample) for sample in line["samples"]]
-        say("\n".join([f"− {reason}", *(f"  {sample}" for sample in shown)]), quiet=quiet)
+    for name, line in _in_order(changed, removed, steps) if explain else ():
+        for sample in line["samples"]:
+            say(_describe(name, sample, name in removed), quiet=quiet)
+
+
+def _in_order(
+    changed: dict[str, Any], removed: dict[str, Any], steps: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines of the account in the order of the steps; a step that had nothing to do has a line of zeros."""
+    left = dict(changed) | dict(removed)
+    for step in [*(name for name in changed if name not in steps), *steps]:
+        names = [name for name in left if name == step or name.startswith((f"{step}:", f"{step} duplicate"))]
+        for name in names:
+            yield name, left.pop(name)
+        if not names:
+            yield step, {"documents": 0, "bytes": 0, "samples": []}
+    yield from left.items()
+
+
+def _describe(name: str, sample: str | list[str], is_removed: bool) -> str:
+    if isinstance(sample, str):
+        return f"− {name}\n  {sample}"
+    first, second = (text.replace("\n", " ⏎ ") for text in sample)
+    if is_removed:
+        return f"− {name}\n  {first}\n  is like  {second}"
+    return f"changed by {name}\n  from  {first}\n  to    {second}"
