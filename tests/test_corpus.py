@@ -661,6 +661,23 @@ def test_explain_shows_samples_of_each_reason_also_afterwards(tmp_path: Path):
     assert max(map(len, explained.splitlines())) < 110
 
 
+def test_the_table_has_a_line_for_each_step_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = ["Too  short.", "Too short.", "The end of the day is near, and that is all there is to say of it."]
+    (tmp_path / "a.jsonl").write_text(objects(*({"text": text} for text in texts)))
+    build(tmp_path / "out", f"jsonl:{tmp_path}/a.jsonl", clean=("exact,whitespace,unicode,language,near",), quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    table = [re.split(r"  +", line.strip())[:2] for line in lines[lines.index("Documents in and out") + 2 :]]
+    assert table == [
+        ["read", "3"],
+        ["changed by unicode", "0"],
+        ["changed by whitespace", "1"],
+        ["− language", "0"],
+        ["− exact duplicate", "1"],
+        ["− near", "0"],
+        ["written", "2"],
+    ]
+
+
 def test_shard_names_are_gapless_also_where_a_part_loses_all(tmp_path: Path):
     rows = [f"Text {n}, long enough to fill a part of its own {'x' * 900}" for n in range(6)]
     write_jsonl(tmp_path / "a.jsonl", [rows[0], rows[1], rows[1], rows[1], rows[2], rows[0]])

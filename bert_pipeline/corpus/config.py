@@ -51,7 +51,7 @@ def is_hub(spec: str) -> bool:
 
 
 def _name_steps(given: object) -> object:
-    """Sets and comma-separated names written out: `("basic", "exact,near")` as its steps."""
+    """Sets and comma-separated names as steps, in the order in which they run, whatever order they are named in."""
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return given
@@ -59,7 +59,8 @@ def _name_steps(given: object) -> object:
     for part in parts:
         if part not in (*STEP_SETS, *get_args(Step)):
             raise ValueError(f"{part} is unknown. Sets: {', '.join(STEP_SETS)}. Steps: {', '.join(get_args(Step))}.")
-    return tuple(dict.fromkeys(step for part in parts for step in STEP_SETS.get(part, (part,))))
+    named = {step for part in parts for step in STEP_SETS.get(part, (part,))}
+    return tuple(step for step in get_args(Step) if step in named)
 
 
 class CorpusConfig(ShardedConfig):

@@ -10,6 +10,8 @@ from typing import Any
 
 from bert_pipeline.progress import human_bytes, print_table, say
 
+EDITING_STEPS = frozenset({"mojibake", "html", "unicode", "control", "whitespace"})
+"""Steps that change documents and remove none."""
 SAMPLES = 3
 SAMPLE_CHARS = 80
 EMPTY = "empty"
@@ -88,7 +90,8 @@ def print_account(counts: dict[str, Any], steps: Sequence[str], *, explain: bool
     read, changed, removed = counts["read"], counts["changed"], counts["removed"]
     rows = [["read", f"{read['documents']:,}", human_bytes(read["bytes"])]]
     for name, line in _in_order(changed, removed, steps):
-        sign, size = ("− ", human_bytes(line["bytes"])) if name in removed else ("  changed by ", "")
+        is_change = name in changed or (name in EDITING_STEPS and name not in removed)
+        sign, size = ("  changed by ", "") if is_change else ("− ", human_bytes(line["bytes"]))
         rows.append([sign + name, f"{line['documents']:,}", size])
     rows.append(["written", f"{counts['documents']:,}", human_bytes(counts["bytes"])])
     print_table("Documents in and out", ["", "documents", "text"], rows, quiet=quiet)
