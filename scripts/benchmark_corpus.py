@@ -1,8 +1,8 @@
 """Speed and memory of the corpus stage.
 
-`speed` times reading, each cleaning step, sentence splitting, fingerprints and, for comparison, tokenizing and plain
-`datasets` reading of the same files: one process, one thread, all of them in turn, several rounds, the median of each.
-`memory` makes a corpus of a given size and reports the time and the peak memory of the whole stage, all processes
+Speed: reading, each cleaning step, sentence splitting, fingerprints and, for comparison, tokenizing and the reading of
+the same files by `datasets` alone: one process, one thread, all of them in turn, several rounds, the median of each.
+Memory: a corpus of a given size is made, and the time and the peak memory of the whole stage reported, all processes
 together.
 """
 
@@ -38,17 +38,39 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 
 @app.command()
-def speed(
+def corpus(
     texts: Annotated[
-        list[str], typer.Argument(metavar="LANGUAGE=GLOB...", help="Text files, such as 'en=books/*.txt'.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="LANGUAGE=GLOB...", help="Text files, such as 'en=books/*.txt'; else some are made."),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
-    megabytes: Annotated[float, typer.Option(help="Text to measure on, at most.")] = 4.0,
+    megabytes: Annotated[float, typer.Option(help="Text to measure speed on, at most.")] = 4.0,
+    gigabytes: Annotated[float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")] = 0.2,
+    clean: Annotated[str, typer.Option(help="Its cleaning steps, as for `bertpipe corpus`.")] = "basic,exact,near",
+    workers: Annotated[int, typer.Option(help="Its worker processes.")] = 4,
+    keep: Annotated[Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")] = None,
 ) -> None:
-    """MB/s of one core, by language."""
-    for given in texts:
-        language, _, pattern = given.partition("=")
-        _measure(language, pattern, rounds, megabytes)
+    """MB/s of one core, by language; then peak memory and time of the whole stage, with 20% duplicates."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if gigabytes and not list(folder.glob("raw-*.jsonl")):
+            _generate(folder, gigabytes * 1e9)
+        for given in texts or [f"en={_write_text(folder, megabytes * 1e6)}"]:
+            language, _, pattern = given.partition("=")
+            _measure(language, pattern, rounds, megabytes)
+        if gigabytes:
+            raise typer.Exit(_measure_memory(folder, gigabytes, clean, workers))
+
+
+def _write_text(folder: Path, size: float) -> Path:
+    """Paragraphs of Python's own documentation, over and over."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics.values())
+    path = folder / "text.txt"
+    path.write_text("\n\n".join([text] * max(1, round(size / len(text)))), encoding="utf-8")
+    return path
 
 
 def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None:
@@ -138,35 +160,23 @@ def _train_tokenizer(texts: list[str]) -> Any:
     return tokenizer._tokenizer
 
 
-@app.command()
-def memory(
-    gigabytes: Annotated[float, typer.Option(help="Size of the corpus to make.")] = 5.0,
-    clean: Annotated[str, typer.Option(help="Cleaning steps, as for `bertpipe corpus`.")] = "basic,exact,near",
-    workers: Annotated[int, typer.Option(help="Worker processes.")] = 4,
-    keep: Annotated[Path | None, typer.Option(help="Folder for the made text and the corpus; kept.")] = None,
-) -> None:
-    """Peak memory and time of the whole stage on a generated corpus with 10% exact and 10% near duplicates."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not list(folder.glob("raw-*.jsonl")):
-            _generate(folder, gigabytes * 1e9)
-        command = [
-            *(sys.executable, "-m", "bert_pipeline", "corpus", "--source", f"jsonl:{folder}/raw-*.jsonl"),
-            *("--out", str(folder / "corpus"), "--clean", clean, "--workers", str(workers), "--overwrite"),
-        ]
-        start = time.perf_counter()
-        process = subprocess.Popen(command)
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, _memory(process.pid))
-            time.sleep(0.2)
-        seconds = time.perf_counter() - start
-        out.print(
-            f"{gigabytes:g} GB, {workers} workers, {clean}: {seconds:.0f} s, {gigabytes * 1e3 / seconds:.1f} MB/s, "
-            f"peak memory of all processes {peak / 1e6:,.0f} MB"
-        )
-        raise typer.Exit(process.returncode)
+def _measure_memory(folder: Path, gigabytes: float, clean: str, workers: int) -> int:
+    command = [
+        *(sys.executable, "-m", "bert_pipeline", "corpus", "--source", f"jsonl:{folder}/raw-*.jsonl"),
+        *("--out", str(folder / "corpus"), "--clean", clean, "--workers", str(workers), "--overwrite"),
+    ]
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _memory(process.pid))
+        time.sleep(0.2)
+    seconds = time.perf_counter() - start
+    out.print(
+        f"{gigabytes:g} GB, {workers} workers, {clean}: {seconds:.0f} s, {gigabytes * 1e3 / seconds:.1f} MB/s, "
+        f"peak memory of all processes {peak / 1e6:,.0f} MB"
+    )
+    return process.returncode
 
 
 def _memory(pid: int) -> float:
