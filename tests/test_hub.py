@@ -637,7 +637,6 @@ def test_a_wait_longer_than_allowed_is_not_begun(hub: LocalHub, read: Read) -> N
         ("status", r"/api/datasets/me/data$", "GET"),
         ("status", r"/revision/", "GET"),
         ("status", r"/tree/", "GET"),
-        ("status", r"/paths-info/", "POST"),
         ("status", r"resolve/.*README", "HEAD"),
         ("reset", r"resolve/.*README", "HEAD"),
         ("cut", r"resolve/.*README", "GET"),
@@ -883,6 +882,24 @@ def test_a_finished_corpus_needs_no_network(hub: LocalHub, run: Run, tmp_path: P
         assert other.returncode == 1
         assert "is complete" not in other.stdout
     assert shards(tmp_path / "out") == before
+
+
+def list_paths(repository: str, path: str) -> list[str]:
+    import huggingface_hub
+
+    from bert_pipeline.corpus.hub_client import connect
+
+    connect(20, True)
+    found = huggingface_hub.HfApi().get_paths_info(repository, [path], repo_type="dataset")
+    return [entry.path for entry in found]
+
+
+def test_a_post_that_only_reads_is_tried_again(hub: LocalHub, reader: ProcessPoolExecutor) -> None:
+    """Which of its requests `huggingface_hub` uses to look at a file hangs on its version."""
+    hub.add("me/paths", {"a.txt": b"One."})
+    hub.plant("status", "/paths-info/", method="POST", status=503, times=2)
+    assert reader.submit(list_paths, "me/paths", "a.txt").result() == ["a.txt"]
+    assert not hub.faults[0].times
 
 
 # What the libraries do by themselves, and why lines are not read through `load_dataset`

@@ -26,18 +26,7 @@ Step = Literal[
 STEP_SETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "basic": ("unicode", "control", "whitespace"),
-    "web": (
-        "mojibake",
-        "html",
-        "unicode",
-        "control",
-        "whitespace",
-        "language",
-        "gopher-repetition",
-        "gopher-quality",
-        "exact",
-        "near",
-    ),
+    "web": tuple(step for step in get_args(Step) if step not in ("c4", "fineweb")),
 }
 
 

@@ -4,13 +4,12 @@ import bz2
 import glob
 import gzip
 import io
-import json
 import lzma
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ import pyarrow.parquet as pq
 from bert_pipeline.artifact import hash_file, hash_json
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task
+from bert_pipeline.corpus.records import Policy, read_json_lines
 from bert_pipeline.corpus.text import decode, split_documents
 from bert_pipeline.errors import BertpipeError
 
-TEXT_FIELDS = ("text", "content")
 COMPRESSIONS = {
     "gzip": ((".gz", ".gzip"), b"\x1f\x8b"),
     "zstd": ((".zst", ".zstd"), b"\x28\xb5\x2f\xfd"),
@@ -42,9 +41,8 @@ class FilesTask:
     spec: str
     base: Path
     files: tuple[Path, ...]
-    text_field: str | None
     language: str
-    on_error: str
+    policy: Policy
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
         """Documents of the files in order; ids are `FILE#NUMBER`."""
@@ -57,12 +55,6 @@ class FilesTask:
                     yield Document(f"{name}#{number}", text, self.spec, self.language)
                 else:
                     counts["skipped_empty"] += 1
-
-    def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
-        """Fail with the problem, or count it, as the policy says."""
-        if self.on_error == "fail":
-            raise BertpipeError(f"{problem} Mend or remove it, or leave such things out with --on-error skip.")
-        counts[f"skipped_{reason}"] += 1
 
 
 class FileSource:
@@ -94,10 +86,8 @@ class FileSource:
                 room = config.shard_mb * 1e6
             groups[-1].append(file)
             room -= size
-        return [
-            FilesTask(self.spec, self.base, tuple(group), config.text_field, config.language, config.on_error)
-            for group in groups
-        ]
+        policy = Policy.of(config, "Mend or remove it, or leave such things out with --on-error skip.")
+        return [FilesTask(self.spec, self.base, tuple(group), config.language, policy) for group in groups]
 
     def describe(self) -> dict[str, Any]:
         """How many files, and their size on disk."""
@@ -115,19 +105,8 @@ def read_text(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str
 def read_jsonl(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
     """One document a line of JSON objects."""
     with _reading(path, task, counts), _open(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(decode(raw.rstrip(b"\r\n"), counts))
-                if not isinstance(row, dict):
-                    raise ValueError("a JSON object was expected")
-            except (ValueError, RecursionError) as error:
-                task.handle(f"{path}, line {number}: not a JSON object ({error}).", "not_json", counts)
-                continue
-            if (field := _text_field(row, task)) is None:
-                task.handle(f"{path}, line {number}: {_no_field(row, task)}", "no_text_field", counts)
-            elif (text := _accept(row[field], counts)) is not None:
+        for _, value in read_json_lines(file, str(path), task.policy, counts):
+            if (text := _accept(value, counts)) is not None:
                 yield text
 
 
@@ -140,8 +119,7 @@ def read_parquet(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[
         pq.ParquetFile(raw, page_checksum_verification=True) as file,
     ):
         schema = file.schema_arrow
-        if (field := _text_field(schema.names, task)) is None:
-            raise BertpipeError(f"{path}: {_no_field(schema.names, task)}")
+        field = task.policy.choose_field(schema.names, str(path))
         if not _holds_text(schema.field(field).type):
             raise BertpipeError(
                 f"{path}: column {field} holds {schema.field(field).type} and no text; the columns are: "
@@ -166,7 +144,7 @@ def _reading(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[None
         yield
     except (EOFError, OSError, pa.ArrowException, zlib.error, lzma.LZMAError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        task.handle(f"{path}: broken or cut off ({detail}).", "broken_file", counts)
+        task.policy.handle(f"{path}: broken or cut off ({detail}).", "broken_file", counts)
 
 
 def _hash(path: Path) -> str:
@@ -210,13 +188,3 @@ def _accept(value: object, counts: Counter[str]) -> str | None:
         return value
     counts["skipped_no_text"] += 1
     return None
-
-
-def _text_field(fields: Collection[str], task: FilesTask) -> str | None:
-    wanted = (task.text_field,) if task.text_field else TEXT_FIELDS
-    return next((field for field in wanted if field in fields), None)
-
-
-def _no_field(fields: Collection[str], task: FilesTask) -> str:
-    wanted = task.text_field or " or ".join(TEXT_FIELDS)
-    return f"no field {wanted}; it has: {', '.join(fields)}. Choose one with --text-field."

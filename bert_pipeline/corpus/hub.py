@@ -13,6 +13,7 @@ from bert_pipeline.corpus.documents import Task
 from bert_pipeline.corpus.hub_client import connect
 from bert_pipeline.corpus.hub_rows import READERS, HubFiles, HubTask, file_format
 from bert_pipeline.corpus.hub_select import HubFile, Repository
+from bert_pipeline.corpus.records import Policy
 from bert_pipeline.corpus.wikitext import ArticlesTask
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.progress import err
@@ -95,9 +96,8 @@ class HubSource:
             self.spec,
             self.selection.repository,
             self.selection.commit,
-            config.text_field,
             self.wanted.language or config.language,
-            config.on_error,
+            Policy.of(config, "Leave such things out with --on-error skip, or choose others with --files."),
             config.max_wait,
             config.quiet,
         )

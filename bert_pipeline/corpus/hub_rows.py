@@ -11,7 +11,7 @@ import lzma
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
-from bert_pipeline.corpus.files import TEXT_FIELDS
 from bert_pipeline.corpus.hub_client import PASSING, REFUSALS, Patience, as_trouble, connect, explain
+from bert_pipeline.corpus.records import Policy, read_json_lines
 from bert_pipeline.corpus.text import decode, split_documents
-from bert_pipeline.errors import BertpipeError
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
@@ -55,9 +54,8 @@ class HubFiles:
     spec: str
     repository: str
     commit: str
-    text_field: str | None
     language: str
-    on_error: str
+    policy: Policy
     max_wait: float
     quiet: bool
 
@@ -69,12 +67,6 @@ class HubFiles:
         """Where a person finds the file."""
         return f"{constants.ENDPOINT}/datasets/{self.repository}/resolve/{self.commit}/{path}"
 
-    def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
-        """Fail with the problem, or count it, as the policy says."""
-        if self.on_error == "fail":
-            raise BertpipeError(f"{problem} Leave such things out with --on-error skip, or choose others with --files.")
-        counts[f"skipped_{reason}"] += 1
-
     @contextmanager
     def reading(self, path: str, counts: Counter[str]) -> Iterator[None]:
         """Tell broken data, which the policy may skip, from a hub that refuses, which it never does."""
@@ -85,7 +77,7 @@ class HubFiles:
             if isinstance(error, (*REFUSALS, FileNotFoundError, PermissionError)):
                 raise explain(error, self.repository) from None
             detail = str(error).strip().partition("\n")[0] or type(error).__name__
-            self.handle(f"{self.url(path)}: broken or cut off ({detail}).", "broken_file", counts)
+            self.policy.handle(f"{self.url(path)}: broken or cut off ({detail}).", "broken_file", counts)
 
     def rows(self, path: str, builder: str, **options: Any) -> Iterator[dict[str, Any]]:
         """The rows of a file by a builder of `datasets`."""
@@ -118,7 +110,7 @@ class HubFiles:
 
         metadata = next(self._steadily(path, lambda: _read_metadata(self._location(path))))
         schema = metadata.schema.to_arrow_schema()
-        name = self.choose_field(schema.names, path)
+        name = self.policy.choose_field(schema.names, self.url(path))
         if _largest_group(metadata, name) > LARGE_GROUP:
             yield from self._steadily(path, lambda: _read_column(self._location(path), name))
             return
@@ -132,22 +124,6 @@ class HubFiles:
 
     def _location(self, path: str) -> str:
         return f"hf://datasets/{self.repository}@{self.commit}/{path}"
-
-    def choose_field(self, fields: Collection[str], path: str) -> str:
-        """The field that holds the text, or an error that lists those there are."""
-        if (field := self.find_field(fields)) is None:
-            raise BertpipeError(f"{self.url(path)}: {self.no_field(fields)}")
-        return field
-
-    def find_field(self, fields: Collection[str]) -> str | None:
-        """The field that holds the text."""
-        wanted = (self.text_field,) if self.text_field else TEXT_FIELDS
-        return next((field for field in wanted if field in fields), None)
-
-    def no_field(self, fields: Collection[str]) -> str:
-        """What is missing, and what there is."""
-        wanted = self.text_field or " or ".join(TEXT_FIELDS)
-        return f"no field {wanted}; it has: {', '.join(fields)}. Choose one with --text-field."
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,21 +191,7 @@ def _read_text(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
 
 
 def _read_json_lines(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
-    for number, line in enumerate(files.lines(path)):
-        if not line.strip():
-            continue
-        where = f"{files.url(path)}, line {number + 1}"
-        try:
-            row = json.loads(decode(line.rstrip(b"\r\n"), counts))
-            if not isinstance(row, dict):
-                raise ValueError("a JSON object was expected")
-        except (ValueError, RecursionError) as error:
-            files.handle(f"{where}: not a JSON object ({error}).", "not_json", counts)
-            continue
-        if (field := files.find_field(row)) is None:
-            files.handle(f"{where}: {files.no_field(row)}", "no_text_field", counts)
-        else:
-            yield number, row[field]
+    yield from read_json_lines(files.lines(path), files.url(path), files.policy, counts)
 
 
 def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
@@ -244,7 +206,7 @@ def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
 def _read_rows(files: HubFiles, path: str, builder: str, **options: Any) -> Numbered:
     field = None
     for number, row in enumerate(files.rows(path, builder, **options)):
-        field = field or files.choose_field(row, path)
+        field = field or files.policy.choose_field(row, files.url(path))
         yield number, row.get(field)
 
 
