@@ -52,13 +52,19 @@ def run_on_cluster(
     place.mkdir()
     job = job_class(Path(tempfile.mkdtemp(dir=place)), _job_name(folder), len(tasks))
     job.prepare(function, tasks, config)
+    has_failed = True
     try:
         job.start()
         yield from _gather(job)
         job.wait()
+        has_failed = False
+    except GeneratorExit:  # the caller has enough
+        has_failed = False
+        raise
     finally:
         job.stop()
-    shutil.rmtree(place, ignore_errors=True)
+        if not has_failed:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def end_earlier(folder: Path) -> None:

@@ -258,6 +258,14 @@ def test_slurm_finds_the_same_duplicates(tmp_path: Path):
     assert data_files(tmp_path / "slurm") == data_files(tmp_path / "local")
 
 
+@pytest.mark.usefixtures("slurm")
+def test_who_has_enough_leaves_nothing_behind(tmp_path: Path):
+    results = run_stage(square, range(30), config_for("slurm", tmp_path), tmp_path)
+    assert next(results) == (0, 0)
+    results.close()  # type: ignore[attr-defined]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_given_is_left_to_slurm(slurm: Path, tmp_path: Path):
     list(run_stage(square, range(2), config_for("slurm", tmp_path), tmp_path))
     assert not {"partition", "time", "mem-per-cpu", "qos"} & submitted(slurm)[0].keys()

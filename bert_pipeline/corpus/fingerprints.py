@@ -7,7 +7,6 @@ agree in a whole band are compared.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -110,7 +109,6 @@ def split_words(text: str) -> list[bytes]:
 
 def make_signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
     """MinHash signatures, (texts, `PERMUTATIONS`). A text of fewer than 5 words is one shingle."""
-    os.environ["RAYON_NUM_THREADS"] = "1"  # shards are the parallelism
     from rensa import RMinHash
 
     words = [split_words(text) or [text.encode()] for text in texts]
