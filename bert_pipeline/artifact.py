@@ -26,9 +26,10 @@ from bert_pipeline.errors import BertpipeError
 FORMAT = 2  # raised when the same settings would give other files
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
-SCRATCH = ".engine"
-"""Folder of an artifact in the making that holds nothing worth keeping."""
-VERSIONED = ("bertpipe", "tokenizers", "pyarrow", "numpy", "sentencex", "torch", "transformers", "accelerate")
+VERSIONED = (
+    *("bertpipe", "tokenizers", "pyarrow", "numpy", "sentencex", "torch", "transformers", "accelerate"),
+    *("datasets", "huggingface-hub", "ftfy", "py3langid", "datatrove", "rensa"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,18 @@ def _open(target: Path, record: dict[str, Any], existing: Manifest | None, overw
             )
         same = not _differences(_request(existing), _plain(record))
         if same and not (overwrite and _damaged(target, existing)):
+            (target / UNFINISHED).unlink(missing_ok=True)  # a kill may have left it
             return Workspace(target, target, record, read_manifest(target, existing.stage))
         if not overwrite:
             raise BertpipeError(_refusal(target, _request(existing), _plain(record), "was made"))
+        made = _read_manifest_file(_new(target))
+        if made and not _differences(_request(made), _plain(record)) and not _damaged(_new(target), made):
+            _swap(target)  # killed just before
+            return Workspace(target, target, record, read_manifest(target, made.stage))
         return _start(_new(target), target, record, overwrite=True)
-    holds_other = target.is_dir() and any(target.iterdir()) and not (target / UNFINISHED).exists()
+    # A run killed in its first moment leaves the temporary form of its marker.
+    others = (path for path in target.iterdir() if not path.match(".*.tmp")) if target.is_dir() else iter(())
+    holds_other = any(others) and not (target / UNFINISHED).exists()
     if holds_other or (target.exists() and not target.is_dir()):
         raise BertpipeError(f"{target}: holds files that are not bertpipe's; choose another --out.")
     return _start(target, target, record, overwrite)
@@ -220,9 +228,8 @@ def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) 
 
 
 def _holds_work(folder: Path) -> bool:
-    """Whether some file of the artifact is finished, also in folders of work that is not (`.parts`)."""
-    finished = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return any(SCRATCH not in path.parts for path in finished)
+    """Whether some file of the artifact is finished, or some part that it is made of (`.parts`)."""
+    return any(not path.name.startswith(".") for path in [*folder.iterdir(), *folder.rglob("*.parquet")])
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

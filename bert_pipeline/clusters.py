@@ -21,12 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from bert_pipeline.artifact import SCRATCH, hash_json
+from bert_pipeline.artifact import hash_json
 from bert_pipeline.config import ShardedConfig
 from bert_pipeline.errors import BertpipeError, UsageError
 
 T = TypeVar("T")
 
+SCRATCH = ".engine"
+"""Hidden folder of an artifact in the making: a folder for each run, with results and logs."""
 SLURM_COMMANDS = ("sbatch", "squeue", "scancel")
 LOOK_EVERY_S = 0.5
 ASK_SLURM_EVERY_S = 15.0
@@ -48,7 +50,7 @@ def run_on_cluster(
     end_earlier(folder)
     if not tasks:
         return
-    place = folder.resolve() / SCRATCH  # in it a folder for each run, with results and logs
+    place = folder.resolve() / SCRATCH
     place.mkdir()
     job = job_class(Path(tempfile.mkdtemp(dir=place)), _job_name(folder), len(tasks))
     job.prepare(function, tasks, config)

@@ -41,7 +41,8 @@ class StageConfig(BaseModel):
     @field_validator("out")
     @classmethod
     def _name_folder(cls, out: Path) -> Path:
-        """`.` by its name, which the folders beside it are named after while it is made."""
+        """`.` by its name, which the folders beside it are named after while it is made; `~` as the home folder."""
+        out = Path(os.path.expanduser(out))  # noqa: PTH111 (Path's fails where there is no such user)
         named = out if out.name not in ("", "..") else Path(os.path.abspath(out))  # noqa: PTH100 (links stay)
         if not named.name:
             raise ValueError("a folder with a name was expected")
@@ -65,6 +66,11 @@ class ShardedConfig(StageConfig):
     engine_option: tuple[str, ...] = ()
     """KEY=VALUE, may be given several times. For slurm any option of sbatch, such as partition=cpu, time=04:00:00 or
     mem-per-cpu=4G; also tasks_per_job and max_array_size. For ray memory_gb, to reserve for each task."""
+
+    @field_validator("engine_option", mode="before")
+    @classmethod
+    def _list_one_option(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check_engine_options(self) -> "ShardedConfig":

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -42,8 +42,11 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
         with _ignoring_interrupts():  # processes start in here, and inherit it before they can choose
             futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:  # results are handed on and not kept
+                    yield futures.pop(future), future.result()
         except BrokenProcessPool:
             raise BertpipeError(KILLED) from None
         except BaseException:
@@ -72,6 +75,7 @@ def _end_processes(processes: Sequence[BaseProcess]) -> None:
         process.join(max(0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
+            process.join()
 
 
 _told_to_end = False

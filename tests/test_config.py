@@ -38,7 +38,7 @@ def write(path: Path, text: str) -> Path:
         ("corpse:\n  source: [python-docs]\n", "`corpse`"),
         ("corpus:\n  sauce: [python-docs]\n", "`sauce`"),
         ("corpus:\n  source: [python-docs]\ntokenize:\n  vocab-size: 300\n", "`vocab-size`"),
-        ("corpus:\n  source: python-docs\n", "--source"),
+        ("corpus:\n  source: [3]\n", "--source"),
         ("corpus:\n  source: []\n", "--source"),
         ("corpus:\n  shard_mb: 3\n", "--source"),
         ("corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: many\n", "--vocab-size"),

@@ -288,9 +288,17 @@ def test_a_flipped_bit_in_parquet_is_found_by_its_checksum(read: Read, tmp_path:
         read("a.parquet", flipped)
 
 
+def test_bytes_that_are_no_text_in_parquet_are_replaced_and_counted(read: Read, tmp_path: Path):
+    data = b"fine.bad \xff\xfe text."
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 5, len(data))))
+    column = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(data))
+    assert read("a.parquet", parquet_bytes(tmp_path, pa.table({"text": column}))) == ["fine.", "bad \ufffd\ufffd text."]
+    assert counts(read)["invalid_bytes_replaced"] == 2
+
+
 def test_a_column_that_holds_no_text_is_named_with_its_type(read: Read, tmp_path: Path):
     content = parquet_bytes(tmp_path, pa.table({"id": [1], "text": [b"One."]}))
-    with pytest.raises(BertpipeError, match=r"a\.parquet: column text holds binary and no text; .* id, text"):
+    with pytest.raises(BertpipeError, match=r"a\.parquet: column text holds binary, not one text; .* id, text"):
         read("a.parquet", content)
 
 
@@ -517,6 +525,28 @@ def test_shuffling_repeats_with_its_seed_and_loses_nothing(tmp_path: Path, buffe
     assert sorted(first) == sorted(other) == sorted(texts)
 
 
+def test_small_files_are_read_in_random_order(tmp_path: Path):
+    for number in range(200):
+        write_jsonl(tmp_path / "raw" / f"{number:03}.jsonl", [f"Text {number:03}."])
+    source = f"jsonl:{tmp_path}/raw/*.jsonl"
+    first, _ = build(tmp_path / "out", source, shuffle_buffer=2, max_documents=20, shard_mb=16)
+    assert min(first) < "Text 060." < "Text 140." < max(first)
+
+
+def test_documents_have_no_power_over_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.txt").write_text("A\x1b[31mred\x1b]0;title\x07 text.", encoding="utf-8")
+    build(tmp_path / "out", f"text:{tmp_path}/a.txt", explain=True, quiet=False)
+    said = capsys.readouterr().out
+    assert "A·[31mred" in said
+    assert not re.search("[\x00-\x09\x0b-\x1f]", said)
+
+
+@pytest.mark.parametrize("pattern", ["~nobody-of-that-name/*.txt", "~/absent-*.txt"])
+def test_a_tilde_is_the_home_folder_or_nothing(pattern: str, tmp_path: Path):
+    with pytest.raises(BertpipeError, match="matches no file"):
+        build(tmp_path / "out", f"text:{pattern}")
+
+
 def test_a_shuffle_buffer_of_n_moves_no_document_forward_by_more_than_n(tmp_path: Path):
     source, texts = big_rows(tmp_path, files=1, rows=300)
     found, _ = build(tmp_path / "out", source, shuffle_buffer=10)
@@ -626,6 +656,65 @@ def test_a_shard_that_is_lost_before_the_end_is_made_again(tmp_path: Path):
 def test_options_of_hub_sources_are_refused_without_one(option: str):
     with pytest.raises(UsageError, match=f"--{option}: only for sources on the hub"):
         build_config(CorpusConfig, {"out": Path("x"), "source": ("text:*",), option: "x"})
+
+
+def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
+    """Build in processes, each killed with -9 at a later call of the function `target`; return how many were killed."""
+    values = json.dumps({"out": str(out), "source": [source], "workers": 1, "quiet": True} | options)
+    code = (
+        "import json, os, sys; from importlib import import_module\n"
+        "from bert_pipeline.corpus.build import build_corpus; from bert_pipeline.corpus.config import CorpusConfig\n"
+        "name, _, function = sys.argv[2].rpartition('.')\n"
+        "module = import_module(name); real = getattr(module, function)\n"
+        "left = [int(sys.argv[3])]\n"
+        "def once_more(*a, **k):\n"
+        "    left[0] -= 1\n"
+        "    return os._exit(9) if left[0] < 0 else real(*a, **k)\n"
+        "setattr(module, function, once_more)\n"
+        "build_corpus(CorpusConfig(**json.loads(sys.argv[1])))"
+    )
+    for calls in range(100):
+        done = subprocess.run([sys.executable, "-c", code, values, target, str(calls)], check=False)
+        if done.returncode == 0:
+            return calls
+    raise AssertionError("it never came to an end")
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("bert_pipeline.corpus.publish.write_json", {"max_bytes": 1000, "shard_mb": 0.0005}),
+        ("bert_pipeline.corpus.parts.write_shard", {"max_documents": 4, "clean": "exact", "shard_mb": 0.0004}),
+        ("bert_pipeline.corpus.dedup.write_shard", {"max_documents": 4, "clean": "exact", "shard_mb": 0.0004}),
+        ("os.replace", {"shard_mb": 0.0005}),
+        ("os.unlink", {"clean": "near"}),
+    ],
+)
+def test_a_kill_at_any_step_leaves_no_trace_in_the_result(tmp_path: Path, target: str, options: dict[str, Any]):
+    texts = [
+        f"{n} {letter * size}" for n, (letter, size) in enumerate(zip("abcdeafgg", (400, 400, 900) * 3, strict=True))
+    ]
+    write_jsonl(tmp_path / "a.jsonl", texts[:4] * 2 + texts)
+    source = f"jsonl:{tmp_path}/a.jsonl"
+    assert build_in_steps(tmp_path / "killed", source, target, **options) > 0
+    build(tmp_path / "whole", source, **({"shard_mb": 16.0} | options))
+    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
+
+
+def test_a_damaged_part_is_made_again(tmp_path: Path):
+    source, texts = big_rows(tmp_path, files=1)
+    options = {"clean": "exact", "shard_mb": 16.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_pipeline.corpus.build.write_kept", None)
+        with pytest.raises(TypeError):
+            build(tmp_path / "out", source, **options)
+    part = tmp_path / "out" / ".parts" / "00000-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[300] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(BertpipeError, match=r"damaged, and removed\. Run the same command again"):
+        build(tmp_path / "out", source, **options)
+    assert build(tmp_path / "out", source, **options)[0] == texts
 
 
 def test_every_document_is_accounted_for(tmp_path: Path):

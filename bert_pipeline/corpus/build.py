@@ -6,7 +6,8 @@ are compared for duplicates; parts become shards, which is a renaming where noth
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -62,12 +63,14 @@ def build_corpus(config: CorpusConfig) -> Manifest:
         tally, shards = (_deduplicate if _compares(config) else _publish)(work.folder, jobs, config)
         counts = tally.to_json()
         if not counts["documents"]:
+            if config.explain:
+                print_account(counts, config.clean, explain=True, quiet=config.quiet)
             raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
         skipped = counts.pop("source")
         _refuse_skipped(skipped, config)
         taken = {spec: source.describe() for spec, source in sources.items()}
         manifest = work.finish(counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)])
-        shutil.rmtree(config.out / PARTS)
+        shutil.rmtree(config.out / PARTS, ignore_errors=True)
     _summarise(manifest, config)
     return manifest
 
@@ -75,11 +78,14 @@ def build_corpus(config: CorpusConfig) -> Manifest:
 def _describe_inputs(sources: dict[str, Source], config: CorpusConfig) -> dict[str, Input]:
     try:
         return {spec: Input(spec, source.fingerprint()) for spec, source in sources.items()}
-    except SourceUnreachable as error:
+    except SourceUnreachable:
         # Whoever has the corpus already should not need the network to go on with it.
         if (inputs := finished_inputs(STAGE, config)) is None:
             raise
-        say(f"corpus: {config.out} is complete; whether its sources changed is not known. {error}", quiet=config.quiet)
+        say(
+            f"corpus: {config.out} is complete; its sources give no answer, so whether they changed is not known.",
+            quiet=config.quiet,
+        )
         return inputs
 
 
@@ -113,32 +119,26 @@ def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[
     done = 0
     while done < len(jobs) and not publisher.is_full and publisher.resume(jobs[done]):
         done += 1
-    if not publisher.is_full:
-        _read(folder, jobs[done:], config, publisher)
+    if done < len(jobs) and not publisher.is_full:
+        with closing(_read(folder, jobs[done:], config)) as tasks:
+            for job, parts in zip(jobs[done:], tasks, strict=False):
+                publisher.publish(job, parts)
+                if publisher.is_full:
+                    break
     return publisher.tally, publisher.shards
 
 
-def _read(
-    folder: Path, jobs: Sequence[PartsJob], config: CorpusConfig, publisher: Publisher | None
-) -> list[list[Counts]]:
-    """Read tasks in order until there is as much as their quota asks for; return the parts of those that it took."""
+def _read(folder: Path, jobs: Sequence[PartsJob], config: CorpusConfig) -> Generator[list[Counts], None, None]:
+    """Read tasks; yield the counts of their parts in the order of the tasks, for as long as more is wanted."""
     finished: dict[int, list[Counts]] = {}
-    in_order: list[list[Counts]] = []
-    documents = size = 0
+    number = 0
     with bar("reading", len(jobs), quiet=config.quiet, describe=lambda: _written(jobs)) as progress:
         for index, parts in run_stage(read_parts, jobs, config, folder):
             finished[index] = parts
             progress.advance()
-            while len(in_order) in finished:
-                number = len(in_order)
-                in_order.append(finished[number])
-                documents += sum(counts["documents"] for counts in finished[number])
-                size += sum(counts["bytes"] for counts in finished[number])
-                if publisher:
-                    publisher.publish(jobs[number], finished[number])
-                if publisher.is_full if publisher else jobs[number].quota.is_met(documents, size):
-                    return in_order
-    return in_order
+            while number in finished:
+                yield finished.pop(number)
+                number += 1
 
 
 def _written(jobs: Sequence[PartsJob]) -> str:
@@ -157,18 +157,25 @@ def _deduplicate(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tu
     limit = Quota(config.max_documents or float("inf"), config.max_bytes or float("inf"))
     wanted = limit
     while True:
-        read = _read(folder, [replace(job, quota=wanted) for job in jobs], config, None)
-        listed = [
-            (job.path(n), counts) for job, parts in zip(jobs, read, strict=False) for n, counts in enumerate(parts)
-        ]
-        parts = Parts(tuple(path for path, _ in listed), tuple(counts["documents"] for _, counts in listed))
+        paths: list[Path] = []
+        documents: list[int] = []
+        size, has_all = 0, False
+        with closing(_read(folder, [replace(job, quota=wanted) for job in jobs], config)) as tasks:
+            for job, counts in zip(jobs, tasks, strict=False):
+                paths += [job.path(number) for number in range(len(counts))]
+                documents += [part["documents"] for part in counts]
+                size += sum(part["bytes"] for part in counts)
+                has_all = counts[-1]["ended"] and job is jobs[-1]
+                if wanted.is_met(sum(documents), size):
+                    break
+        parts = Parts(tuple(paths), tuple(documents))
         pairs = plan_pairs(folder / PARTS, parts, config.clean, config.near_threshold)
         with bar("comparing", len(pairs), quiet=config.quiet) as progress:
             for _ in run_stage(find_pairs, pairs, config, folder):
                 progress.advance()
         verdicts = Verdicts(parts, pairs)
         is_enough = verdicts.limit(limit.documents, limit.bytes)
-        if is_enough or (len(read) == len(jobs) and all(parts[-1]["ended"] for parts in read)):
+        if is_enough or has_all:
             break
         wanted = Quota(2 * wanted.documents, 2 * wanted.bytes)
     return _write_kept(folder, verdicts, config)
@@ -209,7 +216,11 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
     reasons = [f"{name.replace('_', ' ')}: {count:,}" for name, count in sorted(counts["source"].items())]
     reasons += [f"{reason}: {line['documents']:,}" for reason, line in counts["removed"].items()]
     left_out = f" Left out: {'; '.join(reasons)}." if reasons else ""
-    hint = " Choose fewer steps with --clean, or look at the text with --clean none." if counts["removed"] else ""
+    hint = (
+        " Choose fewer steps with --clean, or look at samples with --explain (with --overwrite)."
+        if counts["removed"]
+        else ""
+    )
     return f"no document with any text was found.{left_out}{hint}"
 
 
@@ -217,7 +228,7 @@ def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
     counts, quiet = manifest.counts, config.quiet
     say(
         f"corpus: {counts['documents']:,} documents, {human_bytes(counts['bytes'])} of text "
-        f"in {len(manifest.files)} shards → {config.out}",
+        f"in {len(manifest.files)} shard{'s' * (len(manifest.files) != 1)} → {config.out}",
         quiet=quiet,
     )
     skipped = [name for name in sorted(counts) if name.startswith("skipped") or name == "invalid_bytes_replaced"]
@@ -230,4 +241,4 @@ def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
             rows = [
                 [name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])] for name, p in packages.items()
             ]
-            print_table("Taken from", ["package", "version", "documents", "text"], rows, quiet=quiet)
+            print_table("Read from", ["package", "version", "documents", "text"], rows, quiet=quiet)

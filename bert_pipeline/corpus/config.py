@@ -94,8 +94,21 @@ class CorpusConfig(ShardedConfig):
     with `skip`."""
     explain: bool = False
     """Show samples of what each cleaning step changed or removed."""
-    shard_mb: float = Field(16.0, gt=0)
+    shard_mb: float = Field(16.0, gt=0, allow_inf_nan=False)
     """Megabytes of text that a shard takes in, about."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _list_one_source(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
+
+    @field_validator("source")
+    @classmethod
+    def _refuse_bytes(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for source in sources:
+            if any("\ud800" <= char <= "\udfff" for char in source):
+                raise ValueError("holds bytes that are no UTF-8. Put * in their place.")
+        return sources
 
     @field_validator("language")
     @classmethod

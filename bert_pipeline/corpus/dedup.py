@@ -21,6 +21,7 @@ from bert_pipeline.artifact import atomic
 from bert_pipeline.corpus.documents import SCHEMA
 from bert_pipeline.corpus.fingerprints import choose_bands, fingerprint_path
 from bert_pipeline.corpus.tally import shorten
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.shards import finished_counts, read_columns, write_shard
 
 Numbers = npt.NDArray[np.int64]
@@ -177,7 +178,7 @@ class Verdicts:
     def _text(self, number: int) -> str:
         part = int(np.searchsorted(self.parts.starts, number, side="right")) - 1
         row = number - int(self.parts.starts[part])
-        return str(read_columns(self.parts.paths[part], ["text"])["text"][row])
+        return str(read_part(self.parts.paths[part])["text"][row])
 
 
 def choose_first(fates: npt.NDArray[np.uint8], sizes: Numbers, documents: float, size: float) -> bool:
@@ -216,9 +217,18 @@ def write_kept(job: KeepJob) -> dict[str, Any]:
         return finished
     counts = finished_counts(job.part)
     assert counts is not None, job.part
-    table = read_columns(job.part, SCHEMA.names)
+    table = read_part(job.part)
     fates = np.load(job.fates, mmap_mode="r", allow_pickle=False)[job.start : job.start + len(table)]
     return write_chosen(job.target, table, np.array(fates), counts)
+
+
+def read_part(path: Path) -> pa.Table:
+    """All of a part; a damaged one is removed, for the next run to read it anew from its source."""
+    try:
+        return read_columns(path, SCHEMA.names)
+    except BertpipeError:
+        path.unlink(missing_ok=True)
+        raise BertpipeError(f"{path}: damaged, and removed. Run the same command again to make it anew.") from None
 
 
 def write_chosen(

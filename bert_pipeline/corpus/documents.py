@@ -1,9 +1,10 @@
 """What a corpus is made of: documents, the tasks that yield them, the sources that are parted into tasks."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from random import Random
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -25,6 +26,17 @@ class Document:
     text: str
     source: str
     language: str
+
+
+T = TypeVar("T")
+
+
+def shuffled(files: Sequence[T], config: CorpusConfig) -> list[T]:
+    """The files in the order in which they are read: as they are, or drawn by the seed where shuffling is asked for."""
+    files = list(files)
+    if config.shuffle_buffer:
+        Random(config.seed).shuffle(files)
+    return files
 
 
 class Task(Protocol):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline.artifact import hash_file, hash_json
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Document, Task
+from bert_pipeline.corpus.documents import Document, Task, shuffled
 from bert_pipeline.corpus.records import Policy, read_json_lines
 from bert_pipeline.corpus.text import decode, split_documents
 from bert_pipeline.errors import BertpipeError
@@ -62,10 +62,12 @@ class FileSource:
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        pattern = str(Path(spec.partition(":")[2]).expanduser())
+        pattern = os.path.expanduser(spec.partition(":")[2])  # noqa: PTH111 (Path's fails where there is no such user)
         # Not Path.glob: a pattern may be absolute, or a plain path with no wildcard.
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        self.files = sorted(path for path in found if path.is_file())
+        self.files = list({path.resolve(): path for path in sorted(found, reverse=True) if path.is_file()}.values())[
+            ::-1
+        ]
         if not self.files:
             problem = "is a folder" if any(path.is_dir() for path in found) else "matches no file"
             raise BertpipeError(f"--source {spec}: {pattern} {problem}. Give a pattern such as 'DIR/**/*.txt'.")
@@ -79,7 +81,7 @@ class FileSource:
         """Consecutive files up to the shard size; a larger file is a shard of its own."""
         groups: list[list[Path]] = []
         room = 0.0
-        for file in self.files:
+        for file in shuffled(self.files, config):
             size = file.stat().st_size
             if not groups or size > room:
                 groups.append([])
@@ -120,14 +122,15 @@ def read_parquet(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[
     ):
         schema = file.schema_arrow
         field = task.policy.choose_field(schema.names, str(path))
-        if not _holds_text(schema.field(field).type):
+        kinds = [column.type for column in schema if column.name == field]
+        if len(kinds) > 1 or not _holds_text(kinds[0]):
             raise BertpipeError(
-                f"{path}: column {field} holds {schema.field(field).type} and no text; the columns are: "
+                f"{path}: column {field} holds {' and '.join(map(str, kinds))}, not one text; the columns are: "
                 f"{', '.join(schema.names)}. Choose one with --text-field."
             )
         for batch in file.iter_batches(batch_size=256, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                if (text := _accept(value, counts)) is not None:
+            for value in _as_bytes(batch.column(0)).to_pylist():
+                if (text := _accept(value if value is None else decode(value, counts), counts)) is not None:
                     yield text
 
 
@@ -171,6 +174,13 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         else:
             with {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[kind](raw) as file:  # type: ignore[operator]
                 yield file
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """A column of text as the bytes that it is: whether they are UTF-8, Arrow does not look."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary())
 
 
 def _holds_text(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Data sets of the hub as sources: `wikitext-2`, `wikitext-103`, `oscar:LANG` and `hub:REPO[:CONFIG]`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from bert_pipeline.artifact import hash_json
 from bert_pipeline.corpus import wikitext
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Task
+from bert_pipeline.corpus.documents import Task, shuffled
 from bert_pipeline.corpus.hub_client import connect
 from bert_pipeline.corpus.hub_rows import READERS, HubFiles, HubTask, file_format
 from bert_pipeline.corpus.hub_select import HubFile, Repository
@@ -104,7 +104,8 @@ class HubSource:
         if self._holds_articles:
             paths = [file.path for file in self.selection.files]
             return [ArticlesTask(files, tuple(paths[start:]), start == 0) for start in range(len(paths))]
-        return [HubTask(files, paths) for paths in _group(self.selection.files, config.shard_mb * 1e6)]
+        chosen = shuffled(self.selection.files, config)
+        return [HubTask(files, paths) for paths in _group(chosen, config.shard_mb * 1e6)]
 
     def describe(self) -> dict[str, Any]:
         """What was taken, from where."""
@@ -128,6 +129,8 @@ def parse_spec(spec: str, config: CorpusConfig) -> Wanted:
     if spec in WIKITEXT:
         return Wanted(wikitext.REPOSITORY, WIKITEXT[spec])
     kind, _, rest = spec.partition(":")
+    if kind == "oscar":
+        rest = rest.lower()
     if kind == "oscar" and re.fullmatch(r"[a-z]{2,5}", rest):
         if config.split != "train":
             raise UsageError(f"--source {spec}: it has no --split {config.split}, only train.")
@@ -144,7 +147,7 @@ def parse_spec(spec: str, config: CorpusConfig) -> Wanted:
     raise UsageError(f"--source {spec}: not a data set of the hub. Write {hint}.")
 
 
-def _group(files: tuple[HubFile, ...], room: float) -> Iterator[tuple[str, ...]]:
+def _group(files: Sequence[HubFile], room: float) -> Iterator[tuple[str, ...]]:
     group: list[str] = []
     size = 0
     for file in files:

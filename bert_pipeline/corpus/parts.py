@@ -60,7 +60,8 @@ class PartsJob:
 def read_parts(job: PartsJob) -> list[Counts]:
     """Write parts until the quota is met or the task has no more; return the counts of each, also of those found."""
     parts: list[Counts] = []
-    while (counts := finished_counts(job.path(len(parts)))) is not None:
+    # Not those beyond the quota, which a killed run may have left: the result hangs on the quota alone.
+    while not _is_enough(parts, job.quota) and (counts := finished_counts(job.path(len(parts)))) is not None:
         parts.append(counts)
     if _is_enough(parts, job.quota):
         return parts

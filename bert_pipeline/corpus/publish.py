@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from bert_pipeline.artifact import write_json
-from bert_pipeline.corpus.dedup import choose_first, write_chosen
-from bert_pipeline.corpus.documents import SCHEMA
+from bert_pipeline.corpus.dedup import BEYOND_LIMIT, choose_first, read_part, write_chosen
 from bert_pipeline.corpus.parts import Counts, PartsJob, Quota
 from bert_pipeline.corpus.tally import Tally
-from bert_pipeline.shards import finished_counts, read_columns
+from bert_pipeline.shards import finished_counts
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -55,7 +54,8 @@ class Publisher:
                 counts = _cut(job.path(number), room, counts)
                 plan["is_full"] = True
             documents, size = documents + counts["documents"], size + counts["bytes"]
-            plan["is_full"] |= self.limit.is_met(documents, size)
+            # The part may have been cut by a run that was killed before it could write the plan.
+            plan["is_full"] |= self.limit.is_met(documents, size) or BEYOND_LIMIT in counts["removed"]
             plan["counts"].append(counts)
             if counts["documents"]:
                 plan["shards"].append([number, self.shards + len(plan["shards"])])
@@ -80,7 +80,7 @@ def _plan_path(job: PartsJob) -> Path:
 
 def _cut(part: Path, room: Quota, counts: Counts) -> Counts:
     """Rewrite a part with the first of its documents that fit."""
-    table = read_columns(part, SCHEMA.names)
+    table = read_part(part)
     sizes = np.array(pc.binary_length(table["text"]), dtype=np.int64)
     fates = np.zeros(len(table), dtype=np.uint8)
     choose_first(fates, sizes, room.documents, room.bytes)

@@ -83,11 +83,11 @@ class PythonDocs:
 def parse_sources(config: CorpusConfig) -> dict[str, Source]:
     """The sources by their `--source` values; a file that several patterns match is the first one's."""
     sources = {spec: parse_source(spec, config) for spec in dict.fromkeys(config.source)}
-    taken: set[Path] = set()
+    first: dict[Path, Path] = {}
     for source in sources.values():
         if isinstance(source, FileSource):
-            source.files = [file for file in source.files if file.resolve() not in taken]
-            taken.update(file.resolve() for file in source.files)
+            # By place: a link to a file is that file.
+            source.files = [file for file in source.files if first.setdefault(file.resolve(), file) is file]
     return sources
 
 

@@ -4,12 +4,14 @@ A tally is kept for every part, written into its footer, and added up in order, 
 number of workers. Samples are for people: the first three of each reason.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bert_pipeline.progress import human_bytes, print_table, say
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 EDITING_STEPS = frozenset({"mojibake", "html", "unicode", "control", "whitespace"})
 """Steps that change documents and remove none."""
 SAMPLES = 3
@@ -115,9 +117,11 @@ def _in_order(
 
 
 def _describe(name: str, sample: str | list[str], is_removed: bool) -> str:
-    if isinstance(sample, str):
-        return f"− {name}\n  {sample}"
-    first, second = (text.replace("\n", " ⏎ ") for text in sample)
+    # A document's control characters are not for the terminal to obey.
+    shown = [_CONTROL.sub("·", text.replace("\n", " ⏎ ")) for text in ([sample] if isinstance(sample, str) else sample)]
+    if len(shown) == 1:
+        return f"− {name}\n  {shown[0]}"
+    first, second = shown
     if is_removed:
         return f"− {name}\n  {first}\n  is like  {second}"
     return f"changed by {name}\n  from  {first}\n  to    {second}"
