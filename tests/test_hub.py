@@ -822,6 +822,7 @@ def test_the_command_makes_the_same_corpus_with_any_workers_after_any_trouble(
     command = ["corpus", "--source", "hub:me/data", "--shard-mb", "0.1", "--max-wait", "3"]
     whole = run(*command, "--workers", "1", "--out", tmp_path / "whole")
     assert (whole.returncode, whole.stderr) == (0, "")
+    assert not [request.path for request in hub.log if "me/data" not in request.path]  # nobody else is told or asked
     hub.plant("status", "train-2", status=500, times=FOR_EVER, min_size=50_000)
     stopped = run(*command, "--workers", "1", "--out", tmp_path / "again")
     assert stopped.returncode == 1

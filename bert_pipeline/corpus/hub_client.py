@@ -10,16 +10,12 @@ it in C++, so a failure there is handed up as `HubTrouble` and waited out where 
 """
 
 import logging
-import os
 import random
 import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-
-# Read when huggingface_hub is first imported.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -151,6 +147,7 @@ def connect(max_wait: float, quiet: bool) -> None:
     """Prepare the libraries in this process: our patience instead of theirs, and nothing said but what we say."""
     import datasets
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # here: the variable of that name is read at the library's first import
     huggingface_hub.set_client_factory(lambda: PatientClient(max_wait, quiet))
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
