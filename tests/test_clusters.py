@@ -261,8 +261,9 @@ def test_slurm_finds_the_same_duplicates(tmp_path: Path):
 @pytest.mark.usefixtures("slurm")
 def test_who_has_enough_leaves_nothing_behind(tmp_path: Path):
     results = run_stage(square, range(30), config_for("slurm", tmp_path), tmp_path)
-    assert next(results) == (0, 0)
+    index, result = next(results)
     results.close()  # type: ignore[attr-defined]
+    assert result == square(index)
     assert not list(tmp_path.iterdir())
 
 
