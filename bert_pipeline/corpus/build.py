@@ -60,7 +60,8 @@ def build_corpus(config: CorpusConfig) -> Manifest:
                 print_account(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
         jobs = _plan(work, sources, config)
-        tally, shards = (_deduplicate if _compares(config) else _publish)(work.folder, jobs, config)
+        write = _deduplicate if _compares(config) else _publish
+        tally, shards = write(work.folder, jobs, config) if jobs else (Tally(), 0)
         counts = tally.to_json()
         if not counts["documents"]:
             if config.explain:
@@ -115,7 +116,7 @@ def _compares(config: CorpusConfig) -> bool:
 
 def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
     """Read all tasks, and give parts their names as soon as those of earlier tasks have theirs."""
-    publisher = Publisher(folder, jobs[0].quota if jobs else Quota())
+    publisher = Publisher(folder, jobs[0].quota)
     done = 0
     while done < len(jobs) and not publisher.is_full and publisher.resume(jobs[done]):
         done += 1
@@ -154,19 +155,19 @@ def _written(jobs: Sequence[PartsJob]) -> str:
 
 def _deduplicate(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
     """Read as many tasks as it takes, compare all documents, write those that stay."""
-    limit = Quota(config.max_documents or float("inf"), config.max_bytes or float("inf"))
-    wanted = limit
+    limit = wanted = jobs[0].quota
     while True:
         paths: list[Path] = []
         documents: list[int] = []
-        size, has_all = 0, False
+        total, size, has_all = 0, 0, False
         with closing(_read(folder, [replace(job, quota=wanted) for job in jobs], config)) as tasks:
             for job, counts in zip(jobs, tasks, strict=False):
                 paths += [job.path(number) for number in range(len(counts))]
                 documents += [part["documents"] for part in counts]
+                total += sum(part["documents"] for part in counts)
                 size += sum(part["bytes"] for part in counts)
                 has_all = counts[-1]["ended"] and job is jobs[-1]
-                if wanted.is_met(sum(documents), size):
+                if wanted.is_met(total, size):
                     break
         parts = Parts(tuple(paths), tuple(documents))
         pairs = plan_pairs(folder / PARTS, parts, config.clean, config.near_threshold)

@@ -65,9 +65,7 @@ class FileSource:
         pattern = os.path.expanduser(spec.partition(":")[2])  # noqa: PTH111 (Path's fails where there is no such user)
         # Not Path.glob: a pattern may be absolute, or a plain path with no wildcard.
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        self.files = list({path.resolve(): path for path in sorted(found, reverse=True) if path.is_file()}.values())[
-            ::-1
-        ]
+        self.files = sorted(path for path in found if path.is_file())
         if not self.files:
             problem = "is a folder" if any(path.is_dir() for path in found) else "matches no file"
             raise BertpipeError(f"--source {spec}: {pattern} {problem}. Give a pattern such as 'DIR/**/*.txt'.")

@@ -38,7 +38,6 @@ RECORD = np.dtype([("bytes", np.uint32), ("digest", np.uint64, 2)])
 
 Records = npt.NDArray[Any]
 Hashes = npt.NDArray[np.uint64]
-Signatures = npt.NDArray[np.uint16]
 
 
 @cache
