@@ -23,7 +23,7 @@ from typing import Any
 from bert_pipeline.config import StageConfig
 from bert_pipeline.errors import BertpipeError
 
-FORMAT = 2  # raised when the same settings would give other files
+FORMAT = 3  # raised when the same settings would give other files
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
 VERSIONED = (

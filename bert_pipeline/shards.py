@@ -43,12 +43,42 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
 
 
+def column_names(path: Path) -> list[str]:
+    """Names of a shard's columns."""
+    with _naming_damage(path):
+        names: list[str] = pq.read_schema(path).names
+        return names
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows of a shard."""
+    with _naming_damage(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def iterate_rows(paths: Iterable[Path], columns: list[str]) -> Iterator[tuple[Any, ...]]:
     """Rows of some columns, file by file, a batch in memory at a time; every page is checked."""
     for path in paths:
-        with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+        yield from iterate_range(path, columns, 0, count_rows(path))
+
+
+def iterate_range(path: Path, columns: list[str], first: int, end: int) -> Iterator[tuple[Any, ...]]:
+    """Rows `first`..`end - 1` of one shard; row groups that hold none of them are not read."""
+    with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        groups: list[int] = []
+        before = at = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if at < end and at + rows > first:
+                before = before if groups else first - at
+                groups.append(group)
+            at += rows
+        wanted = end - first
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=columns):
+            part = batch.slice(min(before, batch.num_rows), wanted)
+            before = max(0, before - batch.num_rows)
+            wanted -= part.num_rows
+            yield from zip(*(part.column(name).to_pylist() for name in columns), strict=True)
 
 
 @contextmanager

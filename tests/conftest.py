@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ else:
     from backports import zstd
 
 __all__ = ["zstd"]
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some send to processes of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same inputs at every run, and no clock: a test that fails here fails everywhere.
 settings.register_profile("bertpipe", deadline=None, derandomize=True, database=None, max_examples=40)

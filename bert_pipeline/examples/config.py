@@ -3,35 +3,65 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bert_pipeline.config import ShardedConfig
 
 
 class ExamplesConfig(ShardedConfig):
-    """Make training examples by the BERT release's algorithm."""
+    """Make training examples by the BERT release's algorithm, or ALBERT's, RoBERTa's, SpanBERT's."""
 
-    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"corpus", "tokenizer"}
+    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"corpus", "tokenizer", "show"}
 
     corpus: Path
     """Folder made by `bertpipe corpus`."""
     tokenizer: Path
-    """Folder made by `bertpipe tokenize`."""
+    """Folder made by `bertpipe tokenize`, any Hugging Face tokenizer's folder, or its name on the hub."""
     max_seq_length: int = Field(128, ge=8, le=65535)
     """Longest example in tokens, special tokens included."""
-    objective: Literal["mlm+nsp", "mlm"] = "mlm+nsp"
-    """`mlm+nsp` makes sentence pairs (BERT); `mlm` takes consecutive sentences of one document (RoBERTa)."""
+    objective: Literal["mlm+nsp", "mlm+sop", "mlm"] = "mlm+nsp"
+    """`mlm+nsp` makes sentence pairs, half with a random second one (BERT); `mlm+sop` pairs, half of them swapped
+    (ALBERT); `mlm` fills examples with whole sentences (RoBERTa)."""
+    across_documents: bool = False
+    """Let an example go on with the next document after a separator, so that fewer are short (`mlm` only)."""
+
+    mask_unit: Literal["token", "whole-word", "span"] = "token"
+    """What is masked at a time: pieces (BERT), whole words of any tokenizer, or spans of words (SpanBERT)."""
+    masks: Literal["static", "dynamic"] = "static"
+    """`static` writes the masks of training examples into the files; `dynamic` leaves them to `bertpipe pretrain`,
+    which draws others in every epoch (RoBERTa). Held-out examples always get written ones, so that evaluations
+    compare."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens to predict in training examples."""
     validation_mask_rate: float = Field(0.15, gt=0, lt=1)
     """The same for validation examples; left at BERT's 15%, figures of runs with different mask rates compare."""
+    mask_share: float = Field(0.8, ge=0, le=1)
+    """Of the tokens to predict, the share that becomes the mask token."""
+    random_share: float = Field(0.1, ge=0, le=1)
+    """Of the tokens to predict, the share that becomes a random token; the others stay as they are."""
     max_predictions: int | None = Field(None, ge=1)
     """Most tokens to predict in one example; by default the mask rate of the longest example."""
+
     short_seq_prob: float = Field(0.1, ge=0, le=1)
-    """Share of the documents that are cut to a random shorter length, so that short inputs are seen too."""
+    """Share of the documents (with `mlm`: of the examples) that are cut to a random shorter length, so that short
+    inputs are seen too."""
     dupe_factor: int = Field(5, ge=1)
     """Passes over the training documents, each with new pairs and new masks."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
     """Share of the documents held out; 0 holds out none."""
+    pad: bool = False
+    """Fill every row up to --max-seq-length (segment id -1), for training loops that stack rows as they are."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice."""
+    show: int = Field(0, ge=0)
+    """Print so many of the finished examples as people read them; alone with --out, of a folder that is complete."""
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> "ExamplesConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(
+                f"--mask-share {self.mask_share:g} and --random-share {self.random_share:g} add up to more than 1."
+            )
+        if self.across_documents and self.objective != "mlm":
+            raise ValueError(f"--across-documents: {self.objective} pairs sentences; use --objective mlm.")
+        return self

@@ -1,110 +1,218 @@
-"""Writing examples out as rows: special tokens, segments, and BERT's masks, for a whole shard at once."""
+"""BERT's masks: which tokens of each row are to be predicted, and what stands in their place.
 
-from collections.abc import Sequence
+Every choice is a pure function of the row's key and the position, so masks written into shards and masks drawn anew in
+each epoch of training are made by the same code, for any rows in any order.
+"""
+
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from bert_pipeline.examples.pairs import Example
-from bert_pipeline.examples.schema import SCHEMA
-from bert_pipeline.tokenizer.load import SpecialIds
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.random_bits import Bits, as_choice, as_share, random_bits
+from bert_pipeline.examples.rows import FlatRows
+from bert_pipeline.examples.splits import Split
+from bert_pipeline.ragged import expand, offsets_of
+from bert_pipeline.tokenizer.encode import Flags, Ids, Offsets
 
-Ids = npt.NDArray[np.int32]
-Offsets = npt.NDArray[np.int64]
+SPAN_STOP, LONGEST_SPAN = 0.2, 10
+"""Spans have 1 to 10 words, geometrically fewer long ones (SpanBERT, Joshi et al. 2020, section 3.1)."""
 
-MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
-"""Of the tokens to predict, 80% become `[MASK]`, 10% a random id, 10% stay (Devlin et al. 2019, section 3.1)."""
+# Counters of a row's key: positions lie below, so that no two draws share a counter.
+_KIND, _IDENTITY, _SPAN = (np.uint64(stream << 40) for stream in (1, 2, 3))
 
 
 @dataclass(frozen=True, slots=True)
-class FlatRows:
-    """Rows end to end: row r is `tokens[offsets[r]:offsets[r + 1]]`."""
+class MaskRule:
+    """How to mask: the settings of `bertpipe examples` and the ids that they stand for."""
 
-    tokens: Ids
-    segment_ids: npt.NDArray[np.int8]
-    is_special: npt.NDArray[np.bool_]
-    offsets: Offsets
+    unit: str
+    """`token`, `whole-word` or `span`."""
+    rate: float
+    max_predictions: int
+    mask_share: float
+    random_share: float
+    mask_id: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, config: ExamplesConfig, split: Split, mask_id: int, vocab_size: int) -> "MaskRule":
+        """The rule for the examples of a split."""
+        rate = config.mask_rate if split == "train" else config.validation_mask_rate
+        limit = config.max_predictions or math.ceil(rate * config.max_seq_length)
+        return cls(config.mask_unit, rate, limit, config.mask_share, config.random_share, mask_id, vocab_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """Row r's `positions[offsets[r]:offsets[r + 1]]` ascend within the row; `labels` are the ids that stood there."""
+    """Row r's `positions[offsets[r]:offsets[r + 1]]` ascend within the row; `labels` are the ids that stood there.
 
+    `tokens` are all rows' tokens with the masks applied, int32 of shape (tokens,).
+    """
+
+    tokens: Ids
     positions: Ids
     labels: Ids
     offsets: Offsets
 
 
-def write_rows(examples: Sequence[Example], shards: Sequence[Ids], special: SpecialIds) -> FlatRows:
-    """Lay examples out as `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
-    lengths = [len(e.first) + 2 + (len(e.second) + 1 if e.second else 0) for e in examples]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    tokens = np.full(offsets[-1], special.sep, dtype=np.int32)
-    segment_ids = np.zeros(offsets[-1], dtype=np.int8)
-    is_special = np.ones(offsets[-1], dtype=np.bool_)
-    tokens[offsets[:-1]] = special.cls
-    for example, row_start, row_end in zip(examples, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        a, b = example.first, example.second
-        middle = row_start + 1 + len(a)
-        tokens[row_start + 1 : middle] = shards[a.shard][a.start : a.stop]
-        is_special[row_start + 1 : middle] = False
-        if b:
-            tokens[middle + 1 : row_end - 1] = shards[b.shard][b.start : b.stop]
-            is_special[middle + 1 : row_end - 1] = False
-            segment_ids[middle + 1 : row_end] = 1
-    return FlatRows(tokens, segment_ids, is_special, offsets)
+def draw_masks(rows: FlatRows, keys: Bits, rule: MaskRule) -> Masks:
+    """Mask the rows; `keys` is uint64 of shape (rows,).
 
-
-def draw_masks(rows: FlatRows, rate: float, max_predictions: int, draw: np.random.Generator) -> Masks:
-    """Choose positions evenly among each row's ordinary tokens.
-
-    A row of length n gets min(max_predictions, max(1, round(rate · n))) of them, never more than it has.
+    A row of length n gets min(max_predictions, max(1, round(rate · n))) tokens to predict, never more than it has.
+    Whole words stop short of that where no further word fits; spans end within a word where they must.
     """
     lengths = np.diff(rows.offsets)
-    ordinary = np.add.reduceat(~rows.is_special, rows.offsets[:-1], dtype=np.int64)
-    wanted = np.maximum(1, np.rint(rate * lengths)).astype(np.int64)
-    wanted = np.minimum(np.minimum(wanted, max_predictions), ordinary)
-    # Sorting (row, random, position) packed in one integer shuffles every row at once; special tokens sort last.
-    # The position makes keys unique, so the order does not hang on the sorting algorithm.
-    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
-    position = np.arange(len(rows.tokens), dtype=np.uint64) - np.repeat(rows.offsets[:-1].astype(np.uint64), lengths)
-    shuffle = draw.integers(0, 2**24 - 1, len(rows.tokens), dtype=np.uint64)
-    shuffle[rows.is_special] = 2**24 - 1
-    keys = np.sort((row << np.uint64(40)) | (shuffle << np.uint64(16)) | position)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(wanted)])
-    rank = np.arange(offsets[-1]) - np.repeat(offsets[:-1], wanted)
-    chosen = keys[np.repeat(rows.offsets[:-1], wanted) + rank]
-    chosen = np.sort((chosen >> np.uint64(40) << np.uint64(16)) | (chosen & np.uint64(0xFFFF)))
-    positions = (chosen & np.uint64(0xFFFF)).astype(np.int64)
-    labels = rows.tokens[np.repeat(rows.offsets[:-1], wanted) + positions]
-    return Masks(positions.astype(np.int32), labels, offsets)
-
-
-def apply_masks(rows: FlatRows, masks: Masks, mask_id: int, vocab_size: int, draw: np.random.Generator) -> Ids:
-    """The tokens with 80% of the chosen positions masked, 10% replaced by any id of the vocabulary, 10% kept."""
+    wanted = np.maximum(1, np.rint(rule.rate * lengths)).astype(np.int64)
+    wanted = np.minimum(np.minimum(wanted, rule.max_predictions), _sum_rows(~rows.is_special, rows.offsets))
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    if rule.unit == "token":
+        chosen = _choose_tokens(rows, keys, row_of, wanted)
+        where = np.flatnonzero(chosen)
+        unit = where
+    else:
+        words = _Words.of(rows, keys, row_of)
+        whole = rule.unit == "whole-word"
+        anchor = _choose_words(rows, words, wanted, rule) if whole else _choose_spans(rows, keys, words, wanted)
+        where = np.flatnonzero(anchor >= 0)
+        unit = where if whole else anchor[where]
+    row, labels = row_of[where], rows.tokens[where]
+    position = where - rows.offsets[row]
     tokens = rows.tokens.copy()
-    where = np.repeat(rows.offsets[:-1], np.diff(masks.offsets)) + masks.positions
-    kind = draw.random(len(where))
-    random_ids = draw.integers(0, vocab_size, len(where), dtype=np.int32)
-    tokens[where] = np.where(
-        kind < MASKED_SHARE, mask_id, np.where(kind < MASKED_SHARE + RANDOM_SHARE, random_ids, masks.labels)
-    )
-    return tokens
+    # The tokens of a span share one fate (SpanBERT, 3.1); others have each their own (Devlin et al. 2019, 3.1).
+    kind = as_share(random_bits(keys[row], (unit - rows.offsets[row]).astype(np.uint64) + _KIND))
+    identity = as_choice(random_bits(keys[row], position.astype(np.uint64) + _IDENTITY), rule.vocab_size)
+    replaced = np.where(kind < rule.mask_share + rule.random_share, identity, labels)
+    tokens[where] = np.where(kind < rule.mask_share, rule.mask_id, replaced)
+    offsets = offsets_of(np.bincount(row, minlength=len(lengths)))
+    return Masks(tokens, position.astype(np.int32), labels, offsets)
 
 
-def to_batch(examples: Sequence[Example], rows: FlatRows, tokens: Ids, masks: Masks) -> pa.RecordBatch:
-    """The rows as Arrow columns, without a Python object for any token."""
+def _sum_rows(values: npt.NDArray[np.generic], offsets: Offsets) -> Offsets:
+    return np.diff(offsets_of(values)[offsets])
 
-    def lists(offsets: Offsets, values: npt.NDArray[np.int32] | npt.NDArray[np.int8]) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets.astype(np.int32), values)
 
-    columns = [
-        lists(rows.offsets, tokens),
-        lists(rows.offsets, rows.segment_ids),
-        pa.array([example.is_random_next for example in examples], pa.bool_()),
-        lists(masks.offsets, masks.positions),
-        lists(masks.offsets, masks.labels),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+def _choose_tokens(rows: FlatRows, keys: Bits, row_of: Offsets, wanted: Offsets) -> Flags:
+    """Evenly, `wanted` of each row's ordinary tokens; bool of shape (tokens,)."""
+    position = np.arange(len(row_of)) - np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
+    bits = random_bits(keys[row_of], position)
+    # Sorting (row, is special, random, position) packed in one integer shuffles every row at once. The position makes
+    # keys unique, so the order does not hang on the sorting algorithm.
+    order = _pack(row_of, rows.is_special, bits, position, len(wanted))
+    order.sort()
+    first = order[expand(rows.offsets[:-1], wanted)] & np.uint64(_POSITION)
+    chosen = np.zeros(len(row_of), dtype=np.bool_)
+    chosen[np.repeat(rows.offsets[:-1], wanted) + first.astype(np.int64)] = True
+    return chosen
+
+
+_POSITION_BITS = 16
+_POSITION = (1 << _POSITION_BITS) - 1
+
+
+def _pack(row: Offsets, last: Flags | None, bits: Bits, position: Offsets, rows: int) -> Bits:
+    """Integers that sort by row, then randomly (those marked `last` after the others), and end in the position."""
+    row_bits = max(1, (rows - 1).bit_length())
+    random_width = 64 - row_bits - 1 - _POSITION_BITS
+    packed = bits >> np.uint64(64 - random_width)
+    if last is not None:
+        packed |= last.astype(np.uint64) << np.uint64(random_width)
+    packed <<= np.uint64(_POSITION_BITS)
+    packed |= position.astype(np.uint64)
+    packed |= row.astype(np.uint64) << np.uint64(64 - row_bits)
+    return packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """The words of all rows, within each row in random order."""
+
+    start: Offsets
+    """First token, numbered through all rows."""
+    length: Offsets
+    row: Offsets
+    first: Offsets
+    """Row r's words are `first[r]`..`first[r + 1] - 1`."""
+
+    @classmethod
+    def of(cls, rows: FlatRows, keys: Bits, row_of: Offsets) -> "_Words":
+        assert rows.starts is not None
+        edges = np.flatnonzero(rows.starts | rows.is_special)
+        length = np.diff(np.append(edges, len(row_of)))
+        ordinary = ~rows.is_special[edges]
+        start, length = edges[ordinary], length[ordinary]
+        row = row_of[start]
+        position = start - rows.offsets[row]
+        order = np.argsort(_pack(row, None, random_bits(keys[row], position), position, len(rows.offsets) - 1))
+        start, length, row = start[order], length[order], row[order]
+        return cls(start, length, row, np.searchsorted(row, np.arange(len(rows.offsets))))
+
+
+def _choose_words(rows: FlatRows, words: _Words, wanted: Offsets, rule: MaskRule) -> Offsets:
+    """Words in random order, passing over each that would exceed what is still wanted (the release's
+    `do_whole_word_mask`). A row in which no word fits gets its first shortest word, if `max_predictions` has room.
+
+    Returns the first token of the word that each chosen token belongs to, -1 for the others; int64 of shape (tokens,).
+    """
+    left = wanted.copy()
+    alive = np.arange(len(words.start))
+    taken = []
+    while True:
+        alive = alive[words.length[alive] <= left[words.row[alive]]]
+        if not len(alive):
+            break
+        # The words up to the first one that does not fit are just those that the release takes one by one.
+        row, length = words.row[alive], words.length[alive]
+        before = np.cumsum(length) - length
+        row_first = np.searchsorted(row, row)
+        fits = before - before[row_first] + length <= left[row]
+        taken.append(alive[fits])
+        left -= np.bincount(row[fits], length[fits], minlength=len(left)).astype(np.int64)
+        alive = alive[~fits]
+    empty = np.flatnonzero((left == wanted) & (wanted > 0))
+    if len(empty):
+        shortest = np.lexsort((np.arange(len(words.row)), words.length, words.row))[words.first[empty]]
+        taken.append(shortest[words.length[shortest] <= rule.max_predictions])
+    chosen = np.concatenate(taken) if taken else np.empty(0, np.int64)
+    return _mark(len(rows.tokens), words.start[chosen], words.length[chosen])
+
+
+def _mark(tokens: int, start: Offsets, length: Offsets) -> Offsets:
+    anchor = np.full(tokens, -1, dtype=np.int64)
+    anchor[expand(start, length)] = np.repeat(start, length)
+    return anchor
+
+
+def _choose_spans(rows: FlatRows, keys: Bits, words: _Words, wanted: Offsets) -> Offsets:
+    """Spans of whole words from random words on, until `wanted` tokens are covered; the last span is cut there.
+
+    Words are tried as beginnings in random order, those that are covered already are passed over, and no span reaches
+    over a special token. Returns the first token of each chosen token's span, -1 for the others.
+    """
+    chances = SPAN_STOP * (1 - SPAN_STOP) ** np.arange(LONGEST_SPAN)
+    longer_than = np.cumsum(chances / chances.sum())[:-1]
+    bits = random_bits(keys[words.row], (words.start - rows.offsets[words.row]).astype(np.uint64) + _SPAN)
+    span_words = 1 + np.searchsorted(longer_than, as_share(bits), side="right")
+    edges = np.flatnonzero(rows.starts | rows.is_special) if rows.starts is not None else words.start
+    special = np.flatnonzero(rows.is_special)
+    last_edge = np.minimum(np.searchsorted(edges, words.start) + span_words, len(edges) - 1)
+    end = np.minimum(edges[last_edge], special[np.searchsorted(special, words.start)])  # every row ends in a separator
+
+    anchor = np.full(len(rows.tokens), -1, dtype=np.int64)
+    left, word = wanted.copy(), words.first[:-1].copy()
+    active = np.arange(len(left))
+    while len(active := active[(left[active] > 0) & (word[active] < words.first[active + 1])]):
+        row = active[anchor[words.start[word[active]]] < 0]
+        start = words.start[word[row]]
+        length = end[word[row]] - start
+        places, row_of = expand(start, length), np.repeat(row, length)
+        free = anchor[places] < 0
+        places, row_of, begins = places[free], row_of[free], np.repeat(start, length)[free]
+        nth = np.arange(len(row_of)) - np.searchsorted(row_of, row_of)
+        covered = nth < left[row_of]
+        anchor[places[covered]] = begins[covered]
+        left -= np.bincount(row_of[covered], minlength=len(left))
+        word[active] += 1
+    return anchor

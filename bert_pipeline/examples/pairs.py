@@ -1,122 +1,135 @@
-"""Which tokens make an example: the BERT release's sentence pairs, and full sentences of one document.
+"""Which tokens make an example: the BERT release's sentence pairs, ALBERT's ordered ones, RoBERTa's full sentences.
 
-Devlin et al. 2019, section 3.1 and appendix A.2, as written out in the release's `create_pretraining_data.py`.
-Examples are only named here, as ranges of a shard's ids; `masking.py` writes them out.
+Examples are only planned here, as ranges of a piece's ids; `rows.py` writes them out. Nothing is drawn from other
+documents yet: a pair with a random next says how many tokens it wants.
 """
 
-import bisect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bounds = Sequence[int]
+"""Where sentences begin in the ids, and where the last one ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Ids `start:stop` of a shard of the token store."""
+Pair = tuple[int, int, int, int, bool, int, int]
+"""(a_start, a_stop, b_start, b_stop, label, wanted, document): sentence A is ids `a_start:a_stop`, B `b_start:b_stop`.
 
-    shard: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+Where `wanted` is above 0, B is still to be taken from another document than `document`, up to so many tokens.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """`[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]` where there is a second."""
+def plan_next_sentences(
+    pairs: list[Pair], bounds: Bounds, first: int, last: int, document: int, target: int, random: Random
+) -> None:
+    """Pairs for next-sentence prediction out of the document that is sentences `first`..`last - 1`.
 
-    first: Segment
-    second: Segment | None = None
-    is_random_next: bool | None = None
-    truncated: bool = False
-
-
-class Documents(Protocol):
-    """Where documents' sentences lie."""
-
-    def sentence_bounds(self, document: int) -> tuple[int, list[int]]:
-        """The shard, and the n + 1 bounds of n sentences in the shard's ids."""
-
-
-def make_pairs(
-    documents: Documents,
-    chosen: Sequence[int],
-    position: int,
-    max_seq_length: int,
-    short_seq_prob: float,
-    random: Random,
-) -> Iterator[Example]:
-    """Sentence pairs for next-sentence prediction out of document `chosen[position]`.
-
-    The other document of a random pair is drawn evenly from the rest of `chosen`, which must hold two or more.
+    Devlin et al. 2019, section 3.1 and appendix A.2, as written out in the release's `create_pretraining_data.py`.
     """
-    room = max_seq_length - 3
-    target = _target_length(room, short_seq_prob, random)
-    shard, bounds = documents.sentence_bounds(chosen[position])
-    sentences = len(bounds) - 1
-    first = 0
-    while first < sentences:
+    draw = random.random
+    while first < last:
         # The chunk: sentences first..end-1, the fewest that reach the target, or all that are left.
-        end = min(sentences, bisect.bisect_left(bounds, bounds[first] + target, lo=first + 1))
-        split = first + (random.randint(1, end - first - 1) if end - first >= 2 else 1)
-        a = Segment(shard, bounds[first], bounds[split])
-        is_random = split == end or random.random() < 0.5
-        if is_random:
-            other = random.randrange(len(chosen) - 1)
-            b = _random_start(documents, chosen[other + (other >= position)], target - len(a), random)
-            first = split  # the sentences that were to follow are used again
+        start = bounds[first]
+        end = min(last, bisect_left(bounds, start + target, first + 1, last))
+        split = first + 1 + (int(draw() * (end - first - 1)) if end - first >= 2 else 0)
+        middle = bounds[split]
+        if split == end or draw() < 0.5:
+            # The sentences that were to follow are used again; one token at least is taken from elsewhere.
+            pairs.append((start, middle, 0, 0, True, max(1, target - (middle - start)), document))
+            first = split
         else:
-            b = Segment(shard, bounds[split], bounds[end])
+            pairs.append((start, middle, middle, bounds[end], False, 0, document))
             first = end
-        yield _truncate(a, b, is_random, room, random)
 
 
-def make_full_sentences(
-    documents: Documents, document: int, max_seq_length: int, short_seq_prob: float, random: Random
-) -> Iterator[Example]:
-    """Consecutive whole sentences of one document up to the length (RoBERTa's DOC-SENTENCES, Liu et al. 2019, 4.2).
+def plan_sentence_order(
+    pairs: list[Pair], bounds: Bounds, first: int, last: int, document: int, target: int, random: Random
+) -> None:
+    """Pairs for sentence-order prediction: two runs that follow one another, swapped at even odds (label True).
 
-    A sentence longer than an example is parted into several, so that no token is lost.
+    Lan et al. 2020 (ALBERT), section 3.1. A chunk of a single sentence is parted within the sentence, as both halves
+    must come from one document; one of a single token gives no pair.
     """
-    target = _target_length(max_seq_length - 2, short_seq_prob, random)
-    shard, bounds = documents.sentence_bounds(document)
-    start, last = bounds[0], bounds[-1]
-    while start < last:
-        fits = bisect.bisect_right(bounds, start + target) - 1
-        stop = bounds[fits] if bounds[fits] > start else start + target
-        yield Example(Segment(shard, start, stop))
-        start = stop
+    draw = random.random
+    while first < last:
+        start = bounds[first]
+        end = min(last, bisect_left(bounds, start + target, first + 1, last))
+        stop = bounds[end]
+        if end - first >= 2:
+            middle = bounds[first + 1 + int(draw() * (end - first - 1))]
+        elif stop - start >= 2:
+            middle = start + 1 + int(draw() * (stop - start - 1))
+        else:
+            return
+        if draw() < 0.5:
+            pairs.append((middle, stop, start, middle, True, 0, document))
+        else:
+            pairs.append((start, middle, middle, stop, False, 0, document))
+        first = end
 
 
-def _target_length(room: int, short_seq_prob: float, random: Random) -> int:
+@dataclass(slots=True)
+class Runs:
+    """Examples of full sentences planned so far: ids `start:stop` of each run, and the first run of each example."""
+
+    start: list[int] = field(default_factory=list)
+    stop: list[int] = field(default_factory=list)
+    first_run: list[int] = field(default_factory=list)
+
+
+def plan_full_sentences(
+    runs: Runs, bounds: Bounds, documents: Sequence[tuple[int, int]], room: int, short_seq_prob: float, random: Random,
+    across: bool,
+) -> None:  # fmt: skip
+    """Consecutive whole sentences up to `room` tokens (RoBERTa, Liu et al. 2019, section 4.2).
+
+    `across` documents (FULL-SENTENCES) an example goes on with the next document after a separator; else
+    (DOC-SENTENCES) it ends with it. A sentence longer than an example is parted, so that no token is lost. With
+    `short_seq_prob` an example gets a random shorter length.
+    """
+    target = left = 0  # tokens that an example takes, and that the one begun still has room for
+    for first, last in documents:
+        if not across:
+            left = 0
+        start, stop = bounds[first], bounds[last]
+        while start < stop:
+            if left <= 0:
+                target = left = draw_target(room, short_seq_prob, random)
+                runs.first_run.append(len(runs.start))
+            fits = bounds[bisect_right(bounds, start + left, first, last + 1) - 1]
+            if fits <= start and left < target:
+                left = 0  # no whole sentence fits beside what the example holds
+                continue
+            fits = fits if fits > start else start + left
+            runs.start.append(start)
+            runs.stop.append(fits)
+            left -= fits - start
+            start = fits
+            if start < stop:
+                left = 0
+        left -= 1  # for the separator before the next document
+
+
+def draw_target(room: int, short_seq_prob: float, random: Random) -> int:
+    """Most ordinary tokens: all that there is room for, or with `short_seq_prob` a random number from 2 on."""
     return random.randint(2, room) if random.random() < short_seq_prob else room
 
 
-def _random_start(documents: Documents, document: int, wanted: int, random: Random) -> Segment:
-    """Sentences from a random one on until `wanted` tokens are reached or the document ends; at least one sentence."""
-    shard, bounds = documents.sentence_bounds(document)
-    begin = random.randrange(len(bounds) - 1)
-    end = bisect.bisect_left(bounds, bounds[begin] + wanted, lo=begin + 1)
-    return Segment(shard, bounds[begin], bounds[min(end, len(bounds) - 1)])
+def truncate(
+    a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], room: int, random: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """What segments of `a` and `b` tokens lose: from the front and back of A, from the front and back of B.
 
-
-def _truncate(a: Segment, b: Segment, is_random: bool, room: int, random: Random) -> Example:
-    """Drop tokens from the longer segment (from b where they are equal), each from the front or the back at even odds.
-
-    The release drops them one by one; how many each segment loses is fixed, and how many of those come from the front
-    is a binomial draw.
+    The release drops tokens one by one from the longer segment (from B where they are equal), each from the front or
+    the back at even odds: how many each segment loses is fixed, and how many of those come from the front is binomial.
     """
-    excess = len(a) + len(b) - room
-    if excess <= 0:
-        return Example(a, b, is_random)
-    levelled = min(excess, abs(len(a) - len(b)))
-    from_a = levelled if len(a) > len(b) else 0
-    from_a += (excess - levelled) // 2
-    return Example(_cut(a, from_a, random), _cut(b, excess - from_a, random), is_random, truncated=True)
-
-
-def _cut(segment: Segment, count: int, random: Random) -> Segment:
-    front = random.getrandbits(count).bit_count() if count else 0
-    return Segment(segment.shard, segment.start + front, segment.stop - (count - front))
+    excess = np.maximum(0, a + b - room)
+    levelled = np.minimum(excess, np.abs(a - b))
+    from_a = np.where(a > b, levelled, 0) + (excess - levelled) // 2
+    from_b = excess - from_a
+    front_a, front_b = random.binomial(from_a, 0.5), random.binomial(from_b, 0.5)
+    return front_a, from_a - front_a, front_b, from_b - front_b

@@ -15,3 +15,6 @@ SCHEMA = pa.schema(
         ("masked_labels", pa.list_(pa.int32())),
     ]
 )
+
+WORD_STARTS = pa.field("word_starts", pa.list_(pa.bool_()))
+"""Beside the others where words are masked as wholes later on, in training: which tokens begin a word."""

@@ -1,149 +1,215 @@
-"""The tokenised corpus on disk: documents of sentences of ids, mapped into memory so that any document is at hand.
+"""The tokenised corpus on disk: documents of sentences of ids, so that any document is at hand without the others.
 
-One Arrow file a corpus shard holds one column of nested lists (document, sentence, id). Arrow keeps such a column as
-two offset arrays and one flat array of ids, which are read here as numpy views without a copy.
+A corpus shard is worked on in one piece, or in several where the corpus has few. The ids of a piece lie in one Arrow
+file as flat arrays, read as numpy views of the mapped file. Files are opened one at a time and closed again, so that a
+worker holds one piece in memory and of others no more than what it takes from them, however large the corpus is.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bert_pipeline.artifact import atomic
+from bert_pipeline.artifact import Manifest, atomic
 from bert_pipeline.corpus.sentences import split_sentences
-from bert_pipeline.shards import iterate_rows
-from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
+from bert_pipeline.ragged import expand, offsets_of
+from bert_pipeline.shards import count_rows, iterate_range
+from bert_pipeline.tokenizer.encode import Flags, Ids, Offsets, SentenceEncoder
+from bert_pipeline.tokenizer.load import load_tokenizer
 
-Ids = npt.NDArray[np.int32]
-Offsets = npt.NDArray[np.int64]
-
-COLUMN = pa.large_list(pa.large_list(pa.int32()))
 COUNTS = b"bertpipe.counts"
-ENCODE_TOGETHER = 4096
+PIECES, PIECE_BYTES = 16, 1_000_000
+"""A corpus of fewer shards than this is worked on in smaller pieces, but not of less text than this."""
+ENCODE_TOGETHER = 1_000_000
+"""Characters of text to encode at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """Tokenise one corpus shard."""
+    """Tokenise rows `first`..`end - 1` of one corpus shard."""
 
     path: Path
     corpus_shard: Path
+    first: int
+    end: int
     tokenizer: Path
+    with_starts: bool
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    """Where a shard of the token store lies."""
+def piece_path(folder: Path, number: int) -> Path:
+    """Where a piece of the token store lies."""
     return folder / f"{number:05}.arrow"
 
 
-def encode_shard(job: EncodeJob) -> dict[str, int]:
-    """Write the ids of one corpus shard, unless they are there already; return the counts."""
+def plan_pieces(folder: Path, corpus: Path, manifest: Manifest, tokenizer: Path, with_starts: bool) -> list[EncodeJob]:
+    """The pieces of a corpus: a pure function of the corpus, so that the result is the same for any workers."""
+    jobs: list[EncodeJob] = []
+    size = manifest.counts["bytes"] / max(1, len(manifest.files))
+    parts = max(1, min(-(-PIECES // max(1, len(manifest.files))), int(size / PIECE_BYTES)))
+    for name in manifest.files:
+        rows = count_rows(corpus / name)
+        edges = [rows * part // parts for part in range(parts + 1)]
+        for first, end in pairwise(edges):
+            path = piece_path(folder, len(jobs))
+            jobs.append(EncodeJob(path, corpus / name, first, end, tokenizer, with_starts))
+    return jobs
+
+
+def encode_piece(job: EncodeJob) -> dict[str, int]:
+    """Write the ids of one piece, unless they are there already; return the counts."""
     if job.path.exists():
         with pa.memory_map(str(job.path)) as file:
             counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
             return counts
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # shards are the parallelism
-    loaded = load_tokenizer(job.tokenizer)
-    documents = [
-        sentences
-        for text, language in iterate_rows([job.corpus_shard], ["text", "language"])
-        if (sentences := split_sentences(text, language))
-    ]
-    flat = [sentence for document in documents for sentence in document]
-    ids, lengths = encode_sentences(loaded, flat)
-    kept = lengths > 0  # a sentence of control characters alone may leave nothing
-    sentence_offsets = _offsets(lengths[kept])
-    kept_before = _offsets(kept.astype(np.int64))
-    document_offsets = kept_before[_offsets(np.array([len(d) for d in documents], dtype=np.int64))]
-    document_offsets = np.unique(document_offsets)  # a document that lost all its sentences has no length
-    counts = {
-        "documents": len(document_offsets) - 1,
-        "sentences": len(sentence_offsets) - 1,
-        "tokens": len(ids),
-        "unknown": int(np.count_nonzero(ids == loaded.special.unk)),
+    encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_starts)
+    ids, sentences, documents, starts = [np.empty(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
+    for texts in _batches(job):
+        encoded = encoder.encode([sentence for text in texts for sentence in text])
+        kept = encoded.lengths > 0  # a sentence of control characters alone may leave nothing
+        of_document = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        in_document = np.bincount(of_document[kept], minlength=len(texts))
+        ids.append(encoded.ids)
+        sentences.append(encoded.lengths[kept])
+        documents.append(in_document[in_document > 0])  # a document that lost all its sentences is none
+        starts.append(encoded.starts)
+    arrays = {
+        "ids": np.concatenate(ids).astype(np.uint16 if vocab_size <= 1 << 16 else np.int32),
+        "sentences": offsets_of(np.concatenate(sentences)),
+        "documents": offsets_of(np.concatenate(documents)),
     }
-    _write(job.path, ids, sentence_offsets, document_offsets, counts)
+    if job.with_starts:
+        arrays["starts"] = np.concatenate([np.empty(0, np.bool_), *starts]).view(np.uint8)
+    counts = {
+        "documents": len(arrays["documents"]) - 1,
+        "sentences": len(arrays["sentences"]) - 1,
+        "tokens": len(arrays["ids"]),
+        "unknown": 0 if unk is None else int(np.count_nonzero(arrays["ids"] == unk)),
+    }
+    _write(job.path, arrays, counts)
     return counts
 
 
-def encode_sentences(loaded: LoadedTokenizer, sentences: Sequence[str]) -> tuple[Ids, Offsets]:
-    """Ids of all sentences, flat, and the number of ids of each; names of special tokens in the text are plain text."""
-    tokenizer = loaded.tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    parts: list[Ids] = []
-    lengths = np.zeros(len(sentences), dtype=np.int64)
-    for start in range(0, len(sentences), ENCODE_TOGETHER):
-        encodings = tokenizer.encode_batch_fast(sentences[start : start + ENCODE_TOGETHER], add_special_tokens=False)
-        batch = [encoding.ids for encoding in encodings]
-        lengths[start : start + len(batch)] = [len(ids) for ids in batch]
-        parts.append(np.fromiter((i for ids in batch for i in ids), dtype=np.int32))
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32), lengths
+@lru_cache(maxsize=1)
+def _open_encoder(tokenizer: Path, with_starts: bool) -> tuple[SentenceEncoder, int | None, int]:
+    # Each worker learns the words once, not once a piece.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # pieces are the parallelism
+    loaded = load_tokenizer(tokenizer)
+    return SentenceEncoder(loaded, with_starts), loaded.special.unk, loaded.vocab_size
 
 
-def _offsets(lengths: Offsets) -> Offsets:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+def forget_encoder() -> None:
+    """Drop what this process knows of a tokenizer: another may come to lie at the same path."""
+    _open_encoder.cache_clear()
 
 
-def _write(path: Path, ids: Ids, sentences: Offsets, documents: Offsets, counts: dict[str, int]) -> None:
-    column = pa.LargeListArray.from_arrays(documents, pa.LargeListArray.from_arrays(sentences, pa.array(ids)))
-    schema = pa.schema([("tokens", COLUMN)], metadata={COUNTS: json.dumps(counts)})
+def _batches(job: EncodeJob) -> Iterator[list[list[str]]]:
+    """The piece's documents as lists of sentences, so many at a time that their text stays small in memory."""
+    batch: list[list[str]] = []
+    characters = 0
+    for text, language in iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end):
+        batch.append(split_sentences(text, language))
+        characters += len(text)
+        if characters >= ENCODE_TOGETHER:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _write(path: Path, arrays: dict[str, npt.NDArray[Any]], counts: dict[str, int]) -> None:
+    columns = [pa.LargeListArray.from_arrays([0, len(array)], pa.array(array)) for array in arrays.values()]
+    batch = pa.record_batch(columns, names=list(arrays))
+    schema = batch.schema.with_metadata({COUNTS: json.dumps(counts)})
     with atomic(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        writer.write_batch(pa.record_batch([column], schema=schema))
+        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
-class TokenShard:
-    """One shard's arrays: `ids` flat, `sentences` offsets into ids, `documents` offsets into sentences."""
+class Piece:
+    """One piece's arrays: `ids` flat, `sentences` offsets into ids, `documents` offsets into sentences.
+
+    `starts` marks the ids that begin a word, in a store made with them.
+    """
 
     def __init__(self, path: Path) -> None:
         # The map must outlive the views that numpy takes of it.
         self._map = pa.memory_map(str(path))
-        column = pa.ipc.open_file(self._map).get_batch(0).column(0)
-        self.documents: Offsets = column.offsets.to_numpy()
-        self.sentences: Offsets = column.values.offsets.to_numpy()
-        self.ids: Ids = column.values.values.to_numpy()
+        batch = pa.ipc.open_file(self._map).get_batch(0)
+        arrays = {name: batch.column(name).values.to_numpy() for name in batch.schema.names}
+        self.ids: npt.NDArray[Any] = arrays["ids"]
+        self.sentences: Offsets = arrays["sentences"]
+        self.documents: Offsets = arrays["documents"]
+        self.starts: Flags | None = arrays["starts"].view(np.bool_) if "starts" in arrays else None
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of ids end to end: run r is `ids[offsets[r]:offsets[r + 1]]`; `starts` beside them, if there are any."""
+
+    ids: Ids
+    starts: Flags | None
+    offsets: Offsets
 
 
 class TokenStore:
-    """All shards, with documents numbered through."""
+    """All pieces, with documents numbered through: piece p holds documents `first[p]`..`first[p + 1] - 1`."""
 
-    def __init__(self, folder: Path, shards: int) -> None:
-        self.shards = [TokenShard(shard_path(folder, number)) for number in range(shards)]
-
-    @cached_property
-    def first_document(self) -> Offsets:
-        """Number of each shard's first document, and the total at the end."""
-        return _offsets(np.array([len(shard.documents) - 1 for shard in self.shards], dtype=np.int64))
+    def __init__(self, folder: Path, documents: Sequence[int] | Offsets) -> None:
+        self._folder = folder
+        self.first = offsets_of(np.asarray(documents, dtype=np.int64))
 
     def __len__(self) -> int:
-        return int(self.first_document[-1])
+        return int(self.first[-1])
 
-    def locate(self, document: int) -> tuple[int, int]:
-        """The shard of a document, and its number within the shard."""
-        shard = int(np.searchsorted(self.first_document, document, side="right")) - 1
-        return shard, document - int(self.first_document[shard])
+    def open(self, piece: int) -> Piece:
+        """Map a piece into memory, until the result is dropped."""
+        return Piece(piece_path(self._folder, piece))
 
-    def sentence_bounds(self, document: int) -> tuple[int, list[int]]:
-        """The shard of a document, and where its sentences begin in the shard's ids (and the last one ends)."""
-        shard, local = self.locate(document)
-        arrays = self.shards[shard]
-        first, last = arrays.documents[local], arrays.documents[local + 1]
-        bounds: list[int] = arrays.sentences[first : last + 1].tolist()
-        return shard, bounds
+    def read_sentences(self, documents: Offsets, shares: npt.NDArray[np.float64], wanted: Offsets) -> Runs:
+        """For each document, sentences from the one at `share` (0 to 1) of it on.
 
-    def count_tokens(self, left_out: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.int64]:
-        """Occurrences of each id in all documents but those left out."""
-        counts = np.zeros(vocab_size, dtype=np.int64)
-        for shard in self.shards:
-            counts += np.bincount(shard.ids, minlength=vocab_size)
-        for document in left_out.tolist():
-            number, bounds = self.sentence_bounds(document)
-            np.subtract.at(counts, self.shards[number].ids[bounds[0] : bounds[-1]], 1)
+        As many as reach `wanted` ids, one at least, or up to the document's end.
+        """
+        lengths = np.zeros(len(documents), dtype=np.int64)
+        of_piece = np.searchsorted(self.first, documents, side="right") - 1
+        found: list[tuple[Offsets, Ids, Flags | None]] = []
+        for number in np.unique(of_piece).tolist():
+            here = np.flatnonzero(of_piece == number)
+            piece = self.open(number)
+            local = documents[here] - self.first[number]
+            first, end = piece.documents[local], piece.documents[local + 1]
+            begin = first + (shares[here] * (end - first)).astype(np.int64)
+            start = piece.sentences[begin]
+            last = np.searchsorted(piece.sentences, start + wanted[here], side="left")
+            stop = piece.sentences[np.clip(last, begin + 1, end)]
+            lengths[here] = stop - start
+            places = expand(start, stop - start)
+            starts = None if piece.starts is None else piece.starts[places]
+            found.append((here, piece.ids[places].astype(np.int32), starts))
+        offsets = offsets_of(lengths)
+        ids = np.empty(offsets[-1], dtype=np.int32)
+        with_starts = bool(found) and found[0][2] is not None
+        starts = np.empty(offsets[-1], dtype=np.bool_) if with_starts else None
+        for here, piece_ids, piece_starts in found:
+            places = expand(offsets[here], lengths[here])
+            ids[places] = piece_ids
+            if starts is not None and piece_starts is not None:
+                starts[places] = piece_starts
+        return Runs(ids, starts, offsets)
+
+    def count_tokens(self, piece: int, left_out: Offsets, vocab_size: int) -> npt.NDArray[np.int64]:
+        """Occurrences of each id in a piece, but for the documents left out; int64 of shape (vocab_size,)."""
+        arrays = self.open(piece)
+        counts = np.bincount(arrays.ids, minlength=vocab_size)
+        bounds = arrays.sentences[arrays.documents]
+        local = left_out - self.first[piece]
+        places = expand(bounds[local], bounds[local + 1] - bounds[local])
+        counts -= np.bincount(arrays.ids[places], minlength=vocab_size)
         return counts

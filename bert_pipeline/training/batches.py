@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,11 @@ import pyarrow as pa
 import torch
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.random_bits import as_share, make_key, random_bits
+from bert_pipeline.examples.redraw import DynamicMasks
+from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.model.bert import FlatBatch
+from bert_pipeline.ragged import expand, offsets_of
 from bert_pipeline.shards import read_columns
 
 Rows = npt.NDArray[np.int64]
@@ -21,7 +26,7 @@ Rows = npt.NDArray[np.int64]
 class Lists:
     """A column of lists: row r is `values[offsets[r]:offsets[r + 1]]`."""
 
-    values: npt.NDArray[np.int32] | npt.NDArray[np.int8]
+    values: npt.NDArray[Any]
     offsets: Rows
 
     @classmethod
@@ -29,9 +34,8 @@ class Lists:
         """Numpy copies of Arrow's arrays, chunks end to end."""
         chunks = column.chunks
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
-        values = [chunk.flatten().to_numpy() for chunk in chunks]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-        return cls(np.concatenate(values), offsets)
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+        return cls(np.concatenate(values), offsets_of(np.concatenate(lengths)))
 
     def lengths(self, rows: Rows) -> Rows:
         """Number of values in each of the rows."""
@@ -40,18 +44,23 @@ class Lists:
 
     def places(self, rows: Rows) -> Rows:
         """Indices into `values` of the rows' values, end to end."""
-        lengths = self.lengths(rows)
-        starts = np.cumsum(lengths) - lengths
-        places: Rows = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
-        return places
+        return expand(self.offsets[rows], self.lengths(rows))
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> "Lists":
+        """The lists without the values that are not kept."""
+        return Lists(self.values[kept], offsets_of(kept)[self.offsets])
 
 
 class Examples:
-    """All rows of one split in memory, as a few flat arrays."""
+    """All rows of one split in memory, as a few flat arrays, padding left out."""
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        """Raises `BertpipeError` when a shard is damaged or there is no row."""
-        names = ["tokens", "segment_ids", "is_random_next", "masked_positions", "masked_labels"]
+    def __init__(self, shards: Sequence[Path], dynamic: DynamicMasks | None = None) -> None:
+        """`dynamic` draws the masks of shards that hold none.
+
+        Raises `BertpipeError` when a shard is damaged or there is no row.
+        """
+        with_starts = dynamic is not None and dynamic.needs_starts
+        names = [*SCHEMA.names, *([WORD_STARTS.name] if with_starts else [])]
         table = pa.concat_tables([read_columns(path, names) for path in shards]) if shards else None
         if table is None or not table.num_rows:
             raise BertpipeError(
@@ -61,6 +70,12 @@ class Examples:
         self.segment_ids = Lists.of(table["segment_ids"])
         self.masked_positions = Lists.of(table["masked_positions"])
         self.masked_labels = Lists.of(table["masked_labels"])
+        self._dynamic = dynamic
+        self._word_starts = Lists.of(table[WORD_STARTS.name]) if with_starts else None
+        real = self.segment_ids.values >= 0
+        if not real.all():
+            self.tokens, self.segment_ids = self.tokens.keep(real), self.segment_ids.keep(real)
+            self._word_starts = self._word_starts and self._word_starts.keep(real)
         # Null in every row when the objective has no sentence pairs.
         column = table["is_random_next"].combine_chunks()
         self.is_random_next = None if column.null_count else column.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -75,22 +90,36 @@ class Examples:
         tokens[rows + self.masked_positions.values] = self.masked_labels.values
         return tokens
 
-    def count_masked(self, rows: Rows, keep: "KeptMasks") -> int:
+    def count_masked(self, rows: Rows, keep: "KeptMasks", epochs: Rows | None = None) -> int:
         """Number of tokens to predict in the rows."""
-        return int(keep.choose(self.masked_labels.places(rows)).sum())
+        return int(keep.choose(self._mask(rows, epochs)[1]).sum())
 
-    def collate(self, rows: Rows, keep: "KeptMasks | None" = None) -> FlatBatch:
-        """Lay the rows end to end; masks that are not kept give way to the tokens they hide."""
-        lengths = self.tokens.lengths(rows)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        tokens = _long(self.tokens.values[self.tokens.places(rows)])
+    def _mask(self, rows: Rows, epochs: Rows | None) -> tuple[npt.NDArray[Any], Rows, Rows, npt.NDArray[Any]]:
+        """The rows' tokens end to end with masks; which numbers the masks have, where they are, and what they hide."""
+        starts = offsets_of(self.tokens.lengths(rows))
+        tokens = self.tokens.values[self.tokens.places(rows)]
+        if self._dynamic is not None:
+            word_starts = self._word_starts
+            flags = None if word_starts is None else word_starts.values[word_starts.places(rows)]
+            epochs = np.zeros(len(rows), dtype=np.int64) if epochs is None else epochs
+            masks = self._dynamic.draw(tokens, flags, starts, rows, epochs)
+            in_row, row = masks.positions, np.repeat(np.arange(len(rows)), np.diff(masks.offsets))
+            return masks.tokens, self.tokens.offsets[rows[row]] + in_row, starts[row] + in_row, masks.labels
         places = self.masked_positions.places(rows)
-        index = _long(
-            self.masked_positions.values[places] + np.repeat(starts[:-1], self.masked_positions.lengths(rows))
-        )
-        labels = _long(self.masked_labels.values[places])
+        index = self.masked_positions.values[places] + np.repeat(starts[:-1], self.masked_positions.lengths(rows))
+        return tokens, places, index, self.masked_labels.values[places]
+
+    def collate(self, rows: Rows, keep: "KeptMasks | None" = None, epochs: Rows | None = None) -> FlatBatch:
+        """Lay the rows end to end; masks that are not kept give way to the tokens they hide.
+
+        Dynamic masks are those of each row's epoch (by default the first).
+        """
+        lengths = self.tokens.lengths(rows)
+        starts = offsets_of(lengths)
+        masked_tokens, numbers, where, hidden = self._mask(rows, epochs)
+        tokens, index, labels = _long(masked_tokens), _long(where), _long(hidden)
         if keep is not None:
-            kept = torch.from_numpy(keep.choose(places))
+            kept = torch.from_numpy(keep.choose(numbers))
             tokens[index[~kept]] = labels[~kept]
             index, labels = index[kept], labels[kept]
         is_random_next = None if self.is_random_next is None else torch.from_numpy(self.is_random_next[rows])
@@ -108,23 +137,17 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class KeptMasks:
-    """A random share of the masks of a step: a pure function of seed, step and place, so that all ranks agree."""
+    """A random share of the masks of a step: a pure function of seed, step and number, so that all ranks agree."""
 
     share: float
     seed: int
     step: int
 
-    def choose(self, places: Rows) -> npt.NDArray[np.bool_]:
-        """Which of the masks at these places of the column are kept."""
+    def choose(self, numbers: Rows) -> npt.NDArray[np.bool_]:
+        """Which of the masks with these numbers are kept."""
         if self.share >= 1.0:
-            return np.ones(len(places), dtype=np.bool_)
-        key = np.random.SeedSequence([self.seed, self.step]).generate_state(1, np.uint64)
-        # SplitMix64 (Steele, Lea & Flood 2014): a hash whose values are as good as random numbers.
-        bits = (places.astype(np.uint64) + key) * np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        uniform: npt.NDArray[np.float64] = (bits ^ (bits >> np.uint64(31))) / 2.0**64
-        return uniform < self.share
+            return np.ones(len(numbers), dtype=np.bool_)
+        return as_share(random_bits(make_key(self.seed, self.step), numbers)) < self.share
 
 
 def _long(array: npt.NDArray[np.generic]) -> torch.Tensor:
@@ -138,11 +161,17 @@ def step_rows(rows: int, batch_size: int, seed: int, step: int) -> Rows:
     short. Nothing has to be saved or replayed to know any step's rows.
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = step_epochs(rows, batch_size, step)
     result = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(places // rows).tolist():
-        inside = places // rows == epoch
+    for epoch in np.unique(epochs).tolist():
+        inside = epochs == epoch
         result[inside] = _permutation(rows, seed, epoch)[places[inside] % rows]
     return result
+
+
+def step_epochs(rows: int, batch_size: int, step: int) -> Rows:
+    """For each row of a step, the epoch (from 0) that it belongs to."""
+    return np.arange(step * batch_size, (step + 1) * batch_size) // rows
 
 
 @lru_cache(maxsize=2)

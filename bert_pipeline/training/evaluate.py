@@ -11,6 +11,7 @@ from transformers import BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.model.bert import FlatBatch, encode, score_next
 from bert_pipeline.predict.load import find_model, load_model
@@ -133,7 +134,8 @@ def evaluate_folder(model: Path, examples_folder: Path, split: str) -> Evaluatio
             f"{examples_folder} holds examples of up to {manifest.config['max_seq_length']} tokens, but {model} has "
             f"{network.config.max_position_embeddings} positions."
         )
-    examples = Examples([examples_folder / name for name in manifest.files if name.startswith(f"{split}-")])
+    shards = [examples_folder / name for name in manifest.files if name.startswith(f"{split}-")]
+    examples = Examples(shards, DynamicMasks.of(manifest, 0) if split == "train" else None)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     sums = sum_figures(network, examples, np.arange(len(examples)), unigram_log_probabilities(examples_folder))
     return summarise(sums)

@@ -19,13 +19,14 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.bert import FlatBatch, flat_forward
 from bert_pipeline.model.initialize import initialize_informed
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import bar, print_pairs, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
-from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_rows
+from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_epochs, step_rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
@@ -125,7 +126,8 @@ class Run:
     ) -> None:
         self.config, self.inputs, self.accelerator, self.folder, self.work = config, inputs, accelerator, folder, work
         self.main = accelerator.is_main_process
-        self.examples = Examples(inputs.shards(config.examples, "train"))
+        dynamic = DynamicMasks.of(inputs.examples, config.seed)
+        self.examples = Examples(inputs.shards(config.examples, "train"), dynamic)
         held_out = inputs.shards(config.examples, "validation")
         self.validation = Examples(held_out) if inputs.examples.counts.get("validation_rows") else None
         rate = inputs.examples.config["mask_rate"]
@@ -182,14 +184,16 @@ class Run:
     def _make_step(self, step: int, done: float) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
         rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
-        own = rows[self.accelerator.process_index :: ranks]
+        epochs = step_epochs(len(self.examples), config.batch_size, step)
+        own = slice(self.accelerator.process_index, None, ranks)
+        own_parts = zip(np.split(rows[own], config.accumulate), np.split(epochs[own], config.accumulate), strict=True)
         keep = KeptMasks(1.0 - done * (1.0 - self.last_mask_share), config.seed, step)
         pairs = config.batch_size if self.examples.is_random_next is not None else 0
         return Step(
-            parts=[self.examples.collate(part, keep) for part in np.split(own, config.accumulate)],
-            totals=(self.examples.count_masked(rows, keep), pairs),
+            parts=[self.examples.collate(part, keep, part_epochs) for part, part_epochs in own_parts],
+            totals=(self.examples.count_masked(rows, keep, epochs), pairs),
             tokens=int(self.examples.tokens.lengths(rows).sum()),
-            epoch=step * config.batch_size // len(self.examples),
+            epoch=int(epochs[0]),
         )
 
     def _resume(self) -> Position:

@@ -1,0 +1,191 @@
+"""Encoding sentences: the tokenizer sees each word once, and a table gives its ids from then on.
+
+Most words of a corpus come again and again, and most tokenizers part a text at its spaces before they do anything
+else. For those, `SentenceEncoder` splits at the spaces itself, numbers the words through a dictionary, hands only new
+words to the tokenizer, and lays the ids of known ones end to end with numpy. The ids are exactly those of
+`encode_batch_fast`. Other tokenizers, and sentences with other white space or with a word that is longer than
+`LONGEST`, go through the tokenizer as they are.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_pipeline.ragged import expand, offsets_of
+from bert_pipeline.tokenizer.load import LoadedTokenizer
+
+Ids = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+Offsets = npt.NDArray[np.int64]
+
+TOGETHER = 4096
+LONGEST = 48
+"""Characters of the longest word that is remembered; text without spaces would fill the memory and never come again."""
+REMEMBERED = 400_000
+"""Words after which the table begins anew, so that a worker's memory stays bounded (about 150 MB)."""
+BREAK = "\0"
+ODD = -1
+
+NORMALIZERS = frozenset({"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents"})
+"""Normalizers that do to a word what they do to it in a sentence, and make no white space."""
+PRE_TOKENIZERS = frozenset({"BertPreTokenizer", "ByteLevel", "Whitespace", "WhitespaceSplit"})
+"""Pre-tokenizers that part a text before every space (`ByteLevel` by its regular expression)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Sentences end to end: sentence s is the next `lengths[s]` of `ids`; `starts` marks ids that begin a word.
+
+    Words are the tokenizer's own (what its pre-tokenizer parts), whatever its pieces look like. None when not asked.
+    """
+
+    ids: Ids
+    lengths: Offsets
+    starts: Flags | None
+
+
+def parts_at_spaces(tokenizer: Any) -> bool:
+    """Whether encoding a sentence is encoding its words, each with the space before it, one by one."""
+    settings = json.loads(tokenizer.to_str())
+    model = settings["model"]
+    if model.get("dropout") or not all(token["special"] for token in settings["added_tokens"]):
+        return False
+    normalizers = _flatten(settings["normalizer"], "normalizers")
+    pre_tokenizers = _flatten(settings["pre_tokenizer"], "pretokenizers")
+    return (
+        bool(pre_tokenizers)
+        and all(each["type"] in NORMALIZERS for each in normalizers)
+        and all(each["type"] in PRE_TOKENIZERS and each.get("use_regex", True) for each in pre_tokenizers)
+    )
+
+
+def _flatten(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    return [each for item in part[inner] for each in _flatten(item, inner)] if part["type"] == "Sequence" else [part]
+
+
+class _Words(dict[str, int]):
+    """Numbers words as they are met; those of `new` still have to be encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[str] = []
+
+    def __missing__(self, word: str) -> int:
+        bare = word[1:] if word[:1] == " " else word
+        if len(bare) > LONGEST or bare.split() != [bare]:
+            return ODD
+        self[word] = number = len(self)
+        self.new.append(word)
+        return number
+
+
+class SentenceEncoder:
+    """Encodes sentences without special tokens; names of special tokens in a text are plain text."""
+
+    def __init__(self, loaded: LoadedTokenizer, with_starts: bool) -> None:
+        self._tokenizer, self._with_starts = loaded.tokenizer, with_starts
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._by_words = parts_at_spaces(self._tokenizer)
+        self._forget()
+
+    def encode(self, sentences: Sequence[str]) -> Encoded:
+        """Ids of all sentences; int32 `ids` (and bool `starts`) of shape (tokens,), int64 `lengths` (sentences,)."""
+        joined = BREAK.join(sentences)
+        if not self._by_words or not sentences or joined.count(BREAK) >= len(sentences):
+            return self._encode_whole(sentences)
+        words = joined.replace(" ", BREAK + " ").split(BREAK)
+        numbers = np.fromiter(map(self._words.__getitem__, words), dtype=np.int64, count=len(words))
+        self._learn()
+        counts = np.fromiter((sentence.count(" ") + 1 for sentence in sentences), dtype=np.int64, count=len(sentences))
+        first_word = offsets_of(counts)[:-1]
+        odd = np.flatnonzero(np.logical_or.reduceat(numbers == ODD, first_word))
+        if len(odd):
+            encoded = self._mix(sentences, odd, numbers, counts)
+        else:
+            lengths = np.add.reduceat(self._lengths[numbers], first_word)
+            encoded = Encoded(self._look_up(self._ids, numbers), lengths, self._look_up_starts(numbers))
+        if len(self._words) > REMEMBERED:
+            self._forget()
+        return encoded
+
+    def _forget(self) -> None:
+        self._words = _Words()
+        self._ids = np.empty(0, dtype=np.int32)
+        self._starts = np.empty(0, dtype=np.bool_)
+        self._lengths = np.empty(0, dtype=np.int64)
+        self._offsets = np.zeros(1, dtype=np.int64)
+
+    def _learn(self) -> None:
+        """Encode the words met for the first time, and add them to the table."""
+        if not self._words.new:
+            return
+        new = self._encode_whole(self._words.new)
+        self._words.new = []
+        self._ids = np.concatenate([self._ids, new.ids])
+        if new.starts is not None:
+            self._starts = np.concatenate([self._starts, new.starts])
+        self._lengths = np.concatenate([self._lengths, new.lengths])
+        self._offsets = offsets_of(self._lengths)
+
+    def _look_up(self, table: npt.NDArray[Any], numbers: Offsets) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = table[expand(self._offsets[numbers], self._lengths[numbers])]
+        return found
+
+    def _look_up_starts(self, numbers: Offsets) -> Flags | None:
+        return self._look_up(self._starts, numbers) if self._with_starts else None
+
+    def _mix(self, sentences: Sequence[str], odd: Offsets, numbers: Offsets, counts: Offsets) -> Encoded:
+        """Sentences with an odd word by the tokenizer, all others by the table, in the order given."""
+        whole = self._encode_whole([sentences[number] for number in odd.tolist()])
+        is_odd = np.zeros(len(sentences), dtype=np.bool_)
+        is_odd[odd] = True
+        word_is_odd = np.repeat(is_odd, counts)
+        known = np.where(word_is_odd, 0, numbers)
+        lengths = np.add.reduceat(np.where(word_is_odd, 0, self._known_lengths(known)), offsets_of(counts)[:-1])
+        lengths[odd] = whole.lengths
+        token_is_odd = np.repeat(is_odd, lengths)
+        ids = np.empty(len(token_is_odd), dtype=np.int32)
+        ids[token_is_odd] = whole.ids
+        plain = numbers[~word_is_odd]
+        starts = np.empty(len(token_is_odd), dtype=np.bool_) if self._with_starts else None
+        if len(plain):
+            ids[~token_is_odd] = self._look_up(self._ids, plain)
+        if starts is not None and whole.starts is not None:
+            starts[token_is_odd] = whole.starts
+            if len(plain):
+                starts[~token_is_odd] = self._look_up(self._starts, plain)
+        return Encoded(ids, lengths, starts)
+
+    def _known_lengths(self, numbers: Offsets) -> Offsets:
+        return self._lengths[numbers] if len(self._lengths) else np.zeros(len(numbers), dtype=np.int64)
+
+    def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
+        encode = self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
+        lengths = np.zeros(len(sentences), dtype=np.int64)
+        ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.bool_)]
+        for start in range(0, len(sentences), TOGETHER):
+            encodings = encode(list(sentences[start : start + TOGETHER]), add_special_tokens=False)
+            batch = [encoding.ids for encoding in encodings]
+            lengths[start : start + len(batch)] = [len(each) for each in batch]
+            ids.append(np.fromiter((i for each in batch for i in each), dtype=np.int32))
+            if self._with_starts:
+                starts.append(_find_starts([encoding.word_ids for encoding in encodings]))
+        return Encoded(np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None)
+
+
+def _find_starts(word_ids: Sequence[Sequence[int | None]]) -> Flags:
+    """An id begins a word when its word is not that of the id before it in the same sentence."""
+    flat = np.fromiter((-1 if w is None else w for each in word_ids for w in each), dtype=np.int64)
+    starts = np.ones(len(flat), dtype=np.bool_)
+    starts[1:] = flat[1:] != flat[:-1]
+    first = offsets_of(np.array([len(each) for each in word_ids], dtype=np.int64))[:-1]
+    starts[first[first < len(flat)]] = True
+    return starts
