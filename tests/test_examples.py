@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +28,15 @@ from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.examples.pairs import Example, make_full_sentences, make_pairs
+from bert_pipeline.examples.pairs import (
+    Pair,
+    Runs,
+    draw_target,
+    plan_full_sentences,
+    plan_next_sentences,
+    plan_sentence_order,
+    truncate,
+)
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
@@ -102,10 +110,12 @@ def check_row(row: Instance, texts: Texts, config: ExamplesConfig, vocab_size: i
     if config.objective == "mlm":
         assert row.is_random_next is None
         assert set(row.segment_ids) == {0}
-        assert len(ordinary) == length - 2
-        places = texts.places(tokens[1:-1])
-        assert places, "no contiguous run of any document"
-        return {number for number, _ in places}
+        runs = [list(run) for is_separator, run in groupby(tokens[1:], lambda token: token == SEP) if not is_separator]
+        assert tokens == [CLS, *(token for run in runs for token in (*run, SEP))]
+        assert len(runs) == 1 or config.across_documents
+        owners = [{number for number, _ in texts.places(run)} for run in runs]
+        assert all(owners), "no contiguous run of any document"
+        return owners[0] if len(runs) == 1 else set()
 
     assert len(ordinary) == length - 3
     middle = tokens.index(SEP, 1)
@@ -116,12 +126,19 @@ def check_row(row: Instance, texts: Texts, config: ExamplesConfig, vocab_size: i
     places_a, places_b = texts.places(a), texts.places(b)
     assert places_a
     assert places_b
+    if row.is_random_next and config.objective == "mlm+sop":
+        return follow(b, places_b, places_a, length == config.max_seq_length)
     if row.is_random_next:
         owners = {d for d, _ in places_a if any(e != d for e, _ in places_b)}
         assert owners, "a random next of the same document"
         return owners
+    return follow(a, places_a, places_b, length == config.max_seq_length)
+
+
+def follow(a: list[int], places_a: set[tuple[int, int]], places_b: set[tuple[int, int]], may_be_cut: bool) -> set[int]:
+    """The documents in which B follows A, perhaps with a gap where tokens were cut at the seam."""
     after = {d for d, i in places_a if (d, i + len(a)) in places_b}
-    if length == config.max_seq_length:  # perhaps cut at the seam
+    if may_be_cut:
         last = dict(sorted(places_b))
         after |= {d for d, i in places_a if last.get(d, -1) > i + len(a)}
     assert after, "the second segment does not follow the first"
@@ -154,7 +171,7 @@ texts = st.lists(st.lists(sentences, min_size=1, max_size=6).map(" ".join), min_
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
-@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm"])
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm+sop", "mlm", "mlm across documents"])
 def test_every_row_keeps_every_promise(
     tmp_path_factory: pytest.TempPathFactory, wordpiece_folder: Path, byte_bpe_folder: Path, kind: str, objective: str
 ):
@@ -173,7 +190,8 @@ def test_every_row_keeps_every_promise(
         place = tmp_path_factory.mktemp("promise")
         corpus = make_corpus(place / "corpus", given_texts, shards=2)
         config = ExamplesConfig(
-            out=place / "examples", corpus=corpus, tokenizer=tokenizer, max_seq_length=length, objective=objective,
+            out=place / "examples", corpus=corpus, tokenizer=tokenizer, max_seq_length=length,
+            objective=objective.split()[0], across_documents="across" in objective,
             mask_rate=rate, max_predictions=limit, short_seq_prob=short, dupe_factor=2, validation_fraction=0.3,
             workers=1, quiet=True,
         )  # fmt: skip
@@ -184,6 +202,13 @@ def test_every_row_keeps_every_promise(
             assert len(rows) == manifest.counts[f"{split}_rows"] > 0
             assert sum(len(row.tokens) for row in rows) == manifest.counts[f"{split}_tokens"]
             assert sum(len(row.masked_positions) for row in rows) == manifest.counts[f"{split}_masked"]
+            assert manifest.counts[f"{split}_masked_special"] == 0
+            assert manifest.counts[f"{split}_padding"] == pytest.approx(
+                1 - np.mean([len(row.tokens) for row in rows]) / length
+            )
+            if objective.startswith("mlm+"):
+                share = np.mean([row.is_random_next for row in rows])
+                assert manifest.counts[f"{split}_label_balance"] == pytest.approx(share)
             for row in rows:
                 check_row(row, documents, config, vocab_size, rate if split == "train" else 0.15)
         shutil.rmtree(place)
@@ -191,75 +216,102 @@ def test_every_row_keeps_every_promise(
     check()
 
 
-@dataclass
-class Numbered:
-    """Documents whose ids are their places, so that a segment tells where it lay."""
-
-    lengths: list[list[int]]
-
-    def sentence_bounds(self, document: int) -> tuple[int, list[int]]:
-        start = sum(map(sum, self.lengths[:document]))
-        return 0, [start, *(start + int(n) for n in np.cumsum(self.lengths[document]))]
-
-    def owner(self, place: int) -> int:
-        return next(d for d in range(len(self.lengths)) if place < self.sentence_bounds(d)[1][-1])
+lengths = st.lists(st.integers(1, 90), min_size=1, max_size=12)
+"""Tokens of each sentence of a document."""
 
 
-lengths = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=12), min_size=2, max_size=5)
+def bounds_of(sizes: Sequence[int], start: int = 1000) -> list[int]:
+    return [start + int(n) for n in np.cumsum([0, *sizes])]
 
 
-@given(lengths, st.integers(8, 128), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9), st.data())
+def plan(planner: Callable[..., None], sizes: Sequence[int], target: int, random: Random) -> list[Pair]:
+    pairs: list[Pair] = []
+    # Sentences of other documents lie before and after, and are none of the planner's business.
+    planner(pairs, bounds_of([7, *sizes, 7], 1000 - 7), 1, 1 + len(sizes), 5, target, random)
+    return pairs
+
+
+@given(lengths, st.integers(2, 125), st.integers(0, 99))
 @settings(max_examples=200)
-def test_pairs_tile_their_document(
-    sizes: list[list[int]], max_seq_length: int, short: float, seed: int, data: st.DataObject
-):
-    documents = Numbered(sizes)
-    chosen = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=2)))
-    position = data.draw(st.integers(0, len(chosen) - 1))
-    own = chosen[position]
-    _, bounds = documents.sentence_bounds(own)
+def test_next_sentences_tile_their_document(sizes: list[int], target: int, seed: int):
+    bounds = bounds_of(sizes)
     at = bounds[0]
-    for example in make_pairs(documents, chosen, position, max_seq_length, short, Random(seed)):
-        a, b = example.first, example.second
-        assert b is not None
-        assert min(len(a), len(b)) >= 1
-        assert len(a) + len(b) <= max_seq_length - 3
-        assert not example.truncated or len(a) + len(b) == max_seq_length - 3
-        assert at <= a.start < a.stop <= bounds[-1]
-        if not example.truncated:
-            assert a.start == at
-            assert a.stop in bounds
-        if example.is_random_next:
-            other = documents.owner(b.start)
-            assert other != own
-            assert other in chosen
-            other_bounds = documents.sentence_bounds(other)[1]
-            assert other_bounds[0] <= b.start < b.stop <= other_bounds[-1]
-            assert example.truncated or (b.start in other_bounds and b.stop in other_bounds)
-            # What was not used comes again: the next pair begins at the sentence after the first segment.
-            at = min(bound for bound in bounds if bound >= a.stop)
+    for a_start, a_stop, b_start, b_stop, is_random, wanted, document in plan(
+        plan_next_sentences, sizes, target, Random(seed)
+    ):
+        assert document == 5
+        assert a_start == at < a_stop
+        assert a_stop in bounds
+        assert a_stop - a_start < target or bounds.index(a_stop) - bounds.index(a_start) == 1
+        if is_random:
+            assert (b_start, b_stop) == (0, 0)
+            assert wanted == max(1, target - (a_stop - a_start))
+            at = a_stop  # what was not used comes again
         else:
-            assert a.stop <= b.start < b.stop <= bounds[-1]
-            assert example.truncated or (b.start == a.stop and b.stop in bounds)
-            at = min(bound for bound in bounds if bound >= b.stop)
-        if example.truncated:
-            return  # how much the cut took from the end is not told: what comes next is checked by the oracle
+            assert wanted == 0
+            assert b_start == a_stop < b_stop
+            assert b_stop in bounds
+            before_last = bounds[bounds.index(b_stop) - 1]
+            assert before_last - a_start < target, "more sentences than the target needs"
+            assert b_stop - a_start >= target or b_stop == bounds[-1]
+            at = b_stop
     assert at == bounds[-1], "the document was not used up"
 
 
-@given(lengths, st.integers(8, 128), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9))
-def test_full_sentences_use_every_token_once(sizes: list[list[int]], max_seq_length: int, short: float, seed: int):
-    documents = Numbered(sizes)
-    _, bounds = documents.sentence_bounds(1)
-    examples: list[Example] = list(make_full_sentences(documents, 1, max_seq_length, short, Random(seed)))
-    edges = [bounds[0], *(example.first.stop for example in examples)]
-    assert edges[-1] == bounds[-1]
-    assert [example.first.start for example in examples] == edges[:-1]
-    assert all(1 <= len(example.first) <= max_seq_length - 2 for example in examples)
-    assert all(example.second is None and example.is_random_next is None for example in examples)
-    longest = max(sizes[1])
-    if short == 0 and longest <= max_seq_length - 2:
-        assert set(edges) <= set(bounds), "a sentence that fits is never parted"
+@given(lengths, st.integers(2, 125), st.integers(0, 99))
+@settings(max_examples=200)
+def test_sentence_order_pairs_tile_their_document_in_both_orders(sizes: list[int], target: int, seed: int):
+    bounds = bounds_of(sizes)
+    at = bounds[0]
+    for a_start, a_stop, b_start, b_stop, swapped, wanted, _ in plan(plan_sentence_order, sizes, target, Random(seed)):
+        assert wanted == 0
+        first, second = ((b_start, b_stop), (a_start, a_stop)) if swapped else ((a_start, a_stop), (b_start, b_stop))
+        assert first[0] == at < first[1] == second[0] < second[1]
+        assert second[1] in bounds
+        assert first[1] in bounds or (bounds.index(second[1]) - bounds.index(at) == 1), "parted within a sentence"
+        at = second[1]
+    assert at == bounds[-1] or (at == bounds[-2] and sizes[-1] == 1), "only a last single token may be left out"
+
+
+def test_orders_are_swapped_half_of_the_time_and_parted_evenly():
+    random = Random(2)
+    made = [plan(plan_sentence_order, [10] * 4, 40, random)[0] for _ in range(4000)]
+    assert abs(sum(swapped for *_, swapped, _, _ in made) / 4000 - 0.5) < 4 * math.sqrt(0.25 / 4000)
+    middles = np.bincount([(max(a, b) - 1000) // 10 for a, _, b, _, *_ in made])
+    assert middles[0] == 0
+    assert float(((middles[1:] - 4000 / 3) ** 2 / (4000 / 3)).sum()) < 2 + 4 * math.sqrt(2 * 2)
+
+
+@given(st.lists(lengths, min_size=1, max_size=5), st.integers(6, 126), st.sampled_from([0.0, 0.5, 1.0]),
+       st.integers(0, 9), st.booleans())  # fmt: skip
+@settings(max_examples=200)
+def test_full_sentences_use_every_token_once(
+    documents: list[list[int]], room: int, short: float, seed: int, across: bool
+):
+    bounds = bounds_of([size for sizes in documents for size in sizes])
+    edges = np.cumsum([0, *map(len, documents)]).tolist()
+    runs = Runs()
+    plan_full_sentences(runs, bounds, list(pairwise(edges)), room, short, Random(seed), across)
+    assert runs.start[0] == bounds[0]
+    assert runs.start[1:] == runs.stop[:-1]
+    assert runs.stop[-1] == bounds[-1]
+    document_edges = {bounds[edge] for edge in edges}
+    for first, last in pairwise([*runs.first_run, len(runs.start)]):
+        inner = runs.stop[first : last - 1]
+        assert sum(runs.stop[n] - runs.start[n] + 1 for n in range(first, last)) <= room + 1
+        assert set(inner) <= document_edges, "a separator within a document"
+        assert across or not inner
+        assert not any(runs.start[n] < edge < runs.stop[n] for n in range(first, last) for edge in document_edges)
+    longest = max(size for sizes in documents for size in sizes)
+    if short == 0 and longest <= room:
+        assert set(runs.stop) <= set(bounds), "a sentence that fits is never parted"
+        for end in runs.first_run[1:]:
+            begins, here = runs.start[end], bounds.index(runs.start[end])
+            if across or begins not in document_edges:
+                example = max(first for first in runs.first_run if first < end)
+                held = sum(runs.stop[n] - runs.start[n] + 1 for n in range(example, end))
+                needed = held - 1 + bounds[here + 1] - begins + (begins in document_edges)
+                assert needed > room, "the next sentence would have fitted"
 
 
 # Distributions, against the release's algorithm
@@ -375,59 +427,76 @@ def test_every_ordinary_position_is_masked_equally_often(ours: list[Instance]):
 
 def test_tokens_are_cut_from_front_and_back_as_the_release_cuts_them():
     # Two sentences that fill a pair too well: of 30 and 50 tokens, 20 each remain.
-    documents = Numbered([[30, 50], [25, 25, 25]])
-    lists = [[list(range(100, 130)), list(range(130, 180))], [list(range(200 + n, 225 + n)) for n in (0, 25, 50)]]
     draws = 3000
-    random = Random(3)
-    made = [next(make_pairs(documents, [0, 1], 0, 43, 0.0, random)) for _ in range(draws)]
-    follow = [example for example in made if not example.is_random_next]
-    fronts = [(e.first.start, e.second.start - 30) for e in follow if e.second]
-    assert {(len(e.first), len(e.second or [])) for e in follow} == {(20, 20)}
+    a, b = np.full(draws, 30), np.full(draws, 50)
+    front_a, back_a, front_b, back_b = truncate(a, b, 40, np.random.default_rng(3))
+    assert (front_a + back_a == 10).all()
+    assert (front_b + back_b == 30).all()
+    lists = [[list(range(100, 130)), list(range(130, 180))], [list(range(200 + n, 225 + n)) for n in (0, 25, 50)]]
     given = Settings(43, CLS, SEP, MASK, vocab_size=400, short_seq_prob=0)
     instances = make_instances(lists, draws, given, Random(4))
     expected = [
         row.front_cut for row in instances if not row.is_random_next and sum(row.front_cut + row.back_cut) == 40
     ]
-    assert len(fronts) > 1300
     assert len(expected) > 1300
-    for part in (0, 1):
-        assert distance([front[part] for front in fronts], [front[part] for front in expected]) < 0.06
-    assert abs(float(np.corrcoef(np.array(fronts).T)[0, 1])) < 0.1
+    for part, fronts in enumerate((front_a, front_b)):
+        assert distance(fronts.tolist(), [front[part] for front in expected]) < 0.05
+    assert abs(float(np.corrcoef(front_a, front_b)[0, 1])) < 0.1
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(5, 509))
+def test_the_longer_segment_is_cut_first_and_none_to_nothing(a: int, b: int, room: int):
+    cut = truncate(np.array([a]), np.array([b]), room, np.random.default_rng(0))
+    left_a, left_b = a - (cut[0] + cut[1]).item(), b - (cut[2] + cut[3]).item()
+    slow_a, slow_b = a, b
+    while slow_a + slow_b > room:
+        if slow_a > slow_b:
+            slow_a -= 1
+        else:
+            slow_b -= 1
+    assert (left_a, left_b) == (slow_a, slow_b)
+    assert min(left_a, left_b) >= 1
 
 
 def test_short_targets_are_even_from_two_to_the_longest():
-    documents = Numbered([[1] * 400, [1] * 400])
     random = Random(5)
-    firsts = [
-        len(example.first) + len(example.second or [])
-        for _ in range(4000)
-        for example in [next(make_pairs(documents, [0, 1], 0, 64, 1.0, random))]
-        if not example.is_random_next
-    ]
-    assert (min(firsts), max(firsts)) == (2, 61)
-    counts = np.bincount(firsts)[2:]
+    targets = [draw_target(61, 1.0, random) for _ in range(4000)]
+    assert (min(targets), max(targets)) == (2, 61)
+    counts = np.bincount(targets)[2:]
     assert float(((counts - counts.mean()) ** 2 / counts.mean()).sum()) < 59 + 4 * math.sqrt(2 * 59)
+    shares = [draw_target(61, 0.3, random) == 61 for _ in range(4000)]
+    assert abs(np.mean(shares) - 0.7 - 0.3 / 60) < 4 * math.sqrt(0.21 / 4000)
 
 
-def test_the_other_document_and_its_sentence_are_drawn_evenly():
-    documents = Numbered([[20] * 4] * 5)
-    random = Random(6)
-    begins = [
-        example.second.start // 20
-        for _ in range(4000)
-        for example in make_pairs(documents, [0, 1, 3, 4], 2, 23, 0.0, random)
-        if example.is_random_next and example.second and not example.truncated
-    ]
-    begins += [
-        example.second.start // 20
-        for _ in range(4000)
-        for example in make_pairs(documents, [0, 1, 3, 4], 2, 128, 0.0, random)
-        if example.is_random_next and example.second and not example.truncated
-    ]
-    counts = np.bincount(begins, minlength=20)
-    assert not counts[8:16].any(), "its own document, or one that was held out"
-    even = np.delete(counts, range(8, 16))
-    assert float(((even - even.mean()) ** 2 / even.mean()).sum()) < 11 + 4 * math.sqrt(2 * 11)
+def test_the_other_document_and_its_sentence_are_drawn_evenly(tmp_path: Path):
+    # Every sentence begins with a letter of its own, so that a second segment tells by its first token where it begins.
+    letters = "ABCDEFGHIJKLMNOPQRST"
+    texts = [" ".join(f"{letter}oo is here." for letter in letters[n : n + 4]) for n in range(0, 20, 4)]
+    corpus = make_corpus(tmp_path / "corpus", texts, shards=3)
+    tokenizer = tmp_path / "tokenizer"
+    train_tokenizer(
+        TokenizeConfig(
+            out=tokenizer, corpus=corpus, kind="byte-bpe", vocab_size=262, min_frequency=1, workers=1, quiet=True
+        )
+    )
+    vocabulary = load_tokenizer(tokenizer).tokenizer
+    config = ExamplesConfig(
+        out=tmp_path / "examples", corpus=corpus, tokenizer=tokenizer, max_seq_length=128, short_seq_prob=0,
+        dupe_factor=150, validation_fraction=0, workers=1, quiet=True,
+    )  # fmt: skip
+    build_examples(config)
+    begins = np.zeros((5, 20), dtype=int)
+    for row in rows_of(config.out):
+        if row.is_random_next:
+            first, second = vocabulary.decode(restore(row)[1:-1], skip_special_tokens=False).split("[SEP]")
+            begins[letters.index(first.strip()[0]) // 4, letters.index(second.strip()[0])] += 1
+    for document in range(5):
+        own = begins[document, 4 * document : 4 * document + 4]
+        others = np.delete(begins[document], range(4 * document, 4 * document + 4))
+        assert not own.any(), "its own document"
+        assert others.sum() > 100
+        expected = others.mean()
+        assert float(((others - expected) ** 2 / expected).sum()) < 15 + 4 * math.sqrt(2 * 15)
 
 
 # The stage
