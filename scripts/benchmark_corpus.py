@@ -6,11 +6,8 @@ Memory: a corpus of a given size is made, and the time and the peak memory of th
 together.
 """
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,9 +18,8 @@ from typing import Annotated, Any
 # One thread: figures are for one core, and shards are the parallelism.
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-import numpy as np
-import psutil
 import typer
+from benchmarking import generate_documents, run_and_watch
 
 from bert_pipeline.corpus.clean import Cleaner
 from bert_pipeline.corpus.config import CorpusConfig
@@ -55,7 +51,7 @@ def corpus(
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if gigabytes and not list(folder.glob("raw-*.jsonl")):
-            _generate(folder, gigabytes * 1e9)
+            generate_documents(folder, gigabytes * 1e9)
         for given in texts or [f"en={_write_text(folder, megabytes * 1e6)}"]:
             language, _, pattern = given.partition("=")
             _measure(language, pattern, rounds, megabytes)
@@ -161,63 +157,13 @@ def _train_tokenizer(texts: list[str]) -> Any:
 
 
 def _measure_memory(folder: Path, gigabytes: float, clean: str, workers: int) -> int:
-    command = [
-        *(sys.executable, "-m", "bert_pipeline", "corpus", "--source", f"jsonl:{folder}/raw-*.jsonl"),
-        *("--out", str(folder / "corpus"), "--clean", clean, "--workers", str(workers), "--overwrite"),
-    ]
-    start = time.perf_counter()
-    process = subprocess.Popen(command)
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
-        time.sleep(0.2)
-    seconds = time.perf_counter() - start
+    arguments = ["--source", f"jsonl:{folder}/raw-*.jsonl", "--clean", clean, "--workers", str(workers)]
+    run = run_and_watch(["corpus", *arguments, "--out", str(folder / "corpus"), "--overwrite"])
     out.print(
-        f"{gigabytes:g} GB, {workers} workers, {clean}: {seconds:.0f} s, {gigabytes * 1e3 / seconds:.1f} MB/s, "
-        f"peak memory of all processes {peak / 1e6:,.0f} MB"
+        f"{gigabytes:g} GB, {workers} workers, {clean}: {run.seconds:.0f} s, {gigabytes * 1e3 / run.seconds:.1f} MB/s, "
+        f"peak memory of all processes {run.peak_of_all / 1e6:,.0f} MB"
     )
-    return process.returncode
-
-
-def _memory(pid: int) -> float:
-    """Bytes held by a process and its children; what they share counts once (proportional set size)."""
-    total = 0.0
-    try:
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            total += process.memory_full_info().pss
-    except psutil.Error:
-        pass  # it has just ended
-    return total
-
-
-def _generate(folder: Path, size: float, file_size: float = 64e6) -> None:
-    """Documents of about 3 kB, words drawn as often as they occur in Python's own documentation."""
-    from pydoc_data.topics import topics
-
-    counted = Counter(" ".join(topics.values()).split())
-    words = np.array(list(counted), dtype=object)
-    share = np.array(list(counted.values())) / counted.total()
-    random = np.random.default_rng(0)
-    recent: list[str] = []
-    for number in range(max(1, round(size / file_size))):
-        drawn = random.choice(words, size=int(file_size / 6), p=share)
-        written = start = 0
-        with (folder / f"raw-{number:05}.jsonl").open("w", encoding="utf-8") as file:
-            while written < file_size:
-                kind = random.random()
-                if recent and kind < 0.1:
-                    text = recent[random.integers(len(recent))]
-                elif recent and kind < 0.2:
-                    some = recent[random.integers(len(recent))].split(" ")
-                    some[random.integers(len(some))] = "another"
-                    text = " ".join(some)
-                else:
-                    length = int(random.integers(200, 800))
-                    text = " ".join(drawn[start % len(drawn) : start % len(drawn) + length])
-                    start += length
-                    recent = [*recent[-200:], text]
-                written += file.write(json.dumps({"text": text}) + "\n")
+    return run.exit_code
 
 
 if __name__ == "__main__":

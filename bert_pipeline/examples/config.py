@@ -1,10 +1,11 @@
 """Options of `bertpipe examples`."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from bert_pipeline.artifact import read_manifest
 from bert_pipeline.config import ShardedConfig
 
 
@@ -55,6 +56,16 @@ class ExamplesConfig(ShardedConfig):
     """Seed of every random choice."""
     show: int = Field(0, ge=0)
     """Print so many of the finished examples as people read them; alone with --out, of a folder that is complete."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_what_made_it(cls, given: Any) -> Any:
+        """Where only a finished folder is to be shown, its own settings are what was asked for."""
+        if not given.get("show") or "out" not in given or {"corpus", "tokenizer"} & given.keys():
+            return given
+        out = Path(given["out"])
+        made = read_manifest(out, "examples")
+        return made.config | {name: out / used.path for name, used in made.inputs.items()} | given
 
     @model_validator(mode="after")
     def _check_masks(self) -> "ExamplesConfig":
