@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    """A page's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
 def shorten(text: str) -> str:
@@ -93,6 +93,29 @@ def test_commands_run_in_the_order_of_the_page(user: Path, hub: LocalHub) -> Non
     for block in blocks("python"):
         result = subprocess.run([sys.executable, "-c", block], cwd=user, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
+
+
+def test_the_plain_loop_learns_from_the_examples(tmp_path: Path, corpus_folder: Path, wordpiece_folder: Path) -> None:
+    page = (ROOT / "docs" / "plain-pytorch.md").read_text(encoding="utf-8")
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "corpus").symlink_to(corpus_folder)
+    (tmp_path / "my" / "tokenizer").symlink_to(wordpiece_folder)
+    commands = [block.replace("bertpipe ", f"{sys.executable} -m bert_pipeline ", 1) for block in blocks("sh", page)]
+    make, fill, pad = commands
+    loop = tmp_path / "loop.py"
+    loop.write_text("\n".join(blocks("python", page)), encoding="utf-8")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    printed = ""
+    for command in (make, pad, f"{sys.executable} {loop}", fill):
+        result = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        printed += result.stdout
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+    assert len(losses) >= 4
+    assert losses[-2] < losses[0] - 0.5, "the loop learns nothing"
+    assert losses[-1] < losses[0] - 0.5, "rows that were padded beforehand are read otherwise"
 
 
 def test_scripts_are_the_ones_that_are_named() -> None:
