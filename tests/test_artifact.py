@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -330,6 +330,46 @@ def test_a_full_disk_ends_cleanly_and_keeps_the_old_output(tmp_path: Path, worke
     assert "the disk is full" in done.stderr
     assert before
     assert after == before + "00000.parquet\nmanifest.json\n"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_full_of_examples_ends_cleanly_and_goes_on_elsewhere(
+    tmp_path: Path, workers: int, corpus_folder: Path, wordpiece_folder: Path, make_examples: Callable[..., Path]
+):
+    disk = tmp_path / "disk"
+    given = f"--corpus {corpus_folder} --tokenizer {wordpiece_folder} --max-seq-length 64 --quiet --workers {workers}"
+    done = run_on_a_small_disk(
+        disk,
+        f"""bertpipe examples {given} --out {disk}/examples --dupe-factor 1 || exit 98
+        sha256sum {disk}/examples/*
+        bertpipe examples {given} --out {disk}/examples --dupe-factor 25 --overwrite; echo "exit code $?"
+        sha256sum {disk}/examples/*
+        find {disk} -name '*.tmp'
+        cp -r {disk}/.examples.new {tmp_path}/copied""",
+    )
+    before, code, after = re.split(r"exit code (\d+)\n", done.stdout)
+    assert code == "1", done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "the disk is full" in done.stderr
+    assert before == after
+    # Where there is room, what was finished is kept and the rest is made.
+    finished = list((tmp_path / "copied").glob("train-*.parquet"))
+    assert 0 < len(finished) < 100
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "bert_pipeline", "examples"),
+            *given.split(),
+            "--dupe-factor",
+            "25",
+            "--out",
+            str(tmp_path / "copied"),
+        ],
+        check=True,
+    )
+    whole = make_examples(f"on-a-large-disk-{workers}", dupe_factor=25, validation_fraction=0.02)
+    for file in finished:
+        assert file.read_bytes() == (whole / file.name).read_bytes()
+    assert len(list((tmp_path / "copied").glob("train-*.parquet"))) == 100
 
 
 def test_paths_that_cannot_be_written_are_one_message(tmp_path: Path):

@@ -668,6 +668,55 @@ def test_one_document_has_no_random_next_but_will_do_without_pairs(small: Callab
     assert not list(config.out.glob("validation*"))
 
 
+def test_one_sentence_has_an_order_when_it_is_parted(small: Callable[..., ExamplesConfig]):
+    config = small(
+        ["One sentence only."], validation_fraction=0, objective="mlm+sop", dupe_factor=40, max_seq_length=64
+    )
+    build_examples(config)
+    decode = load_tokenizer(config.tokenizer).tokenizer.decode
+    swapped = set()
+    for row in rows_of(config.out):
+        a, b = decode(restore(row)[1:-1], skip_special_tokens=False).split("[SEP]")
+        swapped.add(row.is_random_next)
+        assert (b + a if row.is_random_next else a + b).strip() == "One sentence only."
+    assert swapped == {True, False}
+
+
+def test_documents_without_a_single_token_are_no_documents(small: Callable[..., ExamplesConfig], tmp_path: Path):
+    config = small(["The sea.", "The sky."], validation_fraction=0)
+    train_tokenizer(
+        TokenizeConfig(
+            out=config.tokenizer, corpus=config.corpus, vocab_size=21, min_frequency=1, workers=1, quiet=True,
+            overwrite=True,
+        )
+    )  # fmt: skip
+    shutil.rmtree(config.corpus)
+    make_corpus(config.corpus, ["\u0300", "The sea.", "\u0300 \u0300.", "\u0300\n\u0300"], shards=2)
+    with pytest.raises(BertpipeError, match=r"2 document\(s\).*needs 2 to train on and 2 to hold out"):
+        build_examples(config.model_copy(update={"validation_fraction": 0.1}))
+    manifest = build_examples(config)
+    assert (manifest.counts["documents"], manifest.counts["sentences"]) == (2, 2)
+
+
+def test_a_large_shard_is_worked_on_in_pieces_whoever_does_it(
+    tmp_path: Path, wordpiece_folder: Path, documents: list[str]
+):
+    texts = [f"{text}\n{number}." for number, text in enumerate(documents * 80)]
+    corpus = make_corpus(tmp_path / "corpus", texts)
+    made = []
+    for workers in (1, 3):
+        config = ExamplesConfig(
+            out=tmp_path / str(workers), corpus=corpus, tokenizer=wordpiece_folder, max_seq_length=512,
+            dupe_factor=1, objective="mlm", short_seq_prob=0, workers=workers, quiet=True,
+        )  # fmt: skip
+        manifest = build_examples(config)
+        made.append(shard_bytes(config.out))
+    assert made[0] == made[1]
+    assert len(read_manifest(corpus, "corpus").files) == 1
+    assert {"train-00000.parquet", "train-00001.parquet"} <= set(made[0])
+    assert manifest.counts["documents"] == len(texts)
+
+
 def test_two_documents_of_one_sentence_are_enough_for_pairs(small: Callable[..., ExamplesConfig]):
     config = small(["The sea.", "The sky."], validation_fraction=0)
     manifest = build_examples(config)

@@ -13,7 +13,7 @@ FIGURES = {
     "eval_perplexity": "perplexity",
     "eval_top1_accuracy": "top-1 accuracy",
     "eval_top5_accuracy": "top-5 accuracy",
-    "eval_nsp_accuracy": "next-sentence accuracy",
+    "eval_nsp_accuracy": "sentence-pair accuracy",
 }
 
 

@@ -106,7 +106,7 @@ def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("masked word right", f"{evaluation.top1_accuracy:.1%} top-1, {evaluation.top5_accuracy:.1%} top-5"),
     ]
     if evaluation.nsp_accuracy is not None:
-        lines.append(("next sentence right", f"{evaluation.nsp_accuracy:.1%}"))
+        lines.append(("sentence pairs right", f"{evaluation.nsp_accuracy:.1%}"))
     return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of held-out documents")]
 
 
