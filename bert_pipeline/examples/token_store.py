@@ -30,6 +30,8 @@ PIECES, PIECE_BYTES = 16, 1_000_000
 """A corpus of fewer shards than this is worked on in smaller pieces, but not of less text than this."""
 ENCODE_TOGETHER = 1_000_000
 """Characters of text to encode at a time."""
+LONGEST_SENTENCE = 20_000
+"""Characters; what is longer is no sentence, and tokenizers need a hundred times its size in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,24 @@ def _batches(job: EncodeJob) -> Iterator[list[list[str]]]:
     batch: list[list[str]] = []
     characters = 0
     for text, language in iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end):
-        batch.append(split_sentences(text, language))
+        batch.append([part for sentence in split_sentences(text, language) for part in _cut(sentence)])
         characters += len(text)
         if characters >= ENCODE_TOGETHER:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _cut(sentence: str) -> Iterator[str]:
+    """The sentence in parts of at most `LONGEST_SENTENCE` characters, between words where there are any."""
+    while len(sentence) > LONGEST_SENTENCE:
+        space = sentence.rfind(" ", 0, LONGEST_SENTENCE + 1)
+        end = space if space > 0 else LONGEST_SENTENCE
+        yield sentence[:end]
+        sentence = sentence[end:].lstrip(" ")
+    if sentence:
+        yield sentence
 
 
 def _write(path: Path, arrays: dict[str, npt.NDArray[Any]], counts: dict[str, int]) -> None:

@@ -22,7 +22,9 @@ Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 Offsets = npt.NDArray[np.int64]
 
-TOGETHER = 4096
+TOGETHER, OVERHEAD = 500_000, 50
+"""Characters to hand to the tokenizer at a time, each sentence counting for `OVERHEAD` more: what it returns takes a
+hundred times the room of the ids."""
 LONGEST = 48
 """Characters of the longest word that is remembered; text without spaces would fill the memory and never come again."""
 REMEMBERED = 400_000
@@ -169,12 +171,14 @@ class SentenceEncoder:
 
     def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
         encode = self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
+        sizes = np.cumsum([len(sentence) + OVERHEAD for sentence in sentences])
+        batches = np.split(np.arange(len(sentences)), np.flatnonzero(np.diff(sizes // TOGETHER)) + 1)
         lengths = np.zeros(len(sentences), dtype=np.int64)
         ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.bool_)]
-        for start in range(0, len(sentences), TOGETHER):
-            encodings = encode(list(sentences[start : start + TOGETHER]), add_special_tokens=False)
+        for numbers in batches:
+            encodings = encode([sentences[number] for number in numbers.tolist()], add_special_tokens=False)
             batch = [encoding.ids for encoding in encodings]
-            lengths[start : start + len(batch)] = [len(each) for each in batch]
+            lengths[numbers] = [len(each) for each in batch]
             ids.append(np.fromiter((i for each in batch for i in each), dtype=np.int32))
             if self._with_starts:
                 starts.append(_find_starts([encoding.word_ids for encoding in encodings]))
