@@ -118,8 +118,7 @@ def special_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
 def _loaded(
     folder: Path, tokenizer: "Tokenizer", tokens: Mapping[str, str | None], manifest: Manifest
 ) -> LoadedTokenizer:
-    special = find_special_ids(tokenizer, tokens, folder)
-    return LoadedTokenizer(tokenizer, count_ids(tokenizer), special, manifest)
+    return LoadedTokenizer(tokenizer, count_ids(tokenizer), find_special_ids(tokenizer, tokens, folder), manifest)
 
 
 def count_ids(tokenizer: "Tokenizer") -> int:
@@ -155,6 +154,8 @@ def _reading(folder: Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
+    except BertpipeError:  # a signal's
+        raise
     except Exception as error:  # the libraries raise anything, down to bare `Exception`, over what others wrote
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise BertpipeError(

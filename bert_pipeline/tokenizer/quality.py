@@ -65,6 +65,8 @@ class MeasuredText:
                 batch = self.paragraphs[start : start + ENCODE_TOGETHER]
                 try:
                     encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+                except BertpipeError:  # a signal's
+                    raise
                 except (
                     Exception
                 ) as error:  # the library's only kind; such as for a word without a token for unknown ones

@@ -108,9 +108,8 @@ def _describe_existing(config: TokenizeConfig, name: str) -> tuple[Input, tuple[
             raise
         say(f"tokenizer: {name} gives no answer, so whether it changed is not known.", quiet=config.quiet)
         return inputs["tokenizer"], None
-    fingerprint = loaded.manifest.fingerprint
     here = describe_input(config.out, folder, loaded.manifest)
-    return here if _is_here(name) else Input(name, fingerprint), (folder, loaded)
+    return here if _is_here(name) else Input(name, here.fingerprint), (folder, loaded)
 
 
 def _load(name: str, revision: str | None, config: TokenizeConfig) -> tuple[Path, LoadedTokenizer]:
