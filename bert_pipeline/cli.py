@@ -72,7 +72,7 @@ def corpus(config: CorpusConfig) -> None:
 
 @stage_command(app, "tokenize", TokenizeConfig)
 def tokenize(config: TokenizeConfig) -> None:
-    """Train a WordPiece or byte-level BPE tokenizer on a corpus."""
+    """Train a WordPiece or byte-level BPE tokenizer on a corpus, or take an existing tokenizer, and measure it."""
     from bert_pipeline.tokenizer.train import train_tokenizer
 
     train_tokenizer(config)

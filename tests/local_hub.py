@@ -1,8 +1,8 @@
 """A small hub on this machine: what `datasets` and `huggingface_hub` ask of the real one, over HTTP, out of a folder.
 
-`ROOT/NAMESPACE/NAME/` holds the files of a dataset's branch `main`, `ROOT/NAMESPACE/NAME@REVISION/` those of another
-branch or tag. Commits and blobs have the ids that git and LFS would give. Large formats are redirected to another host
-name, as the real hub redirects to its CDN. Faults can be planted, and every request is logged.
+`ROOT/NAMESPACE/NAME/` holds the files of a dataset's or model's branch `main`, `ROOT/NAMESPACE/NAME@REVISION/` those of
+another branch or tag. Commits and blobs have the ids that git and LFS would give. Large formats are redirected to
+another host name, as the real hub redirects to its CDN. Faults can be planted, and every request is logged.
 
 Routes: https://huggingface.co/docs/hub/api and the requests of huggingface_hub 2.4 (hf_api.py, file_download.py).
 """
@@ -33,12 +33,12 @@ REPO = r"(?P<repo>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>refs/[^/]+/[^/]+|[^/]+)"
 ROUTES = [
     ("GET", re.compile(r"/api/whoami-v2"), "whoami"),
-    ("GET", re.compile(rf"/api/datasets/{REPO}(?:/revision/{REVISION})?"), "info"),
-    ("GET", re.compile(rf"/api/datasets/{REPO}/tree/{REVISION}(?:/(?P<path>.*))?"), "tree"),
+    ("GET", re.compile(rf"/api/(?:datasets|models)/{REPO}(?:/revision/{REVISION})?"), "info"),
+    ("GET", re.compile(rf"/api/(?:datasets|models)/{REPO}/tree/{REVISION}(?:/(?P<path>.*))?"), "tree"),
     ("POST", re.compile(rf"/api/datasets/{REPO}/paths-info/{REVISION}"), "paths_info"),
     ("GET", re.compile(rf"/api/datasets/{REPO}/refs"), "refs"),
     ("GET", re.compile(rf"/api/datasets/{REPO}/auth-check"), "auth_check"),
-    ("GET", re.compile(rf"/datasets/{REPO}/resolve/{REVISION}/(?P<path>.+)"), "resolve"),
+    ("GET", re.compile(rf"(?:/datasets)?/{REPO}/resolve/{REVISION}/(?P<path>.+)"), "resolve"),
     ("GET", re.compile(rf"/cdn/{REPO}/{REVISION}/(?P<path>.+)"), "cdn"),
 ]
 

@@ -115,7 +115,7 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_p
     assert done.returncode == 0, done.stderr
     config = read_yaml(out / "manifest.json")["config"]
     assert (config["vocab_size"], config["min_frequency"], config["lowercase"]) == (290, 1, True)
-    assert config["sample_mb"] == 1000
+    assert config["seed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -178,9 +178,9 @@ def as_trouble(error: BaseException, url: str) -> HubTrouble:
     return HubTrouble(url, _describe(error, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
-def explain(error: Exception, repository: str) -> BertpipeError:
+def explain(error: Exception, repository: str, kind: str = "data set") -> BertpipeError:
     """What a refusal of the hub means, and what to do."""
-    page = f"{constants.ENDPOINT}/datasets/{repository}"
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{repository}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     give_token = "pass a token with access to it: set HF_TOKEN, or `hf auth login` once"
     if isinstance(error, OfflineModeIsEnabled):
@@ -198,7 +198,7 @@ def explain(error: Exception, repository: str) -> BertpipeError:
             "fine-grained token also needs the permission to read gated repositories."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return BertpipeError(f"{page}: there is no such data set. If it is private, {give_token}.")
+        return BertpipeError(f"{page}: there is no such {kind}. If it is private, {give_token}.")
     if isinstance(error, RevisionNotFoundError):
         return BertpipeError(f"{page}: the revision is gone. Give another with --revision.")
     if isinstance(error, HfHubHTTPError):

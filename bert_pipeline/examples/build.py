@@ -24,7 +24,7 @@ from bert_pipeline.examples.show import show_examples
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.token_store import TokenStore, encode_piece, forget_encoder, plan_pieces
 from bert_pipeline.progress import bar, say
-from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
+from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 
 STORE = ".tokens"
 VALIDATION_PIECES_TOGETHER = 16
@@ -37,7 +37,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
     Raises `BertpipeError` when there are too few documents to part, or to find "another document" in.
     """
     corpus = read_manifest(config.corpus, "corpus")
-    tokenizer = config.tokenizer
+    tokenizer = find_tokenizer(config.tokenizer, quiet=config.quiet)
     loaded = load_tokenizer(tokenizer)
     inputs = {
         "corpus": describe_input(config.out, config.corpus, corpus),

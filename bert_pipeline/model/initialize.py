@@ -62,7 +62,8 @@ def embed_contexts(tokens: Ids, offsets: Offsets, vocab_size: int, size: int, sp
     rows = max(1, int(np.searchsorted(offsets, COUNTED_TOKENS)))
     ids = tokens[: offsets[min(rows, len(offsets) - 1)]].astype(np.int64)
     row_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[: len(ids)]
-    ordinary = ~np.isin(ids, [special.pad, special.unk, special.cls, special.sep, special.mask])
+    specials = [special.pad, special.unk, special.cls, special.sep, special.mask]
+    ordinary = ~np.isin(ids, [number for number in specials if number is not None])
     counts = np.bincount(ids[ordinary], minlength=vocab_size)
     contexts = np.argsort(-counts, kind="stable")[: min(CONTEXTS, vocab_size, TABLE_ENTRIES // vocab_size)]
     column = np.full(vocab_size, -1)

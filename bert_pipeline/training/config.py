@@ -27,7 +27,7 @@ class PretrainConfig(StageConfig):
     examples: Path
     """Folder made by `bertpipe examples`."""
     tokenizer: Path
-    """Folder made by `bertpipe tokenize`, the one that the examples were made with."""
+    """The tokenizer that the examples were made with: its folder, or its name on the hub."""
     model: str | dict[str, JsonValue] = "bert-base"
     """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, or a JSON file of BertConfig fields."""
     dropout: float | None = Field(None, ge=0, lt=1)

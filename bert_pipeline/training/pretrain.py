@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
@@ -25,7 +25,8 @@ from bert_pipeline.model.bert import FlatBatch, flat_forward
 from bert_pipeline.model.initialize import initialize_informed
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import bar, print_pairs, say
-from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
+from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
+from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
 from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_epochs, step_rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
@@ -56,13 +57,15 @@ class Inputs:
     """What a run reads."""
 
     examples: Manifest
+    tokenizer_folder: Path
     tokenizer: LoadedTokenizer
     model_config: BertConfig
 
     @classmethod
     def check(cls, config: PretrainConfig) -> "Inputs":
         """Read the manifests; raises `BertpipeError` where they do not belong together."""
-        examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(config.tokenizer)
+        folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
+        examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(folder)
         if examples.inputs["tokenizer"].fingerprint != tokenizer.manifest.fingerprint:
             raise BertpipeError(
                 f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
@@ -78,7 +81,7 @@ class Inputs:
                 f"{model_config.max_position_embeddings} positions (max_position_embeddings). Make shorter examples "
                 "or a model with more positions."
             )
-        return cls(examples, tokenizer, model_config)
+        return cls(examples, folder, tokenizer, model_config)
 
     def shards(self, folder: Path, split: str) -> list[Path]:
         """The shards of one split."""
@@ -103,7 +106,7 @@ def pretrain(config: PretrainConfig) -> None:
         if accelerator.is_main_process:
             sources = {
                 "examples": describe_input(config.out, config.examples, inputs.examples),
-                "tokenizer": describe_input(config.out, config.tokenizer, inputs.tokenizer.manifest),
+                "tokenizer": describe_input(config.out, inputs.tokenizer_folder, inputs.tokenizer.manifest),
             }
             work = stack.enter_context(workspace(STAGE, config, sources))
         shared: list[Any] = [(work.folder, work.finished is not None) if work else None]
@@ -247,11 +250,10 @@ class Run:
         for leftover in (final, temporary):
             if leftover.exists():
                 shutil.rmtree(leftover)
-        tokenizer = AutoTokenizer.from_pretrained(self.config.tokenizer)
-        tokenizer.model_max_length = self.inputs.model_config.max_position_embeddings
         with explain_full_disk(final):
             self.bert.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            positions = self.inputs.model_config.max_position_embeddings
+            save_pretrained(*lay_out_as_examples(self.inputs.tokenizer), temporary, positions)
             write_card(temporary, self.config, self.inputs.examples, position, figures)
             temporary.rename(final)
         counts = {"steps": position.step, "tokens": position.tokens, **figures}
