@@ -11,17 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from local_hub import LocalHub
-from tokenizers import Tokenizer, models, pre_tokenizers
+from pydantic import JsonValue
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.config import build_config
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.build import build_examples
+from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import find_tokenizer, load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
+from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.pretrain import pretrain
 
 TEXTS = ("Ba na, fe mi do!", "[MASK] ba[MASK]na [SEP]", "ÉCLAIR fe\u0301 x", "")
 NO_CODE = 'raise SystemExit("run")'
@@ -70,6 +76,48 @@ def test_a_folder_of_a_vocabulary_is_taken_as_transformers_reads_it(
     loaded, plain = load_tokenizer(out), load_tokenizer(plain_bert)
     assert (loaded.special, loaded.vocab_size) == (plain.special, plain.vocab_size)
     assert read_manifest(out, "tokenize").inputs["tokenizer"].fingerprint == plain.manifest.fingerprint
+
+
+def test_a_folder_of_anybody_goes_into_examples_and_a_model_as_it_is(
+    tmp_path: Path, byte_bpe_folder: Path, corpus_folder: Path
+):
+    # RoBERTa's own pairs have two separators between them; the examples and what is made of them have one.
+    theirs = Tokenizer.from_file(str(byte_bpe_folder / "tokenizer.json"))
+    cls, sep = (("[CLS]", theirs.token_to_id("[CLS]")), ("[SEP]", theirs.token_to_id("[SEP]")))
+    theirs.post_processor = processors.RobertaProcessing(sep, cls)
+    names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=theirs, **names).save_pretrained(tmp_path / "theirs")
+    made = []
+    for number, folder in enumerate((tmp_path / "theirs", byte_bpe_folder)):
+        config = ExamplesConfig(
+            out=tmp_path / f"examples-{number}", corpus=corpus_folder, tokenizer=folder, max_seq_length=32,
+            dupe_factor=1, workers=1, quiet=True,
+        )  # fmt: skip
+        build_examples(config)
+        made.append([path.read_bytes() for path in sorted(config.out.glob("*.parquet"))])
+    assert made[0] == made[1], "the same vocabulary gives the same examples"
+    shape: dict[str, JsonValue] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    pretrain(
+        PretrainConfig(
+            out=tmp_path / "run",
+            examples=tmp_path / "examples-0",
+            tokenizer=tmp_path / "theirs",
+            max_steps=2,
+            batch_size=4,
+            model=shape | {"intermediate_size": 16, "max_position_embeddings": 40},
+            threads=1,
+            quiet=True,
+        )
+    )
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert saved.model_max_length == 40
+    pair = saved("Ba.", "Ba.")
+    row = pq.read_table(tmp_path / "examples-0" / "train-00000.parquet").to_pylist()[0]
+    cls_id, sep_id = cls[1], sep[1]
+    assert [row["tokens"].count(token) for token in (cls_id, sep_id)] == [1, 2]
+    assert [pair["input_ids"].count(token) for token in (cls_id, sep_id)] == [1, 2]
+    assert pair["token_type_ids"] == sorted(pair["token_type_ids"])
+    assert set(pair["token_type_ids"]) == set(row["segment_ids"]) == {0, 1}
 
 
 def test_a_vocabulary_alone_tells_by_its_entries_whether_case_matters(tmp_path: Path, plain_bert: Path):
