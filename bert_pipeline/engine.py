@@ -11,6 +11,9 @@ from typing import TypeVar
 
 from bert_pipeline.clusters import end_earlier, run_on_cluster
 from bert_pipeline.config import ShardedConfig
+from bert_pipeline.processes import keep_processes
+
+__all__ = ["keep_processes", "run_stage", "run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")

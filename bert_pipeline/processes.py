@@ -31,14 +31,11 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
 
     The first error ends the run; with one worker everything happens in this process.
     """
-    workers = min(workers, len(calls))
-    if workers <= 1:
+    if min(workers, len(calls)) <= 1:
         for index, call in enumerate(calls):
             yield index, call()
         return
-    # Not fork: the parent may hold threads (tokenizers, torch) whose locks a forked child would inherit.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _prepare_pool_worker, (os.getpid(),)) as pool:
+    with _borrow_pool(workers) as pool:
         with _ignoring_interrupts():  # processes start in here, and inherit it before they can choose
             futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
@@ -55,6 +52,39 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
             pool.shutdown(wait=False, cancel_futures=True)
             _end_processes(processes)
             raise
+
+
+_shared: dict[int, ProcessPoolExecutor] | None = None
+
+
+@contextmanager
+def keep_processes() -> Iterator[None]:
+    """Let all runs within the block share their processes, which take a second to start and to load libraries."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        for pool in _shared.values():
+            pool.shutdown()
+        _shared = before
+
+
+@contextmanager
+def _borrow_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = _shared.pop(workers, None) if _shared is not None else None
+    # Not fork: the parent may hold threads (tokenizers, torch) whose locks a forked child would inherit.
+    context = multiprocessing.get_context("spawn")
+    pool = pool or ProcessPoolExecutor(workers, context, _prepare_pool_worker, (os.getpid(),))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown()
+        raise
+    if _shared is None:
+        pool.shutdown()
+    else:
+        _shared[workers] = pool
 
 
 @contextmanager

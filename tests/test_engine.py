@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline.engine import run_tasks
+from bert_pipeline.engine import keep_processes, run_tasks
 from bert_pipeline.errors import BertpipeError
 
 HERE = Path(__file__).parent
@@ -67,6 +67,27 @@ def test_an_error_in_a_task_reaches_the_caller_as_it_is(workers: int):
         list(run_tasks(refuse_three, range(8), workers))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(run_tasks(fail_at_three, range(8), workers))
+
+
+def tell_process(number: int) -> int:
+    time.sleep(0.3)  # so that every worker gets some
+    return os.getpid()
+
+
+def test_runs_share_their_processes_where_they_may_also_after_an_error():
+    with keep_processes():
+        first = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        with pytest.raises(BertpipeError, match="three is refused"):
+            list(run_tasks(refuse_three, range(8), 3))
+        again = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        assert first == again
+        assert len(first) == 2
+        with pytest.raises(BertpipeError, match="worker process was killed"):
+            list(run_tasks(kill_itself_at_three, range(8), 2))
+        others = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        assert not others & first
+        assert all(map(is_running, others))
+    assert not any(map(is_running, first | others))
 
 
 def is_loaded(module: str) -> bool:

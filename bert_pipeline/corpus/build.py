@@ -35,7 +35,7 @@ from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS, Counts, PartsJob, Quo
 from bert_pipeline.corpus.publish import Publisher, shard_path
 from bert_pipeline.corpus.sources import parse_sources
 from bert_pipeline.corpus.tally import SAMPLES, Tally, print_account
-from bert_pipeline.engine import run_stage
+from bert_pipeline.engine import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import bar, human_bytes, print_table, say
 
@@ -61,7 +61,8 @@ def build_corpus(config: CorpusConfig) -> Manifest:
             return work.finished
         jobs = _plan(work, sources, config)
         write = _deduplicate if _compares(config) else _publish
-        tally, shards = write(work.folder, jobs, config) if jobs else (Tally(), 0)
+        with keep_processes():
+            tally, shards = write(work.folder, jobs, config) if jobs else (Tally(), 0)
         counts = tally.to_json()
         if not counts["documents"]:
             if config.explain:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_pipeline.artifact import Manifest, atomic, describe_input, read_manifest, workspace
-from bert_pipeline.engine import run_stage
+from bert_pipeline.engine import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.account import describe, summarise
 from bert_pipeline.examples.config import ExamplesConfig
@@ -48,7 +48,8 @@ def build_examples(config: ExamplesConfig) -> Manifest:
             say(f"examples: already complete in {config.out}", quiet=config.quiet)
             manifest = work.finished
         else:
-            counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
+            with keep_processes():
+                counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
             manifest = work.finish(counts, files)
             summarise(manifest, config)
     if config.show and not config.quiet:
