@@ -37,8 +37,6 @@ def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
         special = counts["train_masked_special"]
         masked = f"{counts['train_masked'] / tokens:.1%} of the tokens, {special} of them special tokens"
     lines = [
-        ("training rows", f"{rows:,} from {counts['train_documents']:,} documents × {config.dupe_factor}"),
-        ("held-out rows", f"{counts.get('validation_rows', 0):,} from {counts['validation_documents']:,} documents"),
         ("tokens", f"{tokens:,} in training rows, {tokens / rows:.1f} a row"),
         ("padding", f"{counts['train_padding']:.1%} of a batch padded to {config.max_seq_length} (none is trained on)"),
         ("truncated", f"{counts['train_truncated_rate']:.1%} of the rows lost tokens to the length"),
@@ -48,4 +46,8 @@ def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
     if config.objective != "mlm":
         second = "is a random one" if config.objective == "mlm+nsp" else "comes first"
         lines.append(("labels", f"the second sentence {second} in {counts['train_label_balance']:.1%} of the rows"))
-    print_pairs(f"Examples → {config.out}", lines, quiet=config.quiet)
+    title = (
+        f"examples: {rows:,} training rows from {counts['train_documents']:,} documents × {config.dupe_factor}, "
+        f"{counts.get('validation_rows', 0):,} held-out rows from {counts['validation_documents']:,} → {config.out}"
+    )
+    print_pairs(title, lines, quiet=config.quiet)
