@@ -682,6 +682,12 @@ def test_one_sentence_has_an_order_when_it_is_parted(small: Callable[..., Exampl
     assert swapped == {True, False}
 
 
+def test_a_single_token_makes_no_pair_and_that_is_said(small: Callable[..., ExamplesConfig], wordpiece_folder: Path):
+    config = small(["x"], validation_fraction=0, objective="mlm+sop", masks="dynamic")
+    with pytest.raises(BertpipeError, match=r"too little text for a single example \(1 document\(s\) of 1 token"):
+        build_examples(config.model_copy(update={"tokenizer": wordpiece_folder}))
+
+
 def test_documents_without_a_single_token_are_no_documents(small: Callable[..., ExamplesConfig], tmp_path: Path):
     config = small(["The sea.", "The sky."], validation_fraction=0)
     train_tokenizer(

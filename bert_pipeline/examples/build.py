@@ -72,6 +72,11 @@ def _make(
         for index, counts in run_stage(make_shard, jobs, config, folder):
             totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
             progress.advance()
+    if not totals["train_rows"]:
+        raise BertpipeError(
+            f"{config.corpus}: too little text for a single example ({totals['documents']} document(s) of "
+            f"{totals['tokens']} token(s)). Give more text."
+        )
     token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
     counts_file = folder / TOKEN_COUNTS
     with atomic(counts_file) as temporary, temporary.open("wb") as file:
