@@ -52,7 +52,8 @@ def byte_bpe(
     """Merges that reach over everything that could be parted wrongly: spaces, quotes, the bytes of one character."""
     entries = [*NAMES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
-    pairs = "Ġ Ġ,ĠĠ ĠĠ,Ġ a,Ġ b,Ġb a,b a,a b,ba b,i t,' s,Ġ ',Ġ' s,it 's,Ì ģ,Ġ Ìģ,Â ł,Â ħ,Ġ [,[ M,M A,A S,MA S,ð Ł,â Ģ,âĢ į,Ã ©"
+    pairs = "Ġ Ġ,ĠĠ ĠĠ,ĉ Ġ,Ġ a,Ġ b,Ġb a,b a,a b,ba b,i t,' s,Ġ ',Ġ' s,it 's,Ì ģ,Ġ Ìģ,Â ł,Â ħ,Ġ [,[ M,M A,A S,MA S"
+    pairs += ",ð Ł,â Ģ,âĢ į,Ã ©"
     for pair in pairs.split(","):
         left, right = pair.split(" ")
         if left in entries and right in entries:
@@ -106,6 +107,7 @@ BY_HAND: dict[str, tuple[bool, Callable[[], Tokenizer]]] = {
         False,
         lambda: byte_bpe(None, pre_tokenizers.Sequence([split_off_spaces, byte_level(use_regex=False)])),
     ),
+    "bytes of whole sentences": (False, lambda: byte_bpe(None, byte_level(use_regex=False))),
     "sentence piece": (False, lambda: unigram(pre_tokenizers.Metaspace())),
     "compatibility": (False, lambda: word_piece(normalizers.NFKC(), pre_tokenizers.WhitespaceSplit())),
     "added tokens": (False, lambda: with_added(word_level(pre_tokenizers.WhitespaceSplit()))),
@@ -172,10 +174,13 @@ def check(encoder: SentenceEncoder, tokenizer: Tokenizer, sentences: Sequence[st
 
 
 NASTY = [
-    *("  ", "   ", " ", "\t", "\n", "\r", "\u00a0", "\u3000", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u2028", "\u2029"),
+    *("  ", "   ", " ", "\t", "\n", "\r", "\u00a0", "\u3000", "\x1c", "\x1d", "\x1e", "\x1f", "\x85"),
+    *("\u2028", "\u2029", " \t ", " \t \u3000 ", "\u00a0 \u00a0"),
     *("\0", "\x01", "\x7f", "\u200b", "\u200c", "\u200d", "\ufeff", "\u180e", "\u2060", "\u00ad", "\ufffd"),
-    *("\u0301", " \u0301", " \u0301 \u0301", "e\u0301", "\u0323\u0301", " \u0327c", "क\u094d\u200dष", "\u0345", "\u1100\u1161"),
-    *("İ", "ß", "ẞ", "ΑΣ", "ΑΣ ", "σς", "ﬁ", "¨", "½", "①", "é", "東京", "中 中", "한", "۳.۵", "👩\u200d🚀", "🇫🇷", "\U0001f1eb"),
+    *("\u0301", " \u0301", " \u0301 \u0301", "e\u0301", "\u0323\u0301", " \u0327c"),
+    *("क\u094d\u200dष", "\u0345", "\u1100\u1161"),
+    *("İ", "ß", "ẞ", "ΑΣ", "ΑΣ ", "σς", "ﬁ", "¨", "½", "①", "é", "東京", "中 中", "한", "۳.۵"),
+    *("👩\u200d🚀", "🇫🇷", "\U0001f1eb"),
     *("it's", " 's", "'s", "'S", " 'll", "''", "n't", ".", "...", "-", "##ba", "Ġ", "▁", " ▁"),
     *("x" * 47, "x" * 48, "x" * 49, "東" * 60, "ab" * 100),
     *NAMES, *(f" {name}" for name in NAMES), "<mask>", "ba ba", "ba  ba", "it", "zu", "zuzu",
@@ -246,6 +251,7 @@ def by_hand(request: pytest.FixtureRequest, wordpiece_folder: Path) -> LoadedTok
         ["ba the", "ba  the", "the ba", "x" * 49 + " ba", "na"],
         ["ba\0the", "the ba"],
         ["\0", "\0\0", ""],
+        ["\t \t b", "ba \t \u3000 the"],
         ["a \u0301 \u0301 b", "a\u0301 b", "中 中", "a \x01 \x01 b"],
         ["[MASK] [SEP]", "ba[MASK]", " [MASK]", "[CLS]ba [PAD]"],
     ],
