@@ -108,8 +108,8 @@ def _choose_tokens(rows: FlatRows, keys: Bits, row_of: Offsets, wanted: Offsets)
     return chosen
 
 
-# As many random bits for any number of rows, or equal leading bits would order a row otherwise beside other rows. Of two
-# positions with the same 24 bits (one pair in 17 million) the first comes first.
+# The same number of random bits beside any number of rows: with fewer, others would tie, and order a row otherwise. Of
+# two positions with the same 24 bits (one pair in 17 million) the first comes first.
 _POSITION_BITS, _RANDOM_BITS = 16, 24
 _POSITION = (1 << _POSITION_BITS) - 1
 _ROWS_TOGETHER = 1 << (64 - 1 - _RANDOM_BITS - _POSITION_BITS)
