@@ -108,20 +108,22 @@ def _choose_tokens(rows: FlatRows, keys: Bits, row_of: Offsets, wanted: Offsets)
     return chosen
 
 
-_POSITION_BITS = 16
+# The same number of random bits beside any number of rows: with fewer, others would tie, and order a row otherwise. Of
+# two positions with the same 24 bits (one pair in 17 million) the first comes first.
+_POSITION_BITS, _RANDOM_BITS = 16, 24
 _POSITION = (1 << _POSITION_BITS) - 1
+_ROWS_TOGETHER = 1 << (64 - 1 - _RANDOM_BITS - _POSITION_BITS)
 
 
 def _pack(row: Offsets, last: Flags | None, bits: Bits, position: Offsets, rows: int) -> Bits:
     """Integers that sort by row, then randomly (those marked `last` after the others), and end in the position."""
-    row_bits = max(1, (rows - 1).bit_length())
-    random_width = 64 - row_bits - 1 - _POSITION_BITS
-    packed = bits >> np.uint64(64 - random_width)
+    assert rows <= _ROWS_TOGETHER
+    packed = bits >> np.uint64(64 - _RANDOM_BITS)
     if last is not None:
-        packed |= last.astype(np.uint64) << np.uint64(random_width)
+        packed |= last.astype(np.uint64) << np.uint64(_RANDOM_BITS)
     packed <<= np.uint64(_POSITION_BITS)
     packed |= position.astype(np.uint64)
-    packed |= row.astype(np.uint64) << np.uint64(64 - row_bits)
+    packed |= row.astype(np.uint64) << np.uint64(_POSITION_BITS + _RANDOM_BITS + 1)
     return packed
 
 

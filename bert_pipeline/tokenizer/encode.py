@@ -36,6 +36,9 @@ NORMALIZERS = frozenset({"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAcce
 """Normalizers that do to a word what they do to it in a sentence, and make no white space."""
 PRE_TOKENIZERS = frozenset({"BertPreTokenizer", "ByteLevel", "Whitespace", "WhitespaceSplit"})
 """Pre-tokenizers that part a text before every space (`ByteLevel` by its regular expression)."""
+KEEP_SPACES = frozenset({"Lowercase", "NFC", "NFD"})
+"""Normalizers that leave spaces as they are: one that empties a word or puts spaces around it makes runs of spaces out
+of single ones, and `ByteLevel`, which keeps spaces, takes a run as one word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,10 @@ def parts_at_spaces(tokenizer: Any) -> bool:
         return False
     normalizers = _flatten(settings["normalizer"], "normalizers")
     pre_tokenizers = _flatten(settings["pre_tokenizer"], "pretokenizers")
+    harmless = KEEP_SPACES if any(each["type"] == "ByteLevel" for each in pre_tokenizers) else NORMALIZERS
     return (
         bool(pre_tokenizers)
-        and all(each["type"] in NORMALIZERS for each in normalizers)
+        and all(each["type"] in harmless for each in normalizers)
         and all(each["type"] in PRE_TOKENIZERS and each.get("use_regex", True) for each in pre_tokenizers)
     )
 
