@@ -24,7 +24,7 @@ def describe(
             described[f"{split}_padding"] = 1 - tokens / (rows * config.max_seq_length)
             described[f"{split}_truncated_rate"] = totals[f"{split}_truncated"] / rows
             if config.objective != "mlm":
-                described[f"{split}_label_balance"] = totals[f"{split}_second_is_other"] / rows
+                described[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
     return described | {"vocab_size": loaded.vocab_size, "special_ids": asdict(loaded.special)}
 
 

@@ -70,7 +70,7 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
     """Write one shard of examples, unless it is there already; return its counts."""
     if (finished := finished_counts(job.path)) is not None:
         return finished
-    counts: Counter[str] = Counter(rows=0, tokens=0, masked=0, masked_special=0, truncated=0, second_is_other=0)
+    counts: Counter[str] = Counter(rows=0, tokens=0, masked=0, masked_special=0, truncated=0, random_next=0)
     write_shard(job.path, shard_schema(job.config, job.split), _make_batches(job, counts), lambda: dict(counts))
     return dict(counts)
 
@@ -84,7 +84,8 @@ def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBa
     for piece in job.pieces:
         segments, ids, starts = _plan(job, piece, store, splits, random)
         segments = segments.take(random.permutation(len(segments)))
-        group = np.cumsum(segments.row_lengths) // TOKENS_TOGETHER
+        padded = np.full(len(segments), job.config.max_seq_length)
+        group = np.cumsum(padded if job.config.pad else segments.row_lengths) // TOKENS_TOGETHER
         for number in np.unique(group).tolist():
             some = np.flatnonzero(group == number)
             rows = write_rows(segments.take(some), ids, starts, job.special)
@@ -175,7 +176,7 @@ def _count(rows: FlatRows, masks: Masks, label: Flags | None, truncated: Flags, 
         "masked": len(masks.labels),
         "masked_special": int(np.isin(masks.labels, forbidden).sum()),
         "truncated": int(truncated.sum()),
-        "second_is_other": 0 if label is None else int(label.sum()),
+        "random_next": 0 if label is None else int(label.sum()),
     }
 
 
