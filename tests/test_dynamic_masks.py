@@ -25,6 +25,8 @@ from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.model.bert import FlatBatch
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.batches import Examples, KeptMasks
+from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.pretrain import pretrain
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ["token", "whole-word", "span"]
@@ -113,6 +115,16 @@ def test_held_out_rows_have_written_masks(unit: str, folder: Folder) -> None:
     assert dynamic.equals(static)
     assert all(dynamic["masked_positions"].to_pylist())
     assert DynamicMasks.of(read_manifest(folder("static", unit), "examples"), 0) is None
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_two_written_rows_share_their_masks(split: str, make_examples: Folder) -> None:
+    path = make_examples("half-held-out", validation_fraction=0.5)
+    table = read(path, split)
+    lengths = [len(row) for row in table["tokens"].to_pylist()]
+    masks = [tuple(row) for row, n in zip(table["masked_positions"].to_pylist(), lengths, strict=True) if n == 64]
+    # 10 of 61 places: two rows are alike once in 10^10.
+    assert len(set(masks)) == len(masks) > 20
 
 
 # What is drawn
@@ -253,6 +265,29 @@ def start(place: Path, given: dict[str, Any]) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("masks", ["dynamic", "static"])
+def test_training_meets_other_masks_in_each_epoch(
+    masks: str, folder: Folder, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Each step is an epoch of a model that stands still: its loss changes with the masks alone."""
+    examples = folder(masks, "token", "mlm")
+    shape = {
+        "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16,
+        "max_position_embeddings": 64,
+    }  # fmt: skip
+    config = PretrainConfig(
+        examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=3,
+        batch_size=len(load(examples)), learning_rate=1e-12, dropout=0.0, log_every=1, precision="fp32", threads=1,
+        quiet=True,
+    )  # fmt: skip
+    pretrain(config)
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3
+    apart = min(abs(losses[0] - losses[1]), abs(losses[1] - losses[2]), abs(losses[0] - losses[2]))
+    assert apart > 1e-4 if masks == "dynamic" else max(losses) - min(losses) < 1e-5
 
 
 def test_killed_and_resumed_it_ends_at_the_same_weights(folder: Folder, wordpiece_folder: Path, tmp_path: Path) -> None:

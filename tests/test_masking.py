@@ -286,10 +286,10 @@ def runs_of(fates: str) -> list[str]:
     return "".join(fate if fate == "." else "x" for fate in fates).replace(".", " ").split()
 
 
-@pytest.fixture(scope="module", params=[(unit, limit) for unit in UNITS for limit in (10, 20)], ids=str)
+@pytest.fixture(scope="module", params=[(unit, limit) for unit in UNITS for limit in (10, 60)], ids=str)
 def long_rows(request: pytest.FixtureRequest) -> tuple[Rule, list[str], list[str]]:
     unit, limit = request.param
-    rule, random = Rule(unit, rate=0.2, max_predictions=limit), Random(13)
+    rule, random = Rule(unit, rate=0.6, max_predictions=limit), Random(13)
     literal = [draw_fates(LONG, rule, random) for _ in range(6000)]
     return rule, read_fates(LONG, mask_alike(LONG, rule, 6000, 7)), literal
 
