@@ -203,7 +203,7 @@ def test_tokenizers_made_by_hand_give_the_same_ids_word_by_word(name: str, wordp
     text, loaded = make().to_str(), load_tokenizer(wordpiece_folder)
     assert parts_at_spaces(make()) == by_words
 
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(batches, st.booleans())
     def promise(given_batches: list[list[str]], with_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
@@ -222,7 +222,7 @@ def test_trained_tokenizers_give_the_same_ids_word_by_word(
     text = loaded.tokenizer.to_str()
     assert parts_at_spaces(loaded.tokenizer)
 
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(batches, st.booleans())
     def promise(given_batches: list[list[str]], with_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
