@@ -148,6 +148,10 @@ def read_plainly(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[list[l
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
     ids = [found.ids for found in plain.encode_batch_fast(list(sentences), add_special_tokens=False)]
+    # A vocabulary of whole words may hold the names of special tokens; in a text they are words that it does not know.
+    unknown = plain.token_to_id("[UNK]")
+    special = {plain.token_to_id(f"[{name}]") for name in ("PAD", "CLS", "SEP", "MASK")}
+    ids = [[unknown if token in special and unknown is not None else token for token in found] for found in ids]
     starts = []
     for found in plain.encode_batch(list(sentences), add_special_tokens=False):
         words = found.word_ids

@@ -75,7 +75,7 @@ def test_over_the_seeds_every_number_is_as_likely_at_every_place(count: int) -> 
     seeds = 2500
     table = np.zeros((count, count))
     for seed in range(seeds):
-        table[np.arange(count), Permutation(count, seed, 0).place(np.arange(count))] += 1
+        table[np.arange(count), Permutation(count, seed).place(np.arange(count))] += 1
     # Rows and columns of a permutation add up to the number of seeds: (count - 1)² degrees of freedom.
     statistic = float(((table - seeds / count) ** 2 / (seeds / count)).sum()) * (count - 1) / count
     freedom = (count - 1) ** 2

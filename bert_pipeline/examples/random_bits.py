@@ -14,9 +14,14 @@ Bits = npt.NDArray[np.uint64]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def make_key(*numbers: int) -> Bits:
-    """A key out of whole numbers from 0 on; uint64 of shape (1,)."""
-    key: Bits = np.random.SeedSequence(numbers).generate_state(1, np.uint64).astype(np.uint64)
+def make_seed(*parts: int | str) -> np.random.SeedSequence:
+    """A seed out of whole numbers from 0 on, and of words that say what it is for, so that no two uses share one."""
+    return np.random.SeedSequence([int.from_bytes(p.encode(), "little") if isinstance(p, str) else p for p in parts])
+
+
+def make_key(*parts: int | str) -> Bits:
+    """A key out of such parts; uint64 of shape (1,)."""
+    key: Bits = make_seed(*parts).generate_state(1, np.uint64).astype(np.uint64)
     return key
 
 
@@ -51,7 +56,7 @@ class Permutation:
         self._count = count
         self._half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)
-        self._keys = np.random.SeedSequence(seed).generate_state(self.ROUNDS, np.uint64)
+        self._keys = make_seed("order", *seed).generate_state(self.ROUNDS, np.uint64)
 
     def place(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where each number comes in the order; int64 of the same shape."""

@@ -44,5 +44,5 @@ class DynamicMasks:
         is_special = np.isin(tokens, self.special)
         segment_ids: npt.NDArray[np.int8] = np.empty(0, dtype=np.int8)  # masks do not depend on them
         flat = FlatRows(tokens, segment_ids, is_special, starts, offsets)
-        keys = random_bits(random_bits(make_key(self.seed), epochs), rows)
+        keys = random_bits(random_bits(make_key("dynamic masks", self.seed), epochs), rows)
         return draw_masks(flat, keys, self.rule)

@@ -23,7 +23,7 @@ from bert_pipeline.examples.pairs import (
     plan_sentence_order,
     truncate,
 )
-from bert_pipeline.examples.random_bits import make_key, random_bits
+from bert_pipeline.examples.random_bits import make_key, make_seed, random_bits
 from bert_pipeline.examples.rows import FlatRows, Segments, write_rows
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split, Splits
@@ -37,7 +37,6 @@ DOCUMENTS = "documents.npy"
 """Beside the pieces of the token store: the number of documents in each, int64 of shape (pieces,)."""
 TOKENS_TOGETHER = 1 << 17
 """Tokens of rows to write at a time, about: few enough for the processor's caches."""
-SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
 def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
     store, splits = _open_store(job.store, job.held_out, job.config.seed)
     rule = MaskRule.of(job.config, job.split, job.special.mask, job.vocab_size)
-    stream = (job.config.seed, 1 + SPLITS.index(job.split), job.number)
-    random = np.random.default_rng(stream)
+    stream = (job.split, job.config.seed, job.number)
+    random = np.random.default_rng(make_seed(*stream))
     row = 0
     for piece in job.pieces:
         segments, ids, starts = _plan(job, piece, store, splits, random)
@@ -168,7 +167,7 @@ def _no_masks(rows: FlatRows) -> Masks:
 
 
 def _count(rows: FlatRows, masks: Masks, label: Flags | None, truncated: Flags, special: SpecialIds) -> dict[str, int]:
-    # By id, not by place: text never gives these ids, so a mask on one would be a fault of ours.
+    # By id, not by place: text gives these ids in no tokenizer with an unknown token, so one would be a fault of ours.
     forbidden = [special.pad, special.cls, special.sep, special.mask]
     return {
         "rows": len(rows.offsets) - 1,

@@ -23,7 +23,7 @@ class Splits:
     """The documents of both splits, numbered through the corpus."""
 
     def __init__(self, count: int, held_out: int, seed: int) -> None:
-        self._order = Permutation(count, seed, 0)
+        self._order = Permutation(count, seed)
         self._range: dict[Split, tuple[int, int]] = {"validation": (0, held_out), "train": (held_out, count)}
 
     def size(self, split: Split) -> int:

@@ -96,6 +96,8 @@ class SentenceEncoder:
 
     def __init__(self, loaded: LoadedTokenizer, with_starts: bool) -> None:
         self._tokenizer, self._with_starts = loaded.tokenizer, with_starts
+        special = loaded.special
+        self._unknown, self._special = special.unk, (special.pad, special.cls, special.sep, special.mask)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -173,6 +175,12 @@ class SentenceEncoder:
     def _known_lengths(self, numbers: Offsets) -> Offsets:
         return self._lengths[numbers] if len(self._lengths) else np.zeros(len(numbers), dtype=np.int64)
 
+    def _hide_special(self, ids: Ids) -> Ids:
+        """A vocabulary of whole words may hold the special tokens' names: in a text they are unknown words."""
+        if self._unknown is not None and (found := np.isin(ids, self._special)).any():
+            ids[found] = self._unknown
+        return ids
+
     def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
         encode = self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
         sizes = np.cumsum([len(sentence) + OVERHEAD for sentence in sentences])
@@ -183,7 +191,7 @@ class SentenceEncoder:
             encodings = encode([sentences[number] for number in numbers.tolist()], add_special_tokens=False)
             batch = [encoding.ids for encoding in encodings]
             lengths[numbers] = [len(each) for each in batch]
-            ids.append(np.fromiter((i for each in batch for i in each), dtype=np.int32))
+            ids.append(self._hide_special(np.fromiter((i for each in batch for i in each), dtype=np.int32)))
             if self._with_starts:
                 starts.append(_find_starts([encoding.word_ids for encoding in encodings]))
         return Encoded(np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None)

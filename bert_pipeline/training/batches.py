@@ -147,7 +147,7 @@ class KeptMasks:
         """Which of the masks with these numbers are kept."""
         if self.share >= 1.0:
             return np.ones(len(numbers), dtype=np.bool_)
-        return as_share(random_bits(make_key(self.seed, self.step), numbers)) < self.share
+        return as_share(random_bits(make_key("kept masks", self.seed, self.step), numbers)) < self.share
 
 
 def _long(array: npt.NDArray[np.generic]) -> torch.Tensor:
