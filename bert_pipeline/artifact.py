@@ -228,8 +228,9 @@ def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) 
 
 
 def _holds_work(folder: Path) -> bool:
-    """Whether some file of the artifact is finished, or some part that it is made of (`.parts`)."""
-    return any(not path.name.startswith(".") for path in [*folder.iterdir(), *folder.rglob("*.parquet")])
+    """Whether some file of the artifact is finished, or some part that it is made of (`.parts`, `.tokens`)."""
+    parts = [path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind)]
+    return any(not path.name.startswith(".") for path in [*folder.iterdir(), *parts])
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,11 +107,11 @@ def evaluate(
     from bert_pipeline.progress import print_pairs
     from bert_pipeline.training.evaluate import describe, evaluate_folder
 
-    evaluation = evaluate_folder(model, examples, split)
+    evaluation = evaluate_folder(model, examples, split, quiet=as_json)
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201
     else:
-        print_pairs(f"{model} on {examples}, {split}", describe(evaluation))
+        print_pairs(f"{model} on {examples}, {split}", describe(evaluation, split))
 
 
 @app.command("fill-mask")

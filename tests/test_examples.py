@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -779,6 +780,40 @@ def test_names_of_special_tokens_in_a_text_are_plain_text(small: Callable[..., E
     assert manifest.counts["unknown"] == 0
     for row in rows_of(config.out):
         assert sum(token <= MASK for token in restore(row)) == 3
+
+
+SHOWN = re.compile(r"\[([^\[\]]+)\]")
+
+
+@pytest.mark.parametrize("masks", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
+def test_shown_examples_read_as_the_corpus_with_marks(
+    tmp_path: Path, wordpiece_folder: Path, byte_bpe_folder: Path, corpus_folder: Path, documents: list[str],
+    kind: str, masks: str,
+):  # fmt: skip
+    shutil.copytree(corpus_folder, tmp_path / "corpus")
+    tokenizer = wordpiece_folder if kind == "wordpiece" else byte_bpe_folder
+    given = f"--corpus {tmp_path}/corpus --tokenizer {tokenizer} --masks {masks} --max-seq-length 64 --pad"
+    command = [sys.executable, "-m", "bert_pipeline", "examples", "--out", str(tmp_path / "out"), "--show", "7"]
+    first = subprocess.run([*command, *given.split()], capture_output=True, text=True, check=True).stdout
+    shutil.rmtree(tmp_path / "corpus")  # to look at a folder, what it was made from need not be there
+    (tmp_path / "out").rename(tmp_path / "moved")
+    command[command.index("--out") + 1] = str(tmp_path / "moved")
+    again = subprocess.run([*command, "--tokenizer", str(tokenizer)], capture_output=True, text=True, check=True).stdout
+    assert again in first
+    spaceless = ["".join(text.split()).lower() for text in documents]
+    heads = re.findall(r"^train-\d+\.parquet, row \d+: (\d+) tokens, (\d+) to predict; (.+)$", again, re.MULTILINE)
+    assert len(heads) == 7
+    lines = re.findall(r"^  ([AB])  (.*)$", again, re.MULTILINE)
+    assert [name for name, _ in lines] == ["A", "B"] * 7
+    for (_, _, meaning), (_, a), (_, b) in zip(heads, lines[::2], lines[1::2], strict=True):
+        assert SHOWN.search(a + b)
+        plain_a, plain_b = (SHOWN.sub(lambda m: m[1].split("←")[-1].removesuffix("="), line) for line in (a, b))
+        # What was cut within a word begins with the rest of it.
+        texts = ["".join(plain.split()).lower().removeprefix("##") for plain in (plain_a, plain_b)]
+        homes = [{n for n, text in enumerate(spaceless) if part in text} for part in texts]
+        assert all(homes), texts
+        assert bool(homes[0] & homes[1]) == (meaning == "B follows A") or max(map(len, homes)) > 1
 
 
 def test_an_input_that_is_no_artifact_is_named(tmp_path: Path, corpus_folder: Path, wordpiece_folder: Path):

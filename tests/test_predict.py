@@ -11,7 +11,11 @@ import torch
 from transformers import AutoTokenizer, BertForPreTraining, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.build import build_examples
+from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.predict.fill_mask import MaskFiller
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.tokenizer.train import train_tokenizer
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.evaluate import evaluate_folder
 from bert_pipeline.training.pretrain import pretrain
@@ -89,6 +93,25 @@ def test_examples_of_another_vocabulary_are_refused(model: Path, examples_folder
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BertpipeError):
         evaluate_folder(folder, examples_folder, "validation")
+
+
+def test_examples_of_another_tokenizer_of_the_same_size_are_refused(
+    model: Path, corpus_folder: Path, examples_folder: Path, tmp_path: Path
+) -> None:
+    train_tokenizer(
+        TokenizeConfig(
+            out=tmp_path / "other", corpus=corpus_folder, kind="byte-bpe", vocab_size=400, workers=1, quiet=True
+        )
+    )
+    config = ExamplesConfig(
+        out=tmp_path / "examples", corpus=corpus_folder, tokenizer=tmp_path / "other", max_seq_length=64,
+        dupe_factor=1, workers=1, quiet=True,
+    )  # fmt: skip
+    build_examples(config)
+    with pytest.raises(BertpipeError, match="made with another tokenizer"):
+        evaluate_folder(model, config.out, "validation")
+    # On the examples that it learnt from a model may be measured too.
+    assert evaluate_folder(model, examples_folder, "train").masked_tokens > 1000
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from bert_pipeline.artifact import Manifest
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.splits import Splits
 from bert_pipeline.progress import print_pairs
-from bert_pipeline.tokenizer.load import LoadedTokenizer
+from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary
 
 
 def describe(
@@ -25,7 +25,8 @@ def describe(
             described[f"{split}_truncated_rate"] = totals[f"{split}_truncated"] / rows
             if config.objective != "mlm":
                 described[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
-    return described | {"vocab_size": loaded.vocab_size, "special_ids": asdict(loaded.special)}
+    vocabulary = {"vocab_size": loaded.vocab_size, "vocabulary": hash_vocabulary(loaded.tokenizer)}
+    return described | vocabulary | {"special_ids": asdict(loaded.special)}
 
 
 def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
@@ -46,6 +47,8 @@ def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
     if config.objective != "mlm":
         second = "is a random one" if config.objective == "mlm+nsp" else "comes first"
         lines.append(("labels", f"the second sentence {second} in {counts['train_label_balance']:.1%} of the rows"))
+    if config.masks == "static" and (alone := counts["train_without_prediction"]):
+        lines.append(("nothing to predict", f"in {alone:,} rows, whose words are all longer than what may be masked"))
     title = (
         f"examples: {rows:,} training rows from {counts['train_documents']:,} documents × {config.dupe_factor}, "
         f"{counts.get('validation_rows', 0):,} held-out rows from {counts['validation_documents']:,} → {config.out}"

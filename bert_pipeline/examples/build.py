@@ -32,10 +32,14 @@ VALIDATION_PIECES_TOGETHER = 16
 
 
 def build_examples(config: ExamplesConfig) -> Manifest:
-    """Write `{train,validation}-NNNNN.parquet` and the training tokens' counts to `config.out`.
+    """Write `{train,validation}-NNNNN.parquet` and the training tokens' counts to `config.out`, and show some.
 
     Raises `BertpipeError` when there are too few documents to part, or to find "another document" in.
     """
+    if config.shows_only:
+        manifest = read_manifest(config.out, STAGE)
+        show_examples(config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet)))
+        return manifest
     corpus = read_manifest(config.corpus, "corpus")
     tokenizer = find_tokenizer(config.tokenizer, quiet=config.quiet)
     loaded = load_tokenizer(tokenizer)
@@ -110,10 +114,12 @@ def count_held_out(count: int, config: ExamplesConfig) -> int:
     held_out = max(needed, round(count * config.validation_fraction)) if config.validation_fraction else 0
     if count - held_out < needed:
         parts = f"{needed} to train on" + (f" and {needed} to hold out" if held_out else "")
-        advice = " or use --objective mlm, which needs no other document" if needed > 1 else ""
+        ways = ["Give more documents"]
+        ways += ["set --validation-fraction 0"] if held_out else []
+        ways += ["use --objective mlm, which needs no other document"] if needed > 1 else []
         raise BertpipeError(
-            f"{config.corpus}: {count} document(s) with sentences, but {config.objective} needs {parts}. Give more "
-            f"documents, set --validation-fraction 0,{advice}."
+            f"{config.corpus}: {count} document(s) with sentences, but {config.objective} needs {parts}. "
+            f"{', or '.join(ways)}."
         )
     return held_out
 

@@ -1,5 +1,6 @@
 """Options of `bertpipe examples`."""
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,8 @@ class ExamplesConfig(ShardedConfig):
     """Let an example go on with the next document after a separator, so that fewer are short (`mlm` only)."""
 
     mask_unit: Literal["token", "whole-word", "span"] = "token"
-    """What is masked at a time: pieces (BERT), whole words of any tokenizer, or spans of words (SpanBERT)."""
+    """What is masked at a time: pieces (BERT), whole words of any tokenizer, or spans of words, the last of which ends
+    where the mask rate is reached (SpanBERT)."""
     masks: Literal["static", "dynamic"] = "static"
     """`static` writes the masks of training examples into the files; `dynamic` leaves them to `bertpipe pretrain`,
     which draws others in every epoch (RoBERTa). Held-out examples always get written ones, so that evaluations
@@ -41,7 +43,7 @@ class ExamplesConfig(ShardedConfig):
     random_share: float = Field(0.1, ge=0, le=1)
     """Of the tokens to predict, the share that becomes a random token; the others stay as they are."""
     max_predictions: int | None = Field(None, ge=1)
-    """Most tokens to predict in one example; by default the mask rate of the longest example."""
+    """Most tokens to predict in one example, held-out ones included; by default the mask rate of the longest one."""
 
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """Share of the documents (with `mlm`: of the examples) that are cut to a random shorter length, so that short
@@ -61,11 +63,16 @@ class ExamplesConfig(ShardedConfig):
     @classmethod
     def _take_what_made_it(cls, given: Any) -> Any:
         """Where only a finished folder is to be shown, its own settings are what was asked for."""
-        if not given.get("show") or "out" not in given or {"corpus", "tokenizer"} & given.keys():
+        if not given.get("show") or "out" not in given or "corpus" in given:
             return given
-        out = Path(given["out"])
+        out = Path(os.path.expanduser(given["out"]))  # noqa: PTH111 (as for every --out)
         made = read_manifest(out, "examples")
-        return made.config | {name: out / used.path for name, used in made.inputs.items()} | given
+        return made.config | {"tokenizer": out / made.inputs["tokenizer"].path} | given | {"corpus": out}
+
+    @property
+    def shows_only(self) -> bool:
+        """Whether nothing is to be made: the folder then stands for its own corpus, which may be gone."""
+        return self.corpus.absolute() == self.out.absolute()
 
     @model_validator(mode="after")
     def _check_masks(self) -> "ExamplesConfig":

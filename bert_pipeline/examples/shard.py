@@ -35,6 +35,7 @@ from bert_pipeline.tokenizer.load import SpecialIds
 
 DOCUMENTS = "documents.npy"
 """Beside the pieces of the token store: the number of documents in each, int64 of shape (pieces,)."""
+COUNTED = ("rows", "tokens", "masked", "without_prediction", "masked_special", "truncated", "random_next")
 TOKENS_TOGETHER = 1 << 17
 """Tokens of rows to write at a time, about: few enough for the processor's caches."""
 
@@ -69,7 +70,7 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
     """Write one shard of examples, unless it is there already; return its counts."""
     if (finished := finished_counts(job.path)) is not None:
         return finished
-    counts: Counter[str] = Counter(rows=0, tokens=0, masked=0, masked_special=0, truncated=0, random_next=0)
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     write_shard(job.path, shard_schema(job.config, job.split), _make_batches(job, counts), lambda: dict(counts))
     return dict(counts)
 
@@ -173,6 +174,7 @@ def _count(rows: FlatRows, masks: Masks, label: Flags | None, truncated: Flags, 
         "rows": len(rows.offsets) - 1,
         "tokens": len(rows.tokens),
         "masked": len(masks.labels),
+        "without_prediction": int(np.count_nonzero(np.diff(masks.offsets) == 0)),
         "masked_special": int(np.isin(masks.labels, forbidden).sum()),
         "truncated": int(truncated.sum()),
         "random_next": 0 if label is None else int(label.sum()),

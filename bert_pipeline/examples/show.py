@@ -88,8 +88,8 @@ def _draw(shown: Shown, decode: Decode, loaded: LoadedTokenizer) -> Iterator[Tex
         if not is_special
     ]
     for number, run in enumerate(runs):
-        name = "" if shown.label is None else "AB"[number]
-        yield Text(f"  {name:<2}").append_text(_draw_run(shown, run, decode, loaded.special.mask))
+        name = "" if shown.label is None else "AB"[number] + "  "
+        yield Text(f"  {name}").append_text(_draw_run(shown, run, decode, loaded.special.mask))
 
 
 def _draw_run(shown: Shown, run: Sequence[int], decode: Decode, mask: int) -> Text:
@@ -100,6 +100,7 @@ def _draw_run(shown: Shown, run: Sequence[int], decode: Decode, mask: int) -> Te
         # By what decoding one more piece adds: pieces alone do not tell whether there is a space before them.
         shown_so_far = decode(ids[:end])
         added, read = shown_so_far[read:], len(shown_so_far)
+        added = added if text else added.lstrip()
         if kind is None:
             text.append(added)
             continue

@@ -21,6 +21,8 @@ def download_tokenizer(name: str, revision: str | None, max_wait: float, quiet: 
     When the hub is silent, what the cache holds of this revision is taken. Raises `BertpipeError` when there is none.
     """
     connect(max_wait, quiet)
+    if "/" not in name and not quiet:  # as likely a folder that is not there
+        err.print(f"{name}: no folder here; asking the hub.", markup=False)
     constants.HF_HUB_DISABLE_XET = True  # it has a client of its own, which would try again as often as it likes
 
     def ask(cached: bool = False) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 STAGE = "tokenize"
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 NEEDED = ("pad", "cls", "sep", "mask")
+NONE = -1
+"""The id of a special token that a tokenizer lacks, which is only to be measured."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
@@ -68,13 +70,17 @@ def find_tokenizer(
     return download_tokenizer(str(name), revision, max_wait, quiet)
 
 
-def load_tokenizer(folder: Path) -> LoadedTokenizer:
+def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokenizer:
     """Load a folder made by `bertpipe tokenize`, or any that transformers loads a fast tokenizer from.
 
-    Raises `BertpipeError` when it holds none, or one without the special tokens that examples need.
+    Raises `BertpipeError` when it holds none, or one without the special tokens that are needed, by role.
     """
-    if any((folder / name).exists() for name in (MANIFEST, UNFINISHED)) or not _tokenizer_files(folder):
+    if any((folder / name).exists() for name in (MANIFEST, UNFINISHED)) or not folder.is_dir():
         return _load_ours(folder)
+    if not _tokenizer_files(folder):
+        raise BertpipeError(
+            f"{folder}: no tokenizer. The folder of one holds tokenizer.json and tokenizer_config.json, or a vocab.txt."
+        )
     pretrained = _read_pretrained(folder)
     tokenizer = pretrained.backend_tokenizer
     tokens = {role: getattr(pretrained, f"{role}_token") for role in ROLES}
@@ -82,7 +88,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     manifest = Manifest(
         stage=STAGE, config={}, inputs={}, counts={}, files=files, versions={}, fingerprint=hash_json(files)
     )
-    return _loaded(folder, tokenizer, tokens, manifest)
+    return _loaded(folder, tokenizer, tokens, manifest, needed)
 
 
 def _load_ours(folder: Path) -> LoadedTokenizer:
@@ -94,18 +100,26 @@ def _load_ours(folder: Path) -> LoadedTokenizer:
             raise BertpipeError(f"{folder / name}: changed since it was written; make {folder} again with --overwrite.")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return _loaded(folder, tokenizer, {role: names.get(f"{role}_token") for role in ROLES}, manifest)
+    return _loaded(folder, tokenizer, {role: names.get(f"{role}_token") for role in ROLES}, manifest, NEEDED)
 
 
-def find_special_ids(tokenizer: "Tokenizer", tokens: Mapping[str, str | None], where: Path) -> SpecialIds:
-    """Ids of the special tokens, given by role. Raises `BertpipeError` naming those that examples cannot do without."""
+def find_special_ids(
+    tokenizer: "Tokenizer", tokens: Mapping[str, str | None], where: Path, needed: Sequence[str] = NEEDED
+) -> SpecialIds:
+    """Ids of the special tokens, given by role; `NONE` where there is none and none is needed.
+
+    Raises `BertpipeError` naming those that examples cannot do without.
+    """
     ids = {role: None if token is None else tokenizer.token_to_id(token) for role, token in tokens.items()}
-    if missing := [role for role in NEEDED if ids.get(role) is None]:
+    if missing := [role for role in needed if ids.get(role) is None]:
+        unnamed = "" if (where / "tokenizer_config.json").exists() else " named by a tokenizer_config.json"
         raise BertpipeError(
-            f"{where}: this tokenizer has no {' and no '.join(missing)} token, which masked examples need. Take one "
-            "that was made for a BERT, or train one."
+            f"{where}: this tokenizer has no {' and no '.join(missing)} token{unnamed}, which masked examples need. "
+            "Take one that was made for a BERT, or train one."
         )
-    return SpecialIds(**{role: ids.get(role) for role in ROLES})  # type: ignore[arg-type]
+    return SpecialIds(
+        unk=ids.get("unk"), **{role: NONE if (found := ids.get(role)) is None else found for role in NEEDED}
+    )
 
 
 def special_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
@@ -116,9 +130,15 @@ def special_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
 
 
 def _loaded(
-    folder: Path, tokenizer: "Tokenizer", tokens: Mapping[str, str | None], manifest: Manifest
+    folder: Path, tokenizer: "Tokenizer", tokens: Mapping[str, str | None], manifest: Manifest, needed: Sequence[str]
 ) -> LoadedTokenizer:
-    return LoadedTokenizer(tokenizer, count_ids(tokenizer), find_special_ids(tokenizer, tokens, folder), manifest)
+    special = find_special_ids(tokenizer, tokens, folder, needed)
+    return LoadedTokenizer(tokenizer, count_ids(tokenizer), special, manifest)
+
+
+def hash_vocabulary(tokenizer: "Tokenizer") -> str:
+    """A fingerprint of which id stands for what."""
+    return hash_json(tokenizer.get_vocab())
 
 
 def count_ids(tokenizer: "Tokenizer") -> int:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import bar, human_bytes, print_table
-from bert_pipeline.tokenizer.load import SpecialIds, count_ids
+from bert_pipeline.tokenizer.load import NONE, SpecialIds, count_ids
 from bert_pipeline.tokenizer.sample import Sample, split_lines
 
 SAMPLE_MB = 4.0
@@ -75,7 +75,8 @@ class MeasuredText:
                 counts += np.bincount(ids, minlength=len(counts))
                 progress.advance(sum(map(len, batch)))
         tokens = max(1, int(counts.sum()))
-        specials = [i for i in {special.pad, special.cls, special.sep, special.mask, special.unk} if i is not None]
+        roles = {special.pad, special.cls, special.sep, special.mask, special.unk}
+        specials = [i for i in roles if i not in (None, NONE)]
         used = np.count_nonzero(counts) - np.count_nonzero(counts[specials])
         return Quality(
             vocab_size=len(counts),

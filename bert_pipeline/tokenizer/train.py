@@ -39,7 +39,7 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
     """
     corpus = read_manifest(config.corpus, "corpus")
     # A wrong name is told now, not after an hour of training.
-    others = {name: _load(name, None, config)[1] for name in config.compare}
+    others = {name: load_tokenizer(_find(name, None, config), needed=()) for name in config.compare}
     inputs = {"corpus": describe_input(config.out, config.corpus, corpus)}
     existing = None
     if config.tokenizer is not None:
@@ -82,7 +82,8 @@ def _take(
 def _describe_existing(config: TokenizeConfig, name: str) -> tuple[Input, tuple[Path, LoadedTokenizer] | None]:
     """The tokenizer that is taken, for the manifest and in memory."""
     try:
-        folder, loaded = _load(name, config.revision, config)
+        folder = _find(name, config.revision, config)
+        loaded = load_tokenizer(folder)
     except SourceUnreachable:
         # Whoever has the tokenizer already should not need the network to go on with it.
         if (inputs := finished_inputs(STAGE, config)) is None:
@@ -93,9 +94,8 @@ def _describe_existing(config: TokenizeConfig, name: str) -> tuple[Input, tuple[
     return here if _is_here(name) else Input(name, here.fingerprint), (folder, loaded)
 
 
-def _load(name: str, revision: str | None, config: TokenizeConfig) -> tuple[Path, LoadedTokenizer]:
-    folder = find_tokenizer(name, revision, max_wait=config.max_wait, quiet=config.quiet)
-    return folder, load_tokenizer(folder)
+def _find(name: str, revision: str | None, config: TokenizeConfig) -> Path:
+    return find_tokenizer(name, revision, max_wait=config.max_wait, quiet=config.quiet)
 
 
 def _is_here(name: str | None) -> bool:

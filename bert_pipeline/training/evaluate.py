@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from transformers import BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.artifact import read_manifest
@@ -15,9 +16,13 @@ from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.model.bert import FlatBatch, encode, score_next
 from bert_pipeline.predict.load import find_model, load_model
+from bert_pipeline.progress import bar
+from bert_pipeline.tokenizer.load import hash_vocabulary
 from bert_pipeline.training.batches import Examples, Rows, chunks
 
 ROWS_A_BATCH = 64
+FIGURES, MASKED = 7, 4
+"""How many sums make an evaluation, and which of them counts the masked tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def sum_figures(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(7, dtype=torch.float64, device=device)
+    sums = torch.zeros(FIGURES, dtype=torch.float64, device=device)
     unigram = unigram.to(device)
     for part in chunks(rows, ROWS_A_BATCH):
         sums += _sum_batch(model, examples.collate(part).to(device), unigram)
@@ -93,10 +98,12 @@ def summarise(sums: torch.Tensor) -> Evaluation:
     )
 
 
-def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """The figures as lines for people."""
+def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[str, str]]:
+    """The figures on the examples of a split as lines for people."""
     gain = evaluation.unigram_loss - evaluation.mlm_loss
-    baseline = f"{gain:.2f} under the unigram baseline ({evaluation.unigram_loss:.3f})"
+    side = "under" if gain >= 0 else "above"
+    baseline = f"{abs(gain):.2f} {side} the unigram baseline ({evaluation.unigram_loss:.3f})"
+    documents = "held-out" if split == "validation" else "training"
     lines = [
         (
             "masked loss",
@@ -107,7 +114,7 @@ def describe(evaluation: Evaluation) -> list[tuple[str, str]]:
     ]
     if evaluation.nsp_accuracy is not None:
         lines.append(("sentence pairs right", f"{evaluation.nsp_accuracy:.1%}"))
-    return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of held-out documents")]
+    return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of {documents} documents")]
 
 
 def load_pretrained(folder: Path) -> BertForPreTraining | BertForMaskedLM:
@@ -120,14 +127,24 @@ def load_pretrained(folder: Path) -> BertForPreTraining | BertForMaskedLM:
     raise BertpipeError(f"{folder}: a {' or '.join(heads)} was expected, this is {', '.join(names) or 'unnamed'}.")
 
 
-def evaluate_folder(model: Path, examples_folder: Path, split: str) -> Evaluation:
-    """Evaluate a model folder on one split of an examples folder."""
+def evaluate_folder(model: Path, examples_folder: Path, split: str, *, quiet: bool = False) -> Evaluation:
+    """Evaluate a model folder on one split of an examples folder.
+
+    Raises `BertpipeError` where the two do not belong together.
+    """
     manifest = read_manifest(examples_folder, STAGE)
-    network = load_pretrained(find_model(model))
+    folder = find_model(model)
+    network = load_pretrained(folder)
     if network.config.vocab_size != manifest.counts["vocab_size"]:
         raise BertpipeError(
             f"{model} has a vocabulary of {network.config.vocab_size}, but {examples_folder} was made with one of "
             f"{manifest.counts['vocab_size']}: give the examples that belong to the model."
+        )
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file() and hash_vocabulary(Tokenizer.from_file(str(tokenizer))) != manifest.counts["vocabulary"]:
+        raise BertpipeError(
+            f"{examples_folder} was made with another tokenizer than that of {model}, so the figures would mean "
+            "nothing: give the examples that belong to the model."
         )
     if network.config.max_position_embeddings < manifest.config["max_seq_length"]:
         raise BertpipeError(
@@ -137,5 +154,12 @@ def evaluate_folder(model: Path, examples_folder: Path, split: str) -> Evaluatio
     shards = [examples_folder / name for name in manifest.files if name.startswith(f"{split}-")]
     examples = Examples(shards, DynamicMasks.of(manifest, 0) if split == "train" else None)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    sums = sum_figures(network, examples, np.arange(len(examples)), unigram_log_probabilities(examples_folder))
+    unigram = unigram_log_probabilities(examples_folder)
+    sums = torch.zeros(FIGURES, dtype=torch.float64, device=network.device)
+    with bar("evaluating", len(examples), quiet=quiet) as progress:
+        for rows in chunks(np.arange(len(examples)), ROWS_A_BATCH):
+            sums += sum_figures(network, examples, rows, unigram)
+            progress.advance(len(rows))
+    if not sums[MASKED]:
+        raise BertpipeError(f"{examples_folder}: none of its {split} examples has a token to predict.")
     return summarise(sums)
