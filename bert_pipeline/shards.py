@@ -43,13 +43,6 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
 
 
-def column_names(path: Path) -> list[str]:
-    """Names of a shard's columns."""
-    with _naming_damage(path):
-        names: list[str] = pq.read_schema(path).names
-        return names
-
-
 def count_rows(path: Path) -> int:
     """Number of rows of a shard."""
     with _naming_damage(path):
@@ -60,6 +53,14 @@ def iterate_rows(paths: Iterable[Path], columns: list[str]) -> Iterator[tuple[An
     """Rows of some columns, file by file, a batch in memory at a time; every page is checked."""
     for path in paths:
         yield from iterate_range(path, columns, 0, count_rows(path))
+
+
+def iterate_columns(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one shard, all columns by name."""
+    with _naming_damage(path):
+        names: list[str] = pq.read_schema(path).names
+    for row in iterate_rows([path], names):
+        yield dict(zip(names, row, strict=True))
 
 
 def iterate_range(path: Path, columns: list[str], first: int, end: int) -> Iterator[tuple[Any, ...]]:
@@ -75,6 +76,8 @@ def iterate_range(path: Path, columns: list[str], first: int, end: int) -> Itera
             at += rows
         wanted = end - first
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=columns):
+            if wanted <= 0:
+                return
             part = batch.slice(min(before, batch.num_rows), wanted)
             before = max(0, before - batch.num_rows)
             wanted -= part.num_rows

@@ -155,6 +155,11 @@ def read_plainly(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[list[l
     starts = []
     for found in plain.encode_batch(list(sentences), add_special_tokens=False):
         words = found.word_ids
+        if not plain.pre_tokenizer or len(plain.pre_tokenizer.pre_tokenize_str("a b")) == 1:
+            # To such a tokenizer a text is one word; its words are what lies between white space.
+            text = sentences[len(starts)]
+            firsts = [next((i for i in range(s, e) if not text[i].isspace()), max(s, e - 1)) for s, e in found.offsets]
+            words = [sum(char.isspace() for char in text[: first + 1]) for first in firsts]
         starts.append([i == 0 or words[i] != words[i - 1] for i in range(len(words))])
     return ids, starts
 

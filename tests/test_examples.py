@@ -816,6 +816,23 @@ def test_shown_examples_read_as_the_corpus_with_marks(
         assert bool(homes[0] & homes[1]) == (meaning == "B follows A") or max(map(len, homes)) > 1
 
 
+def test_rows_are_shown_from_the_shards_that_have_some(
+    tmp_path: Path, wordpiece_folder: Path, documents: list[str], capsys: pytest.CaptureFixture[str]
+):
+    # Two large documents in one shard make three pieces, one of them without a document.
+    corpus = make_corpus(tmp_path / "corpus", ["\n".join(documents * 60) for _ in range(2)])
+    config = ExamplesConfig(
+        out=tmp_path / "examples", corpus=corpus, tokenizer=wordpiece_folder, max_seq_length=512, dupe_factor=1,
+        validation_fraction=0, workers=1, show=5,
+    )  # fmt: skip
+    build_examples(config)
+    rows = [pq.read_metadata(path).num_rows for path in sorted(config.out.glob("train-*"))]
+    assert min(rows) == 0
+    heads = re.findall(r"^(train-\d+\.parquet), row (\d+):", capsys.readouterr().out, re.MULTILINE)
+    assert len(set(heads)) == 5
+    assert len({name for name, _ in heads}) == len([count for count in rows if count])
+
+
 def test_an_input_that_is_no_artifact_is_named(tmp_path: Path, corpus_folder: Path, wordpiece_folder: Path):
     with pytest.raises(BertpipeError, match=r"made by `bertpipe corpus`.*`bertpipe tokenize` was expected"):
         build_examples(ExamplesConfig(out=tmp_path / "x", corpus=corpus_folder, tokenizer=corpus_folder, quiet=True))

@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_there_is_no_question_for_the_hub(tmp_path: Path, w
     with pytest.raises(UsageError, match="--revision"):
         find_tokenizer(wordpiece_folder, "main")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BertpipeError, match="empty: no tokenizer. The folder of one holds"):
+    with pytest.raises(BertpipeError, match=r"empty: no tokenizer\. The folder of one holds"):
         load_tokenizer(tmp_path / "empty")
 
 

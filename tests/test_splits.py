@@ -288,6 +288,10 @@ def stored(request: pytest.FixtureRequest, tokenizer_folder: Path, tmp_path_fact
             expected = read_literally(texts[first:end], tokenizer)
             found = encode_piece(job)
             assert found == encode_piece(job), "what a finished piece says of itself"
+            whole = job.path.read_bytes()
+            job.path.write_bytes(whole[: len(whole) // 2])
+            assert found == encode_piece(job), "a damaged piece is made again"
+            assert job.path.read_bytes() == whole
             assert found["documents"] == len(expected)
             assert found["sentences"] == sum(map(len, expected))
             ids = [i for document in expected for sentence in document for i, _ in sentence]
@@ -326,11 +330,12 @@ def test_sentences_of_other_documents_are_read_as_they_stand(stored: Stored, dat
     wanted = st.one_of(st.integers(1, 40), st.integers(1, 5000))
     number = st.integers(0, len(stored.documents) - 1)
     asked = data.draw(st.lists(st.tuples(number, below_one, wanted), max_size=30))
-    runs = stored.store.read_sentences(
+    places = stored.store.find_sentences(
         np.array([document for document, _, _ in asked], dtype=np.int64),
         np.array([share for _, share, _ in asked], dtype=np.float64),
         np.array([wanted for _, _, wanted in asked], dtype=np.int64),
     )
+    runs = stored.store.read(places)
     assert len(runs.offsets) == len(asked) + 1
     assert (runs.starts is not None) == (stored.with_starts and len(asked) > 0)
     for place, (document, share, count) in enumerate(asked):

@@ -7,6 +7,8 @@ pure functions of a piece.
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
                 counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
             manifest = work.finish(counts, files)
             summarise(manifest, config)
+        shutil.rmtree(config.out / STORE, ignore_errors=True)  # not before: a kill would cost all the tokenizing
     if config.show and not config.quiet:
         show_examples(config, manifest, loaded)
     return manifest
@@ -69,25 +72,38 @@ def _make(
     forget_store()
     totals: Counter[str] = Counter()
     store = _encode_corpus(folder, corpus, tokenizer, config, totals)
-    held_out = count_held_out(len(store), config)
+    with _nothing_left_on_error(folder):
+        held_out = count_held_out(len(store), config)
     splits = Splits(len(store), held_out, config.seed)
     jobs = _plan_jobs(folder, len(store.first) - 1, held_out, config, loaded)
     with bar("making examples", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(make_shard, jobs, config, folder):
             totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
             progress.advance()
-    if not totals["train_rows"]:
-        raise BertpipeError(
-            f"{config.corpus}: too little text for a single example ({totals['documents']} document(s) of "
-            f"{totals['tokens']} token(s)). Give more text."
-        )
+    with _nothing_left_on_error(folder):
+        if not totals["train_rows"]:
+            raise BertpipeError(
+                f"{config.corpus}: too little text for a single example ({totals['documents']} document(s) of "
+                f"{totals['tokens']} token(s)). Give more text."
+            )
     token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
     counts_file = folder / TOKEN_COUNTS
     with atomic(counts_file) as temporary, temporary.open("wb") as file:
         np.save(file, token_counts, allow_pickle=False)
     forget_store()
-    shutil.rmtree(folder / STORE)
     return describe(totals, splits, loaded, config), [*(job.path for job in jobs), counts_file]
+
+
+@contextmanager
+def _nothing_left_on_error(folder: Path) -> Iterator[None]:
+    """What no example can be made of is no work to be kept: the next request may be another one."""
+    try:
+        yield
+    except BertpipeError:
+        shutil.rmtree(folder / STORE)
+        for shard in folder.glob("*.parquet"):
+            shard.unlink()
+        raise
 
 
 def _encode_corpus(

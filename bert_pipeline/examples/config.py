@@ -63,7 +63,7 @@ class ExamplesConfig(ShardedConfig):
     @classmethod
     def _take_what_made_it(cls, given: Any) -> Any:
         """Where only a finished folder is to be shown, its own settings are what was asked for."""
-        if not given.get("show") or "out" not in given or "corpus" in given:
+        if not given.get("show") or "corpus" in given or not isinstance(given.get("out"), str | Path):
             return given
         out = Path(os.path.expanduser(given["out"]))  # noqa: PTH111 (as for every --out)
         made = read_manifest(out, "examples")

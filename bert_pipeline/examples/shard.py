@@ -27,7 +27,7 @@ from bert_pipeline.examples.random_bits import make_key, make_seed, random_bits
 from bert_pipeline.examples.rows import FlatRows, Segments, write_rows
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split, Splits
-from bert_pipeline.examples.token_store import TokenStore
+from bert_pipeline.examples.token_store import Places, TokenStore
 from bert_pipeline.ragged import expand
 from bert_pipeline.shards import finished_counts, write_shard
 from bert_pipeline.tokenizer.encode import Flags, Offsets
@@ -137,14 +137,18 @@ def _lay_pairs(
     elsewhere = np.flatnonzero(wanted)
     if len(elsewhere):
         others = splits.draw_others(split, document[elsewhere], store.first, random)
-        found = store.read_sentences(others, random.random(len(others)), wanted[elsewhere])
+        places = store.find_sentences(others, random.random(len(others)), wanted[elsewhere])
+        b_start[elsewhere], b_stop[elsewhere] = places.start, places.stop
+    front_a, back_a, front_b, back_b = truncate(a_stop - a_start, b_stop - b_start, room, random)
+    a_start, a_stop, b_start, b_stop = a_start + front_a, a_stop - back_a, b_start + front_b, b_stop - back_b
+    if len(elsewhere):
+        # Read only what is left of them: without full stops a text is one long sentence.
+        found = store.read(Places(places.piece, b_start[elsewhere], b_stop[elsewhere]))
         b_start[elsewhere] = len(ids) + found.offsets[:-1]
         b_stop[elsewhere] = len(ids) + found.offsets[1:]
         ids = np.concatenate([ids, found.ids])
         starts = None if starts is None or found.starts is None else np.concatenate([starts, found.starts])
-    front_a, back_a, front_b, back_b = truncate(a_stop - a_start, b_stop - b_start, room, random)
-    start = np.stack([a_start + front_a, b_start + front_b], axis=1)
-    stop = np.stack([a_stop - back_a, b_stop - back_b], axis=1)
+    start, stop = np.stack([a_start, b_start], axis=1), np.stack([a_stop, b_stop], axis=1)
     first = np.arange(len(a_start) + 1) * 2
     truncated = front_a + back_a + front_b + back_b > 0
     return Segments(start.ravel(), (stop - start).ravel(), first, label.astype(np.bool_), truncated), ids, starts

@@ -1,5 +1,6 @@
 """`bertpipe examples --show N`: examples as people read them."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,11 +15,12 @@ from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import WORD_STARTS
 from bert_pipeline.progress import out
-from bert_pipeline.shards import column_names, iterate_rows
+from bert_pipeline.shards import count_rows, iterate_columns
 from bert_pipeline.tokenizer.load import LoadedTokenizer
 
 Decode = Callable[[Sequence[int]], str]
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 STYLES = {"hidden": "bold green", "replaced": "bold red", "kept": "bold yellow"}
 LEGEND = "To be predicted: [word] behind the mask, [other←word] replaced by another token, [word=] left as it is."
 MEANINGS = {
@@ -54,14 +56,19 @@ def show_examples(config: ExamplesConfig, manifest: Manifest, loaded: LoadedToke
 
 
 def _choose(config: ExamplesConfig, manifest: Manifest) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Rows by the name of their file and their number in it."""
-    names = [name for name in manifest.files if name.startswith("train-")]
-    turns = [names[turn * len(names) // config.show] for turn in range(config.show)]
-    for name, group in groupby(turns):
-        columns = column_names(config.out / name)
-        rows = enumerate(iterate_rows([config.out / name], columns))
-        for _, (number, row) in zip(group, rows, strict=False):
-            yield name, number, dict(zip(columns, row, strict=True))
+    """Rows by the name of their file and their number in it: one row of each of several files in turn."""
+    names = [name for name in manifest.files if name.startswith("train-") and count_rows(config.out / name)]
+    names = names[:: max(1, len(names) // config.show)]
+    readers = [(name, enumerate(iterate_columns(config.out / name))) for name in names]
+    left = config.show
+    while readers and left:
+        for reader in readers[:left]:
+            name, rows = reader
+            if (found := next(rows, None)) is None:
+                readers.remove(reader)
+            else:
+                left -= 1
+                yield name, *found
 
 
 def _read(row: dict[str, Any], number: int, dynamic: DynamicMasks | None) -> Shown:
@@ -82,13 +89,11 @@ def _read(row: dict[str, Any], number: int, dynamic: DynamicMasks | None) -> Sho
 def _draw(shown: Shown, decode: Decode, loaded: LoadedTokenizer) -> Iterator[Text]:
     """A line for each run of tokens between special ones."""
     special = {loaded.special.cls, loaded.special.sep}
-    runs = [
-        [position for position, _ in run]
-        for is_special, run in groupby(enumerate(shown.original), key=lambda item: item[1] in special)
-        if not is_special
-    ]
+    ordinary = [position for position, token in enumerate(shown.original) if token not in special]
+    # Runs are parted by a special token, which leaves a gap.
+    runs = [[at for _, at in run] for _, run in groupby(enumerate(ordinary), key=lambda pair: pair[1] - pair[0])]
     for number, run in enumerate(runs):
-        name = "" if shown.label is None else "AB"[number] + "  "
+        name = "" if shown.label is None else "AB"[min(number, 1)] + "  "
         yield Text(f"  {name}").append_text(_draw_run(shown, run, decode, loaded.special.mask))
 
 
@@ -126,4 +131,5 @@ def _make_decoder(tokenizer: Tokenizer) -> Decode:
     if type(copy.decoder).__name__ == "WordPiece":
         # Its clean-up joins marks to the words before them, which would move text that was shown already.
         copy.decoder = decoders.WordPiece(cleanup=False)
-    return lambda ids: copy.decode(list(ids), skip_special_tokens=False)
+    # A document's control characters are not for the terminal to obey.
+    return lambda ids: CONTROL.sub("·", copy.decode(list(ids), skip_special_tokens=False))

@@ -67,25 +67,22 @@ def plan_pieces(folder: Path, corpus: Path, manifest: Manifest, tokenizer: Path,
 
 def encode_piece(job: EncodeJob) -> dict[str, int]:
     """Write the ids of one piece, unless they are there already; return the counts."""
-    if job.path.exists():
-        with pa.memory_map(str(job.path)) as file:
-            counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
-            return counts
+    if (finished := _finished_counts(job.path)) is not None:
+        return finished
     encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_starts)
-    ids, sentences, documents, starts = [np.empty(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
-    for texts in _batches(job):
-        encoded = encoder.encode([sentence for text in texts for sentence in text])
+    ids, sentences, owners, starts = [np.empty(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
+    for texts, documents in _batches(job):
+        encoded = encoder.encode(texts)
         kept = encoded.lengths > 0  # a sentence of control characters alone may leave nothing
-        of_document = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-        in_document = np.bincount(of_document[kept], minlength=len(texts))
         ids.append(encoded.ids)
         sentences.append(encoded.lengths[kept])
-        documents.append(in_document[in_document > 0])  # a document that lost all its sentences is none
+        owners.append(np.array(documents)[kept])
         starts.append(encoded.starts)
+    in_document = np.bincount(np.concatenate(owners))
     arrays = {
         "ids": np.concatenate(ids).astype(np.uint16 if vocab_size <= 1 << 16 else np.int32),
         "sentences": offsets_of(np.concatenate(sentences)),
-        "documents": offsets_of(np.concatenate(documents)),
+        "documents": offsets_of(in_document[in_document > 0]),  # one that lost all its sentences is none
     }
     if job.with_starts:
         arrays["starts"] = np.concatenate([np.empty(0, np.bool_), *starts]).view(np.uint8)
@@ -112,18 +109,32 @@ def forget_encoder() -> None:
     _open_encoder.cache_clear()
 
 
-def _batches(job: EncodeJob) -> Iterator[list[list[str]]]:
-    """The piece's documents as lists of sentences, so many at a time that their text stays small in memory."""
-    batch: list[list[str]] = []
+def _finished_counts(path: Path) -> dict[str, int] | None:
+    try:
+        with pa.memory_map(str(path)) as file:
+            counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
+            return counts
+    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None  # not there, or damaged: it is written again
+
+
+def _batches(job: EncodeJob) -> Iterator[tuple[list[str], list[int]]]:
+    """The piece's sentences and the documents that they belong to, so many at a time that they stay small in memory."""
+    sentences: list[str] = []
+    owners: list[int] = []
     characters = 0
-    for text, language in iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end):
-        batch.append([part for sentence in split_sentences(text, language) for part in _cut(sentence)])
-        characters += len(text)
-        if characters >= ENCODE_TOGETHER:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    rows = iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end)
+    for document, (text, language) in enumerate(rows):
+        for sentence in split_sentences(text, language):
+            for part in _cut(sentence) if len(sentence) > LONGEST_SENTENCE else (sentence,):
+                sentences.append(part)
+                owners.append(document)
+                characters += len(part)
+            if characters >= ENCODE_TOGETHER:
+                yield sentences, owners
+                sentences, owners, characters = [], [], 0
+    if sentences:
+        yield sentences, owners
 
 
 def _cut(sentence: str) -> Iterator[str]:
@@ -171,6 +182,15 @@ class Runs:
     offsets: Offsets
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Runs of ids where they lie: ids `start:stop` of a piece."""
+
+    piece: Offsets
+    start: Offsets
+    stop: Offsets
+
+
 class TokenStore:
     """All pieces, with documents numbered through: piece p holds documents `first[p]`..`first[p + 1] - 1`."""
 
@@ -185,37 +205,39 @@ class TokenStore:
         """Map a piece into memory, until the result is dropped."""
         return Piece(piece_path(self._folder, piece))
 
-    def read_sentences(self, documents: Offsets, shares: npt.NDArray[np.float64], wanted: Offsets) -> Runs:
-        """For each document, sentences from the one at `share` (0 to 1) of it on.
+    def find_sentences(self, documents: Offsets, shares: npt.NDArray[np.float64], wanted: Offsets) -> Places:
+        """For each document, where its sentences lie from the one at `share` (0 to 1) of it on.
 
         As many as reach `wanted` ids, one at least, or up to the document's end.
         """
-        lengths = np.zeros(len(documents), dtype=np.int64)
         of_piece = np.searchsorted(self.first, documents, side="right") - 1
-        found: list[tuple[Offsets, Ids, Flags | None]] = []
+        start, stop = np.zeros((2, len(documents)), dtype=np.int64)
         for number in np.unique(of_piece).tolist():
             here = np.flatnonzero(of_piece == number)
             piece = self.open(number)
             local = documents[here] - self.first[number]
             first, end = piece.documents[local], piece.documents[local + 1]
             begin = first + (shares[here] * (end - first)).astype(np.int64)
-            start = piece.sentences[begin]
-            last = np.searchsorted(piece.sentences, start + wanted[here], side="left")
-            stop = piece.sentences[np.clip(last, begin + 1, end)]
-            lengths[here] = stop - start
-            places = expand(start, stop - start)
-            starts = None if piece.starts is None else piece.starts[places]
-            found.append((here, piece.ids[places].astype(np.int32), starts))
+            start[here] = piece.sentences[begin]
+            last = np.searchsorted(piece.sentences, start[here] + wanted[here], side="left")
+            stop[here] = piece.sentences[np.clip(last, begin + 1, end)]
+        return Places(of_piece, start, stop)
+
+    def read(self, places: Places) -> Runs:
+        """The ids that lie there."""
+        lengths = places.stop - places.start
         offsets = offsets_of(lengths)
-        ids = np.empty(offsets[-1], dtype=np.int32)
-        with_starts = bool(found) and found[0][2] is not None
-        starts = np.empty(offsets[-1], dtype=np.bool_) if with_starts else None
-        for here, piece_ids, piece_starts in found:
-            places = expand(offsets[here], lengths[here])
-            ids[places] = piece_ids
-            if starts is not None and piece_starts is not None:
-                starts[places] = piece_starts
-        return Runs(ids, starts, offsets)
+        ids, starts = np.empty(offsets[-1], dtype=np.int32), np.empty(offsets[-1], dtype=np.bool_)
+        with_starts = False
+        for number in np.unique(places.piece).tolist():
+            here = np.flatnonzero(places.piece == number)
+            piece = self.open(number)
+            targets, sources = expand(offsets[here], lengths[here]), expand(places.start[here], lengths[here])
+            ids[targets] = piece.ids[sources]
+            if piece.starts is not None:
+                starts[targets] = piece.starts[sources]
+                with_starts = True
+        return Runs(ids, starts if with_starts else None, offsets)
 
     def count_tokens(self, piece: int, left_out: Offsets, vocab_size: int) -> npt.NDArray[np.int64]:
         """Occurrences of each id in a piece, but for the documents left out; int64 of shape (vocab_size,)."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import expand, offsets_of
 from bert_pipeline.tokenizer.load import LoadedTokenizer
 
@@ -102,6 +103,8 @@ class SentenceEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._by_words = parts_at_spaces(self._tokenizer)
+        parts = self._tokenizer.pre_tokenizer
+        self._knows_words = parts is not None and len(parts.pre_tokenize_str("a b")) > 1
         self._forget()
 
     def encode(self, sentences: Sequence[str]) -> Encoded:
@@ -181,6 +184,20 @@ class SentenceEncoder:
             ids[found] = self._unknown
         return ids
 
+    def _number_words(self, text: str, encoding: Any) -> Sequence[int | None]:
+        """The word that each id belongs to."""
+        if self._knows_words:
+            words: list[int | None] = encoding.word_ids
+            return words
+        # A tokenizer that takes a text as one word: words then are what lies between white space, by its offsets.
+        is_space = np.array([char.isspace() or char == "▁" for char in text], dtype=np.bool_)
+        first, stop = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        # Spaces at the beginning of a piece belong to the word after them.
+        solid = np.append(np.flatnonzero(~is_space), len(text))
+        begins = np.clip(solid[np.searchsorted(solid, first)], first, np.maximum(first, stop - 1))
+        numbered: list[int | None] = np.cumsum(is_space)[np.minimum(begins, len(text) - 1)].tolist()
+        return numbered
+
     def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
         encode = self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
         sizes = np.cumsum([len(sentence) + OVERHEAD for sentence in sentences])
@@ -188,12 +205,18 @@ class SentenceEncoder:
         lengths = np.zeros(len(sentences), dtype=np.int64)
         ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.bool_)]
         for numbers in batches:
-            encodings = encode([sentences[number] for number in numbers.tolist()], add_special_tokens=False)
+            texts = [sentences[number] for number in numbers.tolist()]
+            try:
+                encodings = encode(texts, add_special_tokens=False)
+            except BertpipeError:  # a signal's
+                raise
+            except Exception as error:  # the library's only kind, such as for a word that it has no token for
+                raise BertpipeError(f"The tokenizer cannot encode the corpus ({error}). Take another one.") from None
             batch = [encoding.ids for encoding in encodings]
             lengths[numbers] = [len(each) for each in batch]
             ids.append(self._hide_special(np.fromiter((i for each in batch for i in each), dtype=np.int32)))
             if self._with_starts:
-                starts.append(_find_starts([encoding.word_ids for encoding in encodings]))
+                starts.append(_find_starts([self._number_words(*pair) for pair in zip(texts, encodings, strict=True)]))
         return Encoded(np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None)
 
 

@@ -117,6 +117,10 @@ def find_special_ids(
             f"{where}: this tokenizer has no {' and no '.join(missing)} token{unnamed}, which masked examples need. "
             "Take one that was made for a BERT, or train one."
         )
+    for role in ("cls", "sep"):
+        # They become parts of a template, where these mean something else.
+        if not set(":$ \t\n").isdisjoint(tokens.get(role) or ""):
+            raise BertpipeError(f"{where}: its {role} token {tokens[role]!r} has a colon, a dollar or a space in it.")
     return SpecialIds(
         unk=ids.get("unk"), **{role: NONE if (found := ids.get(role)) is None else found for role in NEEDED}
     )
