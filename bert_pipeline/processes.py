@@ -36,7 +36,8 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
             yield index, call()
         return
     with _borrow_pool(workers) as pool:
-        with _ignoring_interrupts():  # processes start in here, and inherit it before they can choose
+        # Processes start in here.
+        with _ignoring_interrupts(), _without_main():
             futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
             waiting = set(futures)
@@ -89,12 +90,28 @@ def _borrow_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    # A terminal sends Ctrl-C to all processes. The parent alone answers it; it cancels what has not begun.
+    # A terminal sends Ctrl-C to all processes. The parent alone answers it; it cancels what has not begun. Processes
+    # inherit this before they can choose.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from importing this one's main module, which costs time and may be a script without a guard.
+
+    Tasks are functions of modules, which are imported by their names.
+    """
+    main = vars(sys.modules["__main__"])
+    hidden: dict[str, object] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _end_processes(processes: Sequence[BaseProcess]) -> None:
