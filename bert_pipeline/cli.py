@@ -13,6 +13,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
+from bert_pipeline.config import ShardedConfig
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.examples.config import ExamplesConfig
@@ -65,6 +66,7 @@ def run(
 @stage_command(app, "corpus", CorpusConfig)
 def corpus(config: CorpusConfig) -> None:
     """Turn sources into clean documents in parquet."""
+    _prepare_workers(config)
     from bert_pipeline.corpus.build import build_corpus
 
     build_corpus(config)
@@ -81,6 +83,7 @@ def tokenize(config: TokenizeConfig) -> None:
 @stage_command(app, "examples", ExamplesConfig)
 def examples(config: ExamplesConfig) -> None:
     """Make masked examples from a corpus and a tokenizer."""
+    _prepare_workers(config)
     from bert_pipeline.examples.build import build_examples
 
     build_examples(config)
@@ -131,6 +134,13 @@ def fill_mask(
         return
     for text, masks in zip(texts, filler.fill_each(texts, top_k), strict=True):
         say("\n".join([text, *draw(masks)]))
+
+
+def _prepare_workers(config: ShardedConfig) -> None:
+    if config.engine == "local" and config.workers > 1:
+        from bert_pipeline.processes import prepare_processes
+
+        prepare_processes()
 
 
 def main() -> None:

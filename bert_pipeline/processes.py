@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import TypeVar
@@ -22,6 +24,8 @@ KILLED = (
     "A worker process was killed, most often for lack of memory. Run the same command again with fewer "
     "--workers: finished shards are kept."
 )
+PRELOADED = ["numpy", "tokenizers", "bert_pipeline.shards"]
+"""Modules that nearly every task needs; none that reads the environment while it is loaded."""
 PATIENCE_S = 3
 """Seconds that a worker has to end by itself; one that waits inside a library's own code is killed."""
 
@@ -74,9 +78,7 @@ def keep_processes() -> Iterator[None]:
 @contextmanager
 def _borrow_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = _shared.pop(workers, None) if _shared is not None else None
-    # Not fork: the parent may hold threads (tokenizers, torch) whose locks a forked child would inherit.
-    context = multiprocessing.get_context("spawn")
-    pool = pool or ProcessPoolExecutor(workers, context, _prepare_pool_worker, (os.getpid(),))
+    pool = pool or ProcessPoolExecutor(workers, _context(), _prepare_pool_worker, (dict(os.environ),))
     try:
         yield pool
     except BaseException:
@@ -86,6 +88,24 @@ def _borrow_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown()
     else:
         _shared[workers] = pool
+
+
+def prepare_processes() -> None:
+    """Begin to load what workers need, beside what this process goes on to load itself."""
+    _context()
+    with _ignoring_interrupts():
+        forkserver.ensure_running()
+
+
+def _context() -> BaseContext:
+    """Workers are forked from a process that has loaded libraries and has no threads.
+
+    This one may hold threads (tokenizers, torch) whose locks a forked child would inherit, and loading the libraries
+    again in every worker takes longer than much of the work.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 @contextmanager
@@ -128,9 +148,20 @@ def _end_processes(processes: Sequence[BaseProcess]) -> None:
 _told_to_end = False
 
 
-def _prepare_pool_worker(parent: int) -> None:
+def _prepare_pool_worker(environment: dict[str, str]) -> None:
     signal.signal(signal.SIGTERM, _end)
-    prepare_worker(parent)
+    os.environ.clear()
+    os.environ.update(environment)  # what this process was forked from may have started in another one
+    _be_one_thread()
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+
+
+def _end_with_starter() -> None:
+    # Without this a worker would wait for tasks for ever when the process that wants them was killed with -9.
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os._exit(1)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -148,10 +179,14 @@ def _run(call: Callable[[], R]) -> R:
 
 def prepare_worker(parent: int) -> None:
     """Make this process a worker: one thread, and no life after process `parent`."""
+    _be_one_thread()
+    end_with(parent)
+
+
+def _be_one_thread() -> None:
     # One process a core is the parallelism; threads inside would only fight over the same cores.
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    end_with(parent)
 
 
 def end_with(parent: int) -> None:
