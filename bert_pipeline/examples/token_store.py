@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -157,20 +157,36 @@ def _write(path: Path, arrays: dict[str, npt.NDArray[Any]], counts: dict[str, in
 
 
 class Piece:
-    """One piece's arrays: `ids` flat, `sentences` offsets into ids, `documents` offsets into sentences.
-
-    `starts` marks the ids that begin a word, in a store made with them.
-    """
+    """One piece's arrays, each mapped into memory when it is first asked for."""
 
     def __init__(self, path: Path) -> None:
         # The map must outlive the views that numpy takes of it.
         self._map = pa.memory_map(str(path))
-        batch = pa.ipc.open_file(self._map).get_batch(0)
-        arrays = {name: batch.column(name).values.to_numpy() for name in batch.schema.names}
-        self.ids: npt.NDArray[Any] = arrays["ids"]
-        self.sentences: Offsets = arrays["sentences"]
-        self.documents: Offsets = arrays["documents"]
-        self.starts: Flags | None = arrays["starts"].view(np.bool_) if "starts" in arrays else None
+        self._batch = pa.ipc.open_file(self._map).get_batch(0)
+
+    def _view(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self._batch.column(name).values.to_numpy()
+        return array
+
+    @cached_property
+    def ids(self) -> npt.NDArray[Any]:
+        """All ids, uint16 or int32 of shape (ids,)."""
+        return self._view("ids")
+
+    @cached_property
+    def sentences(self) -> Offsets:
+        """Where sentences begin in the ids, and where the last one ends."""
+        return self._view("sentences")
+
+    @cached_property
+    def documents(self) -> Offsets:
+        """Where documents begin in the sentences, and where the last one ends."""
+        return self._view("documents")
+
+    @cached_property
+    def starts(self) -> Flags | None:
+        """Which ids begin a word, in a store made with them."""
+        return self._view("starts").view(np.bool_) if "starts" in self._batch.schema.names else None
 
 
 @dataclass(frozen=True, slots=True)
