@@ -74,7 +74,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_it_prints_the_figures_and_the_probes(alone: tuple[Path, str]) -> None:
     folder, output = alone
-    for said in ("masked loss", "under the unigram baseline", "top-1", "sentence pairs right", "Probes"):
+    for said in ("masked loss", "the unigram baseline", "top-1", "sentence pairs right", "Probes"):
         assert said in output
     assert "the expected word is among the first 5 in" in output
     BertForPreTraining.from_pretrained(folder / "out/pretrain/model")
