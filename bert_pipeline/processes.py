@@ -168,6 +168,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     # A task that ends so cleans up behind it: its temporary files, and the semaphores of libraries.
     global _told_to_end
     _told_to_end = True
+    # The pool may be gone before this worker is: whatever breaks from now on is no news.
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.exit(128 + number)
 
 
