@@ -816,6 +816,15 @@ def test_shown_examples_read_as_the_corpus_with_marks(
         assert bool(homes[0] & homes[1]) == (meaning == "B follows A") or max(map(len, homes)) > 1
 
 
+def test_to_look_at_a_folder_no_other_options_are_taken(examples_folder: Path):
+    def look(**options: object) -> None:
+        build_examples(ExamplesConfig(**({"out": examples_folder, "show": 1} | options)))  # type: ignore[arg-type]
+
+    look(dupe_factor=3, seed=0)
+    with pytest.raises(BertpipeError, match="made with other --dupe-factor, --seed"):
+        look(dupe_factor=4, seed=1)
+
+
 def test_rows_are_shown_from_the_shards_that_have_some(
     tmp_path: Path, wordpiece_folder: Path, documents: list[str], capsys: pytest.CaptureFixture[str]
 ):

@@ -39,9 +39,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
     Raises `BertpipeError` when there are too few documents to part, or to find "another document" in.
     """
     if config.shows_only:
-        manifest = read_manifest(config.out, STAGE)
-        show_examples(config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet)))
-        return manifest
+        return _show_only(config)
     corpus = read_manifest(config.corpus, "corpus")
     tokenizer = find_tokenizer(config.tokenizer, quiet=config.quiet)
     loaded = load_tokenizer(tokenizer)
@@ -59,8 +57,17 @@ def build_examples(config: ExamplesConfig) -> Manifest:
             manifest = work.finish(counts, files)
             summarise(manifest, config)
         shutil.rmtree(config.out / STORE, ignore_errors=True)  # not before: a kill would cost all the tokenizing
-    if config.show and not config.quiet:
-        show_examples(config, manifest, loaded)
+    show_examples(config, manifest, loaded)
+    return manifest
+
+
+def _show_only(config: ExamplesConfig) -> Manifest:
+    manifest = read_manifest(config.out, STAGE)
+    asked = config.content()
+    if other := [name for name, value in manifest.config.items() if asked.get(name) != value]:
+        options = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise BertpipeError(f"{config.out}: was made with other {options}. To look at it, give --out and --show alone.")
+    show_examples(config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet)))
     return manifest
 
 
@@ -88,8 +95,7 @@ def _make(
             )
     token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
     counts_file = folder / TOKEN_COUNTS
-    with atomic(counts_file) as temporary, temporary.open("wb") as file:
-        np.save(file, token_counts, allow_pickle=False)
+    _save(counts_file, token_counts)
     forget_store()
     return describe(totals, splits, loaded, config), [*(job.path for job in jobs), counts_file]
 
@@ -119,9 +125,13 @@ def _encode_corpus(
             documents[index] = counts["documents"]
             totals.update(counts)
             progress.advance()
-    with atomic(store / DOCUMENTS) as temporary, temporary.open("wb") as file:
-        np.save(file, documents, allow_pickle=False)
+    _save(store / DOCUMENTS, documents)
     return TokenStore(store, documents)
+
+
+def _save(path: Path, array: npt.NDArray[np.int64]) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def count_held_out(count: int, config: ExamplesConfig) -> int:

@@ -43,6 +43,8 @@ class Shown:
 
 def show_examples(config: ExamplesConfig, manifest: Manifest, loaded: LoadedTokenizer) -> None:
     """Print `config.show` training examples, taken from as many of the shards as there are."""
+    if not config.show or config.quiet:
+        return
     decode = _make_decoder(loaded.tokenizer)
     dynamic = DynamicMasks.of(manifest, config.seed)
     out.print(LEGEND, style="dim", markup=False)

@@ -21,11 +21,10 @@ import pyarrow as pa
 from bert_pipeline.artifact import Manifest, atomic
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.ragged import expand, offsets_of
-from bert_pipeline.shards import count_rows, iterate_range
+from bert_pipeline.shards import COUNTS, count_rows, iterate_range
 from bert_pipeline.tokenizer.encode import Flags, Ids, Offsets, SentenceEncoder
 from bert_pipeline.tokenizer.load import load_tokenizer
 
-COUNTS = b"bertpipe.counts"
 PIECES, PIECE_BYTES = 16, 1_000_000
 """A corpus of fewer shards than this is worked on in smaller pieces, but not of less text than this."""
 ENCODE_TOGETHER = 1_000_000
