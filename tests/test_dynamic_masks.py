@@ -26,7 +26,7 @@ from bert_pipeline.model.bert import FlatBatch
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.batches import Examples, KeptMasks
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.pretrain import pretrain
+from bert_pipeline.training.pretrain import Inputs, Run, make_accelerator, pretrain
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ["token", "whole-word", "span"]
@@ -288,6 +288,26 @@ def test_training_meets_other_masks_in_each_epoch(
     assert len(losses) == 3
     apart = max(losses) - min(losses)
     assert apart > 1e-4 if masks == "dynamic" else apart < 1e-5
+
+
+def test_a_step_s_loss_is_divided_by_the_masks_of_its_own_epochs(
+    folder: Folder, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    # Whole words fill a row more or less well, so another epoch's masks would be another number of them.
+    examples = folder("dynamic", "whole-word")
+    shape: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = PretrainConfig(
+        examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=1000,
+        batch_size=48, accumulate=3, mask_rate_end=0.1, threads=1, quiet=True,
+    )  # fmt: skip
+    run = Run(config, Inputs.check(config), make_accelerator(config), tmp_path, None)
+    totals = []
+    for number in range(0, 60, 7):
+        step = run._make_step(number, number / 60)
+        assert step.totals[0] == sum(len(part.masked_index) for part in step.parts)  # type: ignore[attr-defined]
+        totals.append((step.epoch, step.totals[0]))
+    assert len({epoch for epoch, _ in totals}) > 3
+    assert len({total for _, total in totals}) > 3
 
 
 def test_killed_and_resumed_it_ends_at_the_same_weights(folder: Folder, wordpiece_folder: Path, tmp_path: Path) -> None:
