@@ -19,3 +19,11 @@ class Stopped(BertpipeError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class ToldElsewhere(BertpipeError):
+    """Another process of the run has met the error and prints it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("The main process failed; its message stands with it.")
+        self.exit_code = exit_code

@@ -24,6 +24,16 @@ class Position:
     step: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
+    phase: int = 0
+    """Which of the run's examples it trains on, from 0."""
+    rows: int = 0
+    """Examples of this phase taken so far, over all epochs."""
+    skipped: int = 0
+    """Steps that were left out because a loss or gradient was not finite."""
+    bad_in_a_row: int = 0
+    """How many of them are the last ones."""
+    went_back: bool = False
+    """Whether the run went back to its last checkpoint since that was written."""
 
 
 def save_checkpoint(
@@ -33,7 +43,7 @@ def save_checkpoint(
     optimizer: Mapping[str, torch.Tensor],
     keep: int,
 ) -> None:
-    """Write `step-NNNNNNNN` and only then remove the oldest ones beyond `keep`."""
+    """Write `step-NNNNNNNN` out of whole tensors on the CPU, and only then remove the oldest ones beyond `keep`."""
     final = folder / f"step-{position.step:08}"
     temporary = folder / f".{final.name}.tmp"
     if temporary.exists():
@@ -42,7 +52,7 @@ def save_checkpoint(
     try:
         with explain_full_disk(final):
             for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-                save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / name)
+                save_file(dict(tensors), temporary / name)
             hashes = {name: hash_file(temporary / name) for name in (MODEL, OPTIMIZER)}
             (temporary / STATE).write_text(json.dumps(asdict(position) | {"sha256": hashes}), encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):

@@ -1,11 +1,15 @@
 """Options of `bertpipe pretrain`."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from bert_pipeline.config import StageConfig, available_cores
+
+ADAMW_LEARNING_RATE, ADAMW_WARMUP = 1e-4, 0.01
+LAMB_BATCH, LAMB_LEARNING_RATE, LAMB_WARMUP = 32_768, 5e-3, 0.2
 
 
 class PretrainConfig(StageConfig):
@@ -22,6 +26,9 @@ class PretrainConfig(StageConfig):
         "evaluate_rows",
         "checkpoint_every",
         "keep_checkpoints",
+        "distribute",
+        "tracker",
+        "profile",
     }
 
     examples: Path
@@ -41,25 +48,34 @@ class PretrainConfig(StageConfig):
 
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps to train for."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Real tokens (no padding) to train on instead."""
     max_minutes: float | None = Field(None, gt=0)
-    """Minutes to train for instead; the learning rate then follows the clock."""
+    """Minutes to train for instead; the schedules then follow the clock."""
     batch_size: int = Field(256, ge=1)
     """Examples in a step, over all processes."""
     accumulate: int = Field(1, ge=1)
     """Parts that a process works through one after the other in each step, to save memory."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of the encoder's matrices and leaves the rest to AdamW."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "lamb", "muon"] = "adamw"
+    """`lamb` is for batches of thousands; `muon` orthogonalises the updates of the encoder's matrices and leaves the
+    rest to AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of AdamW (1e-4) or LAMB (its authors': 5e-3 for 32,768 examples a step, with the square root
+    of their number)."""
     muon_learning_rate: float = Field(0.02, gt=0)
     """Peak learning rate of Muon."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""
     muon_iterations: int = Field(5, ge=1, lt=100)
     """Newton-Schulz iterations of Muon; 3 cost less and orthogonalise less exactly."""
-    warmup: float = Field(0.01, ge=0, lt=1)
-    """Share of the run in which learning rates rise from 0; afterwards they fall linearly to 0."""
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    """How learning rates go on after the warm-up: `linear` or `cosine` down to 0, or `wsd`, stable until they decay."""
+    warmup: float | None = Field(None, ge=0, lt=1)
+    """Share of the run in which learning rates rise from 0 (0.01; of LAMB its authors': 0.2 for 32,768 examples a step,
+    in proportion to their number)."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Last share of the run, in which wsd lets learning rates fall to 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, on all but biases and layer norms."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -70,13 +86,18 @@ class PretrainConfig(StageConfig):
     """Term in AdamW's denominator."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm where they are larger."""
+    max_bad_steps: int = Field(10, ge=1)
+    """Steps in a row whose loss or gradient is not finite, before the run goes back to its last checkpoint and on past
+    their batches; each is left out, its batch written to skipped/. If that does not help, the run stops."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; `auto` is bf16 on a GPU that has it."""
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the examples and the dropout."""
 
     num_processes: int = Field(1, ge=1)
-    """Processes to train with, one a GPU."""
+    """Processes to train with on this machine, one a GPU; for several machines use `accelerate launch` or torchrun."""
+    distribute: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp` keeps the whole model in each process; `fsdp` (FSDP2) keeps weights, gradients and optimizer in shards."""
     threads: int = Field(default_factory=available_cores, ge=1)
     """CPU threads over all processes; results are equal to the bit for equal numbers of threads."""
     log_every: int = Field(20, ge=1)
@@ -89,14 +110,44 @@ class PretrainConfig(StageConfig):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
+    tracker: tuple[str, ...] = ()
+    """Where to send the metrics besides metrics.jsonl, by Accelerate's names: tensorboard, trackio, wandb, mlflow, and
+    others; may be given several times."""
+    profile: bool = False
+    """Write a trace of a few early steps to profile/, for Perfetto or chrome://tracing, and their costliest operators."""
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _list_one_tracker(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check_length(self) -> "PretrainConfig":
-        if (self.max_steps is None) == (self.max_minutes is None):
-            raise ValueError("give either --max-steps or --max-minutes, and not both.")
+        if [self.max_steps, self.max_tokens, self.max_minutes].count(None) != 2:
+            raise ValueError("give one of --max-steps, --max-tokens and --max-minutes.")
         if self.batch_size % (self.num_processes * self.accumulate):
             raise ValueError(
                 f"--batch-size {self.batch_size} must be a multiple of --num-processes × --accumulate "
                 f"({self.num_processes * self.accumulate})."
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "PretrainConfig":
+        if self.schedule == "wsd" and self.find_warmup() + self.decay > 1:
+            raise ValueError(f"--warmup {self.find_warmup():g} and --decay {self.decay:g} are more than the run.")
+        return self
+
+    def find_learning_rate(self) -> float:
+        """The peak of AdamW or LAMB, given or by default (You et al. 2020, table 4)."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.optimizer == "lamb":
+            return LAMB_LEARNING_RATE * math.sqrt(self.batch_size / LAMB_BATCH)
+        return ADAMW_LEARNING_RATE
+
+    def find_warmup(self) -> float:
+        """The share of the run that warms up, given or by default (You et al. 2020, table 4)."""
+        if self.warmup is not None:
+            return self.warmup
+        return min(LAMB_WARMUP, LAMB_WARMUP * self.batch_size / LAMB_BATCH) if self.optimizer == "lamb" else ADAMW_WARMUP

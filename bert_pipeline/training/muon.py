@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_pipeline.training.distributed import local, place, sharded_like, usable_gradients, whole
+
 
 def orthogonalize(updates: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Push the singular values of each `[n, rows, columns]` matrix towards 1.
@@ -42,7 +44,14 @@ def _learning_rate(lr: float, adjust: str | None, rows: int, columns: int) -> fl
 
 
 class BatchedMuon(torch.optim.Muon):
-    """Drop-in `torch.optim.Muon` whose step costs little on a CPU."""
+    """Drop-in `torch.optim.Muon` whose step costs little on a CPU.
+
+    Like torch's fused AdamW it takes `grad_scale`, which divides the gradients, and `found_inf`, which at 1.0 leaves
+    everything as it is; weights may be sharded (FSDP2).
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -61,22 +70,21 @@ class BatchedMuon(torch.optim.Muon):
 
     def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Update parameters of one shape."""
-        grads: list[Tensor] = []
-        buffers: list[Tensor] = []
         for parameter in parameters:
-            assert parameter.grad is not None
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            grads.append(parameter.grad)
-            buffers.append(state["momentum_buffer"])
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        grads, go = usable_gradients(parameters, self.grad_scale, self.found_inf)
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         momentum, lr = group["momentum"], float(group["lr"])
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        update = torch.stack(buffers)
-        if group["nesterov"]:
-            update = torch.stack(grads).lerp(update, momentum)
-        update = orthogonalize(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        # With `go` 0 nothing changes.
+        torch._foreach_lerp_(buffers, grads, [(1 - momentum) * go] * len(grads))
+        updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+        # Singular values are the whole matrix's: shards are put together for them, and each rank takes its own again.
+        full = [whole(place(update, parameter)) for update, parameter in zip(updates, parameters, strict=True)]
+        update = orthogonalize(torch.stack(full), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = parameters[0].shape
-        step = _learning_rate(lr, group["adjust_lr_fn"], rows, columns)
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, list(update.to(parameters[0].dtype).unbind()), alpha=-step)
+        step = _learning_rate(lr, group["adjust_lr_fn"], rows, columns) * go
+        parts = [local(sharded_like(full, parameter)) for full, parameter in zip(update.unbind(), parameters, strict=True)]
+        weights = [local(parameter) for parameter in parameters]
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"] * go)
+        torch._foreach_add_(weights, torch._foreach_mul(parts, -step))

@@ -1,34 +1,44 @@
 """Optimizers and their parameter groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.distributed import sharded_like, whole
+from bert_pipeline.training.lamb import Lamb
 from bert_pipeline.training.muon import BatchedMuon
-from bert_pipeline.training.schedule import warm_up_then_linear
+from bert_pipeline.training.schedule import Schedule
 
 
 class Optimizers:
-    """AdamW over everything, or Muon over the encoder's matrices and AdamW over the rest, stepped as one."""
+    """AdamW or LAMB over everything, or Muon over the encoder's matrices and AdamW over the rest, stepped as one."""
 
     def __init__(self, model: nn.Module, config: PretrainConfig) -> None:
+        """`model` as it is trained: a sharded one's parameters are others than before."""
         self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        self._warmup = config.warmup
+        self._schedule = Schedule(config.schedule, config.find_warmup(), config.decay)
+        self._max_grad_norm = config.max_grad_norm
         on_muon = {p for p, name in self.names.items() if config.optimizer == "muon" and _is_hidden_matrix(name, p)}
         decayed = [p for p, name in self.names.items() if p not in on_muon and _is_decayed(name)]
         undecayed = [p for p, name in self.names.items() if p not in on_muon and not _is_decayed(name)]
-        self.members: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(
-                [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
-                lr=config.learning_rate,
-                betas=(config.adam_beta1, config.adam_beta2),
-                eps=config.adam_epsilon,
-                fused=True,
-            )
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        common: dict[str, Any] = {
+            "lr": config.find_learning_rate(),
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "eps": config.adam_epsilon,
         }
+        self.members: dict[str, torch.optim.Optimizer] = {}
+        if config.optimizer == "lamb":
+            groups[1] |= {"adapt": False}
+            self.members["lamb"] = Lamb(groups, weight_decay=config.weight_decay, **common)
+        else:
+            self.members["adamw"] = torch.optim.AdamW(groups, fused=True, **common)
         if on_muon:
             self.members["muon"] = BatchedMuon(
                 [p for p in self.names if p in on_muon],
@@ -40,43 +50,55 @@ class Optimizers:
         self._peaks = {name: member.defaults["lr"] for name, member in self.members.items()}
 
     def set_progress(self, progress: float) -> float:
-        """Set the learning rates for a share of the run that lies behind; return AdamW's."""
-        factor = warm_up_then_linear(progress, self._warmup)
+        """Set the learning rates for a share of the run that lies behind; return AdamW's or LAMB's."""
+        factor = self._schedule.factor(progress)
         for name, member in self.members.items():
             for group in member.param_groups:
                 group["lr"] = self._peaks[name] * factor
-        return float(self._peaks["adamw"] * factor)
+        return next(iter(self._peaks.values())) * factor
 
-    def step(self) -> None:
-        """Update the weights from their gradients."""
+    def step(self, norm: torch.Tensor, good: torch.Tensor) -> None:
+        """Update the weights from their gradients, of total norm `norm`, unless `good` is False; then forget them.
+
+        Both are scalars on the device and stay there: gradients beyond the largest norm are scaled down, and a bad step
+        leaves weights and state as they are, without the host knowing.
+        """
+        scale = (norm / self._max_grad_norm).clamp(min=1.0).float()
+        bad = (~good).float()
         for member in self.members.values():
+            member.grad_scale, member.found_inf = scale, bad  # type: ignore[attr-defined]
             member.step()
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for member in self.members.values():
             member.zero_grad(set_to_none=True)
 
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        """All state, as `OPTIMIZER/PARAMETER/KEY`, for a safetensors file."""
-        return {
-            f"{optimizer}/{self.names[parameter]}/{key}": value
-            for optimizer, parameter, state in self._states()
-            for key, value in state.items()
-        }
+    def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All state, as `OPTIMIZER/PARAMETER/KEY`, in the same order on all ranks."""
+        for optimizer, parameter, state in self._states():
+            for key, value in state.items():
+                yield f"{optimizer}/{self.names[parameter]}/{key}", value
 
-    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what `state_tensors` gave."""
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state_tensors` gave, whole tensors; of nothing, what a new optimizer is."""
+        for member in self.members.values():
+            member.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
         for path, value in tensors.items():
             optimizer, name, key = path.split("/")
             parameter = by_name[name]
-            self.members[optimizer].state[parameter][key] = value.to(parameter.device)
+            laid_out = sharded_like(value, parameter) if value.dim() else value.to(parameter.device)
+            self.members[optimizer].state[parameter][key] = laid_out
 
     def _states(self) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
         for name, member in self.members.items():
-            for parameter, state in member.state.items():
-                yield name, parameter, state
+            for group in member.param_groups:
+                for parameter in group["params"]:
+                    if parameter in member.state:
+                        yield name, parameter, member.state[parameter]
+
+
+def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, a scalar on the device."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole(norm)
 
 
 def _is_decayed(name: str) -> bool:

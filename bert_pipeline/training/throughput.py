@@ -1,0 +1,53 @@
+"""What the hardware could do, and what a run takes of it."""
+
+import resource
+import sys
+
+import torch
+
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "B100": 1750e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+"""Dense bf16 products with fp32 accumulation, FLOP/s, from the vendor's data sheets; by a part of the device's name."""
+
+
+def find_peak(device: torch.device, *, bf16: bool) -> float | None:
+    """A device's peak in FLOP/s, None where it is not known: then no utilisation is reported rather than a wrong one."""
+    if device.type != "cuda" or not bf16:
+        return None
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The peak of the device of this name; the longest known name that is part of it decides."""
+    words = f" {name} ".replace("-", " ")
+    known = [key for key in PEAKS if f" {key} " in words]
+    return PEAKS[max(known, key=len)] if known else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: of the GPU by tensors, else of main memory by this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,52 @@
+"""Experiment trackers, through Accelerate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.training.config import PretrainConfig
+
+FOLDER = "trackers"
+PROJECT = "bertpipe"
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raise `UsageError` for a name that Accelerate does not know, `BertpipeError` for one that is not installed."""
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"--tracker {name}: unknown. Known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+        if name not in available:
+            raise BertpipeError(f"--tracker {name}: its package is not installed; `pip install {name}`.")
+
+
+class Trackers:
+    """The trackers of a run; of a resumed one they go on where it does."""
+
+    def __init__(
+        self, accelerator: Accelerator, config: PretrainConfig, folder: Path, run_id: str, after_step: int
+    ) -> None:
+        """`run_id` names the run to trackers that can go on with one; points beyond `after_step` will come again."""
+        self._accelerator, self._names = accelerator, config.tracker
+        if not config.tracker:
+            return
+        accelerator.project_configuration.set_directories(str(folder / FOLDER))
+        resumed = {"name": config.out.resolve().name, "resume": "allow"}
+        options: dict[str, dict[str, Any]] = {
+            "tensorboard": {"purge_step": after_step + 1},
+            "wandb": {**resumed, "id": run_id, "dir": str(folder / FOLDER)},
+            "trackio": resumed,
+        }
+        chosen = {name: options[name] for name in config.tracker if name in options}
+        settings = {key: value for key, value in config.content().items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers(PROJECT, config=settings, init_kwargs=chosen)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Send the figures of a line of metrics."""
+        if self._names:
+            figures = {key: value for key, value in line.items() if key != "step" and value is not None}
+            self._accelerator.log(figures, step=line["step"])
