@@ -16,6 +16,7 @@ class PretrainConfig(StageConfig):
         "tokenizer",
         "accumulate",
         "num_processes",
+        "checkpoint_activations",
         "threads",
         "log_every",
         "evaluate_every",
@@ -75,6 +76,8 @@ class PretrainConfig(StageConfig):
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the examples and the dropout."""
 
+    checkpoint_activations: bool = False
+    """Save memory: keep only the inputs of layers, and compute the rest again for the gradients."""
     num_processes: int = Field(1, ge=1)
     """Processes to train with, one a GPU."""
     threads: int = Field(default_factory=available_cores, ge=1)
