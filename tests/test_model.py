@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.errors import UsageError
+from bert_pipeline.model import attention
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.presets import PRESETS, make_config
 from bert_pipeline.model.pretraining import PretrainingModel
@@ -161,6 +162,47 @@ def test_checkpointed_activations_change_nothing_but_memory() -> None:
     assert torch.equal(again, losses)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def attend_one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest: int,
+    longest_key: int,
+) -> torch.Tensor:
+    """What torch's varlen_attn documents, example by example: queries, keys and values `[T, heads, size]`."""
+    assert bounds.dtype == key_bounds.dtype == torch.int32
+    assert torch.equal(bounds, key_bounds)
+    assert int(bounds.diff().max()) <= longest == longest_key
+    parts = [
+        torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1]), -1) @ v.transpose(0, 1)
+        for q, k, v in zip(*(it.split(bounds.diff().tolist()) for it in (query, key, value)), strict=True)
+    ]
+    return torch.cat([part.transpose(0, 1) for part in parts])
+
+
+def test_the_kernel_for_any_lengths_is_told_where_examples_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel needs a GPU; everything around it does not."""
+    torch.manual_seed(0)
+    model = PretrainingModel(BertForPreTraining(CONFIG))
+    batch = flatten(make_rows([12, 25, 7], 1), True)
+    losses, expected = losses_and_gradients(model, batch)
+    calls = []
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda hidden, size: (hidden.shape[0], size) == (44, 8))
+    monkeypatch.setattr(attention, "varlen_attn", lambda *args: calls.append(1) or attend_one_by_one(*args))
+    again, found = losses_and_gradients(model, batch)
+    assert len(calls) == CONFIG.num_hidden_layers
+    torch.testing.assert_close(again, losses)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    with_dropout = PretrainingModel(BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT)))
+    with_dropout(batch)  # the kernel has none
+    assert len(calls) == CONFIG.num_hidden_layers
+    with_dropout.eval()(batch)
+    assert len(calls) == 2 * CONFIG.num_hidden_layers
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertForMaskedLM, BertForPreTraining
 
-from bert_pipeline.model.attention import Grid
+from bert_pipeline.model.attention import Rows, arrange
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
 
@@ -35,14 +35,14 @@ class FlatLayer(nn.Module):
         self.stock: Any = stock
         self._checkpoint = checkpoint_activations
 
-    def forward(self, hidden: Tensor, rows: Grid, keep: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, rows: Rows, keep: Tensor | None = None) -> Tensor:
         """The layer's output `[T, hidden]`; with `keep`, only at those rows."""
         if self._checkpoint and torch.is_grad_enabled():
             again: Tensor = checkpoint(self._work, hidden, rows, keep, use_reentrant=False)
             return again
         return self._work(hidden, rows, keep)
 
-    def _work(self, hidden: Tensor, rows: Grid, keep: Tensor | None) -> Tensor:
+    def _work(self, hidden: Tensor, rows: Rows, keep: Tensor | None) -> Tensor:
         attention, stock = self.stock.attention.self, self.stock
         parts = (attention.query, attention.key, attention.value)
         weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
@@ -71,6 +71,8 @@ class FlatPath(nn.Module):
         )
         self.pooler: Any = network.bert.pooler
         self.heads: Any = network.cls
+        attention = network.bert.encoder.layer[0].attention.self
+        self._head_size, self._attention_dropout = attention.attention_head_size, attention.dropout.p
 
     def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Summed masked-LM and sentence-pair losses, or the `logits` of both: `[M, vocabulary]` and `[B, 2]`.
@@ -92,7 +94,8 @@ class FlatPath(nn.Module):
         """Last hidden states where the heads read: masked positions `[M, hidden]`, and `[CLS]` `[B, hidden]`."""
         with_pairs = batch.is_random_next is not None and self.pooler is not None
         keep = torch.cat([batch.masked_index, batch.cu_seqlens[:-1]]) if with_pairs else batch.masked_index
-        hidden, rows = self._embed(batch), Grid.of(batch)
+        hidden = self._embed(batch)
+        rows = arrange(batch, hidden, self._head_size, self._attention_dropout if self.training else 0.0)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rows)
         hidden = self.layers[-1](hidden, rows, keep)
