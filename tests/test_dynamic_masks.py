@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.examples.redraw import DynamicMasks
-from bert_pipeline.model.bert import FlatBatch
+from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.batches import Examples, KeptMasks
 from bert_pipeline.training.config import PretrainConfig

@@ -1,17 +1,23 @@
 """The flat forward pass against stock transformers, and the optimizer against torch's."""
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.errors import UsageError
-from bert_pipeline.model.bert import FlatBatch, flat_forward
+from bert_pipeline.model import attention
+from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.presets import PRESETS, make_config
+from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.training.muon import BatchedMuon
 
 CONFIG = BertConfig(
@@ -24,6 +30,7 @@ CONFIG = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
 
 
 def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
@@ -89,7 +96,7 @@ def test_loss_and_gradients_are_those_of_the_stock_model(model_class: type, leng
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     batch = flatten(rows, with_pairs)
-    mlm, nsp = flat_forward(model, batch)
+    mlm, nsp = PretrainingModel(model)(batch)
     loss = mlm / len(batch.masked_labels) + nsp / len(rows)
     loss.backward()
     assert loss.item() == pytest.approx(stock.item(), rel=1e-5)
@@ -103,16 +110,14 @@ def test_dropout_is_drawn_where_the_stock_model_draws_it() -> None:
     """The mean loss over many draws agrees with the stock model's, and differs from that without dropout."""
     torch.manual_seed(0)
     rows = make_rows([30, 17, 40, 9], 0)
-    model = BertForPreTraining(
-        BertConfig(**CONFIG.to_dict() | {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4})
-    )
+    model = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # far from the start, where dropout matters
         batch, padded = flatten(rows, True), pad(rows, True)
 
         def ours() -> float:
-            mlm, nsp = flat_forward(model, batch)
+            mlm, nsp = PretrainingModel(model)(batch)
             return float(mlm / len(batch.masked_labels) + nsp / len(rows))
 
         mine = torch.tensor([ours() for _ in range(600)])
@@ -128,9 +133,105 @@ def test_examples_do_not_see_each_other() -> None:
     torch.manual_seed(0)
     model = BertForPreTraining(CONFIG)
     rows = make_rows([12, 25, 7], 1)
-    together = sum(flat_forward(model, flatten(rows, True)))
-    alone = sum(sum(flat_forward(model, flatten([row], True))) for row in rows)
+    together = sum(PretrainingModel(model)(flatten(rows, True)))
+    alone = sum(sum(PretrainingModel(model)(flatten([row], True))) for row in rows)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def losses_and_gradients(model: PretrainingModel, batch: FlatBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """With fixed dropout."""
+    torch.manual_seed(7)
+    model.zero_grad()
+    losses = torch.stack(model(batch))
+    losses.sum().backward()
+    return losses.detach(), {name: parameter.grad.clone() for name, parameter in model.network.named_parameters()}
+
+
+def test_checkpointed_activations_change_nothing_but_memory() -> None:
+    """Dropout is on: what is computed again has to draw it again."""
+    torch.manual_seed(0)
+    network = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
+    batch = flatten(make_rows([12, 25, 7], 1), True)
+    losses, expected = losses_and_gradients(PretrainingModel(network), batch)
+    kept = []
+    model = PretrainingModel(network, checkpoint_activations=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        model(batch)
+    assert sum(tuple(tensor.shape) == (44, CONFIG.intermediate_size) for tensor in kept) == 0
+    again, found = losses_and_gradients(model, batch)
+    assert torch.equal(again, losses)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def attend_one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest: int,
+    longest_key: int,
+) -> torch.Tensor:
+    """What torch's varlen_attn documents, example by example: queries, keys and values `[T, heads, size]`."""
+    assert bounds.dtype == key_bounds.dtype == torch.int32
+    assert torch.equal(bounds, key_bounds)
+    assert int(bounds.diff().max()) <= longest == longest_key
+    parts = [
+        torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1]), -1) @ v.transpose(0, 1)
+        for q, k, v in zip(*(it.split(bounds.diff().tolist()) for it in (query, key, value)), strict=True)
+    ]
+    return torch.cat([part.transpose(0, 1) for part in parts])
+
+
+def test_the_kernel_for_any_lengths_is_told_where_examples_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel needs a GPU; everything around it does not."""
+    torch.manual_seed(0)
+    model = PretrainingModel(BertForPreTraining(CONFIG))
+    batch = flatten(make_rows([12, 25, 7], 1), True)
+    losses, expected = losses_and_gradients(model, batch)
+    calls = []
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda hidden, size: (hidden.shape[0], size) == (44, 8))
+    monkeypatch.setattr(attention, "varlen_attn", lambda *args: calls.append(1) or attend_one_by_one(*args))
+    again, found = losses_and_gradients(model, batch)
+    assert len(calls) == CONFIG.num_hidden_layers
+    torch.testing.assert_close(again, losses)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    with_dropout = PretrainingModel(BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT)))
+    with_dropout(batch)  # the kernel has none
+    assert len(calls) == CONFIG.num_hidden_layers
+    with_dropout.eval()(batch)
+    assert len(calls) == 2 * CONFIG.num_hidden_layers
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_a_model_sharded_by_layers_learns_and_scores_the_same(checkpoint_activations: bool) -> None:
+    torch.manual_seed(0)
+    model = PretrainingModel(BertForPreTraining(CONFIG), checkpoint_activations=checkpoint_activations)
+    names = set(model.network.state_dict())
+    batch = flatten(make_rows([12, 25, 7], 1), True)
+    losses, expected = losses_and_gradients(model, batch)
+    scores = model.score(batch)
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    assert all(isinstance(parameter, DTensor) for parameter in model.network.parameters())
+    assert set(model.network.state_dict()) == names
+    again, found = losses_and_gradients(model, batch)
+    torch.testing.assert_close(again, losses)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].full_tensor(), gradient, msg=name)
+    torch.testing.assert_close(model.score(batch), scores)
 
 
 def test_muon_takes_the_steps_of_torchs_muon() -> None:

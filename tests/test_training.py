@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.training.batches import Examples, KeptMasks, step_rows
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.loop import Step, _forward_backward
-from bert_pipeline.training.pretrain import PretrainingModel, pretrain
+from bert_pipeline.training.pretrain import pretrain
 from bert_pipeline.training.schedule import warm_up_then_linear
 
 SHAPE = {
@@ -195,7 +196,7 @@ def test_accumulated_gradients_are_those_of_the_stock_model_on_the_full_batch(
     _forward_backward(accelerator, model, step, [1.0, 1.0])
     ours = gradients(model)
     model.zero_grad()
-    model.bert(**stock_batch(examples, rows)).loss.backward()
+    model.network(**stock_batch(examples, rows)).loss.backward()
     for name, expected in gradients(model).items():
         assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-2), name
 
@@ -210,7 +211,7 @@ def test_the_weight_of_the_next_sentence_loss(examples_folder: Path, accelerator
     ours = gradients(model)
     model.zero_grad()
     batch = stock_batch(examples, rows)
-    output = model.bert(**batch)
+    output = model.network(**batch)
     nsp = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
     (output.loss - 0.75 * nsp).backward()
     for name, expected in gradients(model).items():

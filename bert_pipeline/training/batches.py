@@ -15,7 +15,7 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.random_bits import as_share, make_key, random_bits
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
-from bert_pipeline.model.bert import FlatBatch
+from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.ragged import expand, offsets_of
 from bert_pipeline.shards import read_columns
 

@@ -20,6 +20,7 @@ class PretrainConfig(StageConfig):
         "tokenizer",
         "accumulate",
         "num_processes",
+        "checkpoint_activations",
         "threads",
         "log_every",
         "evaluate_every",
@@ -94,6 +95,8 @@ class PretrainConfig(StageConfig):
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the examples and the dropout."""
 
+    checkpoint_activations: bool = False
+    """Save memory: keep only the inputs of layers, and compute the rest again for the gradients."""
     num_processes: int = Field(1, ge=1)
     """Processes to train with on this machine, one a GPU; for several machines use `accelerate launch` or torchrun."""
     distribute: Literal["ddp", "fsdp"] = "ddp"

@@ -1,7 +1,7 @@
 """Evaluation on held-out examples whose masks were written once, so that every evaluation sees the same ones."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
-from bert_pipeline.model.bert import FlatBatch, encode, score_next
+from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.progress import bar
 from bert_pipeline.tokenizer.load import hash_vocabulary
@@ -45,9 +46,7 @@ def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sum_figures(
-    model: BertForPreTraining | BertForMaskedLM, examples: Examples, rows: Rows, unigram: torch.Tensor
-) -> torch.Tensor:
+def sum_figures(model: PretrainingModel, examples: Examples, rows: Rows, unigram: torch.Tensor) -> torch.Tensor:
     """Sums over `rows`, float64: loss, top-1, top-5, unigram loss, masked tokens, right pairs, pairs."""
     was_training = model.training
     model.eval()
@@ -60,18 +59,16 @@ def sum_figures(
     return sums
 
 
-def _sum_batch(model: BertForPreTraining | BertForMaskedLM, batch: FlatBatch, unigram: torch.Tensor) -> torch.Tensor:
-    if isinstance(model, BertForMaskedLM):
-        batch = replace(batch, is_random_next=None)  # it has no head for pairs
-    hidden, first = encode(model, batch)
-    logits = model.cls.predictions(hidden).float()
+def _sum_batch(model: PretrainingModel, batch: FlatBatch, unigram: torch.Tensor) -> torch.Tensor:
+    scores, pair_scores = model.score(batch)
+    logits = scores.float()
     labels = batch.masked_labels
     own = logits.gather(1, labels[:, None])
     better = (logits > own).sum(1)
     right, pairs = torch.zeros((), device=logits.device), 0
-    if first is not None and batch.is_random_next is not None:
-        right = (score_next(model, first).argmax(1) == batch.is_random_next).sum()
-        pairs = len(first)
+    if pair_scores is not None and batch.is_random_next is not None:
+        right = (pair_scores.argmax(1) == batch.is_random_next).sum()
+        pairs = len(pair_scores)
     figures = [
         F.cross_entropy(logits, labels, reduction="sum"),
         (better < 1).sum(),
@@ -153,12 +150,12 @@ def evaluate_folder(model: Path, examples_folder: Path, split: str, *, quiet: bo
         )
     shards = [examples_folder / name for name in manifest.files if name.startswith(f"{split}-")]
     examples = Examples(shards, DynamicMasks.of(manifest, 0) if split == "train" else None)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    pretrained = PretrainingModel(network).to("cuda" if torch.cuda.is_available() else "cpu")
     unigram = unigram_log_probabilities(examples_folder)
     sums = torch.zeros(FIGURES, dtype=torch.float64, device=network.device)
     with bar("evaluating", len(examples), quiet=quiet) as progress:
         for rows in chunks(np.arange(len(examples)), ROWS_A_BATCH):
-            sums += sum_figures(network, examples, rows, unigram)
+            sums += sum_figures(pretrained, examples, rows, unigram)
             progress.advance(len(rows))
     if not sums[MASKED]:
         raise BertpipeError(f"{examples_folder}: none of its {split} examples has a token to predict.")

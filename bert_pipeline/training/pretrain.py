@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
@@ -21,9 +20,9 @@ from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
-from bert_pipeline.model.bert import FlatBatch, flat_forward
 from bert_pipeline.model.initialize import initialize_informed
 from bert_pipeline.model.presets import make_config
+from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.progress import bar, print_pairs, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
@@ -38,18 +37,6 @@ from bert_pipeline.training.schedule import Length
 
 STAGE = "pretrain"
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
-
-
-class PretrainingModel(nn.Module):
-    """The stock model behind a forward pass that returns summed losses, as distributed wrappers want it."""
-
-    def __init__(self, bert: BertForPreTraining | BertForMaskedLM) -> None:
-        super().__init__()
-        self.bert = bert
-
-    def forward(self, batch: FlatBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed masked-LM and next-sentence losses."""
-        return flat_forward(self.bert, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +123,15 @@ class Run:
         rate = inputs.examples.config["mask_rate"]
         self.last_mask_share = (config.mask_rate_end or rate) / rate
         self.unigram = unigram_log_probabilities(config.examples)
-        self.bert = self._make_model()
-        self.optimizer = Optimizers(self.bert, config)
+        self.model = self._make_model()
+        self.optimizer = Optimizers(self.model.network, config)
 
     def train(self) -> None:
         """Resume, fit, evaluate and export."""
         config, accelerator = self.config, self.accelerator
         start = self._resume()
         # Weights go to the device before, so that the optimizer's tensors are the model's.
-        model = accelerator.prepare(PretrainingModel(self.bert))
+        model = accelerator.prepare(self.model)
         log = MetricsLog(self.folder / METRICS, start.step) if self.main else None
         hooks = Hooks(
             evaluate=lambda: self._evaluate(config.evaluate_rows),
@@ -175,14 +162,16 @@ class Run:
         if self.work:
             self._finish(self.work, position, figures)
 
-    def _make_model(self) -> BertForPreTraining | BertForMaskedLM:
+    def _make_model(self) -> PretrainingModel:
         torch.manual_seed(self.config.seed)
         with_pairs = self.examples.is_random_next is not None
         bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
         if self.config.initialization == "informed":
             tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
             initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
-        return bert.to(self.accelerator.device)
+        return PretrainingModel(bert, checkpoint_activations=self.config.checkpoint_activations).to(
+            self.accelerator.device
+        )
 
     def _make_step(self, step: int, done: float) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
@@ -204,7 +193,7 @@ class Run:
         if found is None:
             return Position()
         position, weights, state = found
-        parameters = dict(self.bert.named_parameters())
+        parameters = dict(self.model.network.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
@@ -213,7 +202,7 @@ class Run:
 
     def _save(self, position: Position) -> None:
         if self.main:
-            weights = dict(self.bert.named_parameters())
+            weights = dict(self.model.network.named_parameters())
             state = self.optimizer.state_tensors()
             save_checkpoint(self.folder / CHECKPOINTS, position, weights, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
@@ -223,7 +212,7 @@ class Run:
         rows: Rows = np.arange(min(len(self.validation), most or len(self.validation)))
         own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.accelerator.autocast():
-            sums = sum_figures(self.bert, self.validation, own, self.unigram)
+            sums = sum_figures(self.model, self.validation, own, self.unigram)
         evaluation = summarise(self.accelerator.reduce(sums, "sum"))
         if most and self.main:
             say(
@@ -236,10 +225,11 @@ class Run:
     def _announce(self, start: Position) -> None:
         if not self.main:
             return
-        parameters = sum(p.numel() for p in self.bert.parameters())
+        network = self.model.network
+        parameters = sum(p.numel() for p in network.parameters())
         shape = self.inputs.model_config
         say(
-            f"pretraining: {type(self.bert).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
+            f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
             f"{parameters / 1e6:.1f} M parameters, on {self.accelerator.device} × {self.accelerator.num_processes}"
             + (f", going on from step {start.step:,}" if start.step else ""),
             quiet=self.config.quiet,
@@ -251,7 +241,7 @@ class Run:
             if leftover.exists():
                 shutil.rmtree(leftover)
         with explain_full_disk(final):
-            self.bert.save_pretrained(temporary)
+            self.model.network.save_pretrained(temporary)
             positions = self.inputs.model_config.max_position_embeddings
             save_pretrained(*lay_out_as_examples(self.inputs.tokenizer), temporary, positions)
             write_card(temporary, self.config, self.inputs.examples, position, figures)

@@ -1,0 +1,82 @@
+"""Attention over flat rows: each row attends to the rows of its own example."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.kernels import spread_rows, take_rows
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Attention on a padded `[examples, width]` grid; without padding where all lengths are equal."""
+
+    examples: int
+    width: int
+    slots: Tensor | None  # [T] grid slot of each flat row; None when there is no padding
+    mask: Tensor | None  # [B, 1, 1, width] True at real tokens
+
+    @classmethod
+    def of(cls, batch: FlatBatch) -> "Grid":
+        """The grid that the batch's longest example needs."""
+        examples, width = batch.cu_seqlens.numel() - 1, batch.max_seqlen
+        if examples * width == batch.tokens.numel():
+            return cls(examples, width, None, None)
+        lengths = batch.cu_seqlens.diff()
+        example = torch.repeat_interleave(lengths, output_size=batch.tokens.numel())
+        columns = torch.arange(width, device=lengths.device)
+        mask = (columns < lengths[:, None])[:, None, None, :]
+        return cls(examples, width, example * width + batch.positions, mask)
+
+    def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
+        """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
+        grid = qkv if self.slots is None else spread_rows(qkv, self.slots, self.examples * self.width)
+        query, key, value = grid.view(self.examples, self.width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale)
+        mixed = mixed.transpose(1, 2).reshape(self.examples * self.width, -1)
+        return mixed if self.slots is None else take_rows(mixed, self.slots)
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """Attention by torch's kernel for examples of any lengths: no padding, and no dropout."""
+
+    cu_seqlens: Tensor  # [B + 1] int32
+    max_seqlen: int
+
+    @classmethod
+    def of(cls, batch: FlatBatch) -> "Varlen":
+        """The bounds of the batch's examples, as the kernel takes them."""
+        return cls(batch.cu_seqlens.int(), batch.max_seqlen)
+
+    def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
+        """As `Grid.attend`; `scale` must be that of the head's size, the kernel's own."""
+        bounds, longest = (self.cu_seqlens,) * 2, (self.max_seqlen,) * 2
+        # Arguments that every torch from 2.10 on takes in this order.
+        mixed = cast(Tensor, varlen_attn(*qkv.unbind(1), *bounds, *longest))
+        return mixed.flatten(1)
+
+
+Rows = Grid | Varlen
+
+
+def arrange(batch: FlatBatch, hidden: Tensor, head_size: int, dropout: float) -> Rows:
+    """The way of attending that fits the batch, the device and type of `hidden`, and dropout in attention."""
+    return Grid.of(batch) if dropout or not has_varlen_kernel(hidden, head_size) else Varlen.of(batch)
+
+
+def has_varlen_kernel(hidden: Tensor, head_size: int) -> bool:
+    """Whether `varlen_attn` can work on hidden states like these."""
+    if not hidden.is_cuda or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    # Flash attention's own limits.
+    return (
+        is_half and head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(hidden.device)[0] >= 8
+    )

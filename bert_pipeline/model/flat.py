@@ -1,0 +1,111 @@
+"""A faster pretraining forward pass over the modules of a stock Hugging Face BERT.
+
+`FlatPath` computes what an unmodified `BertForPreTraining` or `BertForMaskedLM` does, from its own modules and
+parameters, so gradients land where they always do and the checkpoint stays a stock one.  It differs from calling the
+model in what it leaves out:
+
+* examples are concatenated, so no linear layer, norm or activation works on padding; only attention is told where each
+  example ends (`attention`);
+* Q, K and V come from one product;
+* the last layer is finished only at the positions the heads read (masked tokens and `[CLS]`), and the vocabulary is
+  scored only at masked positions;
+* the vocabulary's loss and its gradient are worked out together, a block of rows at a time, so that logits are never
+  all there at once (`kernels.masked_cross_entropy`).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertForMaskedLM, BertForPreTraining
+
+from bert_pipeline.model.attention import Rows, arrange
+from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
+
+
+class FlatLayer(nn.Module):
+    """A stock encoder layer, on flat rows."""
+
+    def __init__(self, stock: nn.Module, *, checkpoint_activations: bool) -> None:
+        """With `checkpoint_activations`, the layer keeps its input alone and computes the rest again for gradients."""
+        super().__init__()
+        self.stock: Any = stock
+        self._checkpoint = checkpoint_activations
+
+    def forward(self, hidden: Tensor, rows: Rows, keep: Tensor | None = None) -> Tensor:
+        """The layer's output `[T, hidden]`; with `keep`, only at those rows."""
+        if self._checkpoint and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._work, hidden, rows, keep, use_reentrant=False)
+            return again
+        return self._work(hidden, rows, keep)
+
+    def _work(self, hidden: Tensor, rows: Rows, keep: Tensor | None) -> Tensor:
+        attention, stock = self.stock.attention.self, self.stock
+        parts = (attention.query, attention.key, attention.value)
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        qkv = F.linear(hidden, weight, bias).view(-1, 3, attention.num_attention_heads, attention.attention_head_size)
+        mixed = rows.attend(qkv, attention.scaling, attention.dropout.p if attention.training else 0.0)
+        if keep is not None:
+            mixed, hidden = take_rows(mixed, keep), take_rows(hidden, keep)
+        hidden = stock.attention.output(mixed, hidden)
+        result: Tensor = stock.output(stock.intermediate(hidden), hidden)
+        return result
+
+
+class FlatPath(nn.Module):
+    """The forward pass of a stock BERT; `network` is that model."""
+
+    network: Any
+
+    def __init__(self, network: BertForPreTraining | BertForMaskedLM, *, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        # The stock model is no submodule: its parts are, each once, so that sharding finds every layer inside the
+        # module whose call it hooks.
+        object.__setattr__(self, "network", network)
+        self.embeddings: Any = network.bert.embeddings
+        self.layers = nn.ModuleList(
+            FlatLayer(layer, checkpoint_activations=checkpoint_activations) for layer in network.bert.encoder.layer
+        )
+        self.pooler: Any = network.bert.pooler
+        self.heads: Any = network.cls
+        attention = network.bert.encoder.layer[0].attention.self
+        self._head_size, self._attention_dropout = attention.attention_head_size, attention.dropout.p
+
+    def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
+        """Summed masked-LM and sentence-pair losses, or the `logits` of both: `[M, vocabulary]` and `[B, 2]`.
+
+        Without a pair task in the batch or a head for it, that loss is 0 and its logits are None.
+        """
+        hidden, first = self._encode(batch)
+        head = self.heads.predictions
+        hidden, decoder = head.transform(hidden), head.decoder
+        pairs = None if first is None else self.heads.seq_relationship(self.pooler.activation(self.pooler.dense(first)))
+        if logits:
+            return F.linear(hidden, decoder.weight, decoder.bias), pairs
+        mlm = masked_cross_entropy(hidden, decoder.weight, decoder.bias, batch.masked_labels)
+        if pairs is None or batch.is_random_next is None:
+            return mlm, mlm.new_zeros(())
+        return mlm, F.cross_entropy(pairs.float(), batch.is_random_next, reduction="sum")
+
+    def _encode(self, batch: FlatBatch) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states where the heads read: masked positions `[M, hidden]`, and `[CLS]` `[B, hidden]`."""
+        with_pairs = batch.is_random_next is not None and self.pooler is not None
+        keep = torch.cat([batch.masked_index, batch.cu_seqlens[:-1]]) if with_pairs else batch.masked_index
+        hidden = self._embed(batch)
+        rows = arrange(batch, hidden, self._head_size, self._attention_dropout if self.training else 0.0)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, rows)
+        hidden = self.layers[-1](hidden, rows, keep)
+        masked = batch.masked_index.numel()
+        return hidden[:masked], hidden[masked:] if with_pairs else None
+
+    def _embed(self, batch: FlatBatch) -> Tensor:
+        own = self.embeddings
+        total = own.word_embeddings(batch.tokens)
+        total = total + own.token_type_embeddings(batch.segment_ids)
+        total = total + own.position_embeddings(batch.positions)
+        result: Tensor = own.dropout(own.LayerNorm(total))
+        return result
