@@ -15,7 +15,7 @@ import typer
 
 from bert_pipeline.config import ShardedConfig
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.options import stage_command
 from bert_pipeline.tokenizer.config import TokenizeConfig
@@ -153,7 +153,7 @@ def main() -> None:
     except BertpipeError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
-        _fail(str(error), error.exit_code)
+        _fail(_name_rank(error), error.exit_code)
     except OSError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
@@ -161,8 +161,17 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"bertpipe: {message}", file=sys.stderr)  # noqa: T201
+    if message:
+        print(f"bertpipe: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
+
+
+def _name_rank(error: BertpipeError) -> str:
+    """The message, if it is for this process to print: what all processes of a launcher meet, the first one says."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return str(error)
+    return "" if isinstance(error, ToldElsewhere | UsageError | Stopped) else f"rank {rank}: {error}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import Any
 
-from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.signals import StopSignal
 
@@ -70,8 +70,9 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
     try:
         pretrain(config)
     except BertpipeError as error:
-        if rank == 0 and not isinstance(error, Stopped):
-            print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        # The launching process says itself that it was stopped.
+        if not isinstance(error, Stopped | ToldElsewhere):
+            print(f"bertpipe: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from bert_pipeline.artifact import hash_json
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.training.config import PretrainConfig
 
@@ -27,14 +28,13 @@ def check_trackers(names: tuple[str, ...]) -> None:
 class Trackers:
     """The trackers of a run; of a resumed one they go on where it does."""
 
-    def __init__(
-        self, accelerator: Accelerator, config: PretrainConfig, folder: Path, run_id: str, after_step: int
-    ) -> None:
-        """`run_id` names the run to trackers that can go on with one; points beyond `after_step` will come again."""
+    def __init__(self, accelerator: Accelerator, config: PretrainConfig, folder: Path, after_step: int) -> None:
+        """Points that were sent for steps beyond `after_step` will come again."""
         self._accelerator, self._names = accelerator, config.tracker
         if not config.tracker:
             return
         accelerator.project_configuration.set_directories(str(folder / FOLDER))
+        run_id = hash_json([str(config.out.resolve()), config.content()])[:16]
         resumed = {"name": config.out.resolve().name, "resume": "allow"}
         options: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": after_step + 1},
