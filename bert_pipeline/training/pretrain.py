@@ -17,23 +17,34 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
-from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.examples.redraw import DynamicMasks
+from bert_pipeline.artifact import (
+    Input,
+    Manifest,
+    Workspace,
+    describe_input,
+    explain_full_disk,
+    read_manifest,
+    workspace,
+)
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.bert import FlatBatch, flat_forward
-from bert_pipeline.model.initialize import initialize_informed
+from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import bar, print_pairs, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
-from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_epochs, step_rows
+from bert_pipeline.training.batches import Examples, KeptMasks, Rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.evaluate import Evaluation, describe, sum_figures, summarise, unigram_log_probabilities
 from bert_pipeline.training.loop import Hooks, MetricsLog, Step, Training, fit
 from bert_pipeline.training.optimizer import Optimizers
+from bert_pipeline.training.order import Cursor, Order, Plan, draw_rows
+from bert_pipeline.training.row_store import FOLDER as STORE
+from bert_pipeline.training.row_store import remove_store
 from bert_pipeline.training.schedule import Length
 
 STAGE = "pretrain"
@@ -56,7 +67,8 @@ class PretrainingModel(nn.Module):
 class Inputs:
     """What a run reads."""
 
-    examples: Manifest
+    phases: tuple[tuple[Path, Manifest], ...]
+    """Folders of examples, in the order in which they are trained on."""
     tokenizer_folder: Path
     tokenizer: LoadedTokenizer
     model_config: BertConfig
@@ -65,27 +77,49 @@ class Inputs:
     def check(cls, config: PretrainConfig) -> "Inputs":
         """Read the manifests; raises `BertpipeError` where they do not belong together."""
         folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
-        examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(folder)
-        if examples.inputs["tokenizer"].fingerprint != tokenizer.manifest.fingerprint:
-            raise BertpipeError(
-                f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
-            )
+        tokenizer = load_tokenizer(folder)
         model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
+        given = [config.examples, *([config.long_examples] if config.long_examples else [])]
+        inputs = cls(tuple((path, read_manifest(path, EXAMPLES)) for path in given), folder, tokenizer, model_config)
+        for path, examples in inputs.phases:
+            inputs._check_examples(path, examples, config)
+        objectives = [examples.config["objective"] for _, examples in inputs.phases]
+        if len(set(objectives)) > 1:
+            raise BertpipeError(
+                f"{config.long_examples} was made for {objectives[1]}, {config.examples} for {objectives[0]}. Make "
+                "both for the same objective."
+            )
+        return inputs
+
+    def _check_examples(self, path: Path, examples: Manifest, config: PretrainConfig) -> None:
+        if examples.inputs["tokenizer"].fingerprint != self.tokenizer.manifest.fingerprint:
+            raise BertpipeError(f"{path} was made with another tokenizer than {config.tokenizer}. Give that one.")
         rate = examples.config["mask_rate"]
         if config.mask_rate_end is not None and config.mask_rate_end > rate:
-            raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {config.examples}.")
-        length = examples.config["max_seq_length"]
-        if length > model_config.max_position_embeddings:
+            raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {path}.")
+        length, positions = examples.config["max_seq_length"], self.model_config.max_position_embeddings
+        if length > positions:
             raise BertpipeError(
-                f"{config.examples} holds examples of up to {length} tokens, but the model has "
-                f"{model_config.max_position_embeddings} positions (max_position_embeddings). Make shorter examples "
-                "or a model with more positions."
+                f"{path} holds examples of up to {length} tokens, but the model has {positions} positions "
+                "(max_position_embeddings). Make shorter examples or a model with more positions."
             )
-        return cls(examples, folder, tokenizer, model_config)
 
-    def shards(self, folder: Path, split: str) -> list[Path]:
-        """The shards of one split."""
-        return [folder / name for name in self.examples.files if name.startswith(f"{split}-")]
+    @property
+    def examples(self) -> Manifest:
+        """Those that the run begins with, and is evaluated on."""
+        return self.phases[0][1]
+
+    def describe(self, out: Path) -> dict[str, Input]:
+        """The inputs' record for the manifest."""
+        described = [describe_input(out, path, examples) for path, examples in self.phases]
+        examples = dict(zip(("examples", "long_examples"), described, strict=False))
+        return examples | {"tokenizer": describe_input(out, self.tokenizer_folder, self.tokenizer.manifest)}
+
+    def open(self, phase: int, split: Split, config: PretrainConfig, store: Path) -> Examples:
+        """The rows of a split in one of the folders."""
+        vocab_size: int = self.model_config.vocab_size
+        folder, examples = self.phases[phase]
+        return Examples.open(folder, examples, split, vocab_size, seed=config.seed, store=store, quiet=config.quiet)
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -96,19 +130,10 @@ def pretrain(config: PretrainConfig) -> None:
     """
     accelerator = make_accelerator(config)
     inputs = Inputs.check(config)
-    if config.batch_size % (accelerator.num_processes * config.accumulate):
-        raise UsageError(
-            f"--batch-size {config.batch_size} must be a multiple of processes × --accumulate "
-            f"({accelerator.num_processes} × {config.accumulate})."
-        )
     with ExitStack() as stack:
         work: Workspace | None = None
         if accelerator.is_main_process:
-            sources = {
-                "examples": describe_input(config.out, config.examples, inputs.examples),
-                "tokenizer": describe_input(config.out, inputs.tokenizer_folder, inputs.tokenizer.manifest),
-            }
-            work = stack.enter_context(workspace(STAGE, config, sources))
+            work = stack.enter_context(workspace(STAGE, config, inputs.describe(config.out)))
         shared: list[Any] = [(work.folder, work.finished is not None) if work else None]
         broadcast_object_list(shared)
         folder, finished = shared[0]
@@ -129,12 +154,13 @@ class Run:
     ) -> None:
         self.config, self.inputs, self.accelerator, self.folder, self.work = config, inputs, accelerator, folder, work
         self.main = accelerator.is_main_process
-        dynamic = DynamicMasks.of(inputs.examples, config.seed)
-        self.examples = Examples(inputs.shards(config.examples, "train"), dynamic)
-        held_out = inputs.shards(config.examples, "validation")
-        self.validation = Examples(held_out) if inputs.examples.counts.get("validation_rows") else None
-        rate = inputs.examples.config["mask_rate"]
-        self.last_mask_share = (config.mask_rate_end or rate) / rate
+        store = folder / STORE
+        self.examples = [inputs.open(phase, "train", config, store) for phase in range(len(inputs.phases))]
+        held_out = inputs.examples.counts.get("validation_rows")
+        self.validation = inputs.open(0, "validation", config, store) if held_out else None
+        rates = [examples.config["mask_rate"] for _, examples in inputs.phases]
+        self.last_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
+        self.order, self._cursor = Order.of(config), Cursor()
         self.unigram = unigram_log_probabilities(config.examples)
         self.bert = self._make_model()
         self.optimizer = Optimizers(self.bert, config)
@@ -177,25 +203,35 @@ class Run:
 
     def _make_model(self) -> BertForPreTraining | BertForMaskedLM:
         torch.manual_seed(self.config.seed)
-        with_pairs = self.examples.is_random_next is not None
-        bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
+        examples = self.examples[0]
+        bert = (BertForPreTraining if examples.has_pairs else BertForMaskedLM)(self.inputs.model_config)
         if self.config.initialization == "informed":
-            tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
-            initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
+            tokens, offsets = examples.unmasked(COUNTED_TOKENS)
+            initialize_informed(bert, tokens, offsets, self.unigram, self.inputs.tokenizer.special)
         return bert.to(self.accelerator.device)
 
     def _make_step(self, step: int, done: float) -> Step:
-        config, ranks = self.config, self.accelerator.num_processes
-        rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
-        epochs = step_epochs(len(self.examples), config.batch_size, step)
-        own = slice(self.accelerator.process_index, None, ranks)
-        own_parts = zip(np.split(rows[own], config.accumulate), np.split(epochs[own], config.accumulate), strict=True)
-        keep = KeptMasks(1.0 - done * (1.0 - self.last_mask_share), config.seed, step)
-        pairs = config.batch_size if self.examples.is_random_next is not None else 0
+        if self._cursor.step != step:
+            self._cursor = Cursor(step, 0, step * self.config.batch_size)
+        plan = self.order.plan(self._cursor, done)
+        self._cursor = plan.next
+        return self._make_planned_step(plan)
+
+    def _make_planned_step(self, plan: Plan) -> Step:
+        """This rank's share of a step, in as many parts as asked for, which may be empty."""
+        examples, seed = self.examples[plan.phase], self.config.seed
+        rows, epochs = draw_rows(len(examples), plan.first_row, plan.size, seed, plan.phase)
+        keep = KeptMasks(1 - plan.done * (1 - self.last_mask_shares[plan.phase]), seed, plan.step)
+        own = np.arange(self.accelerator.process_index, plan.size, self.accelerator.num_processes)
+        parts = [
+            examples.collate(rows[part], keep, epochs[part]) for part in np.array_split(own, self.config.accumulate)
+        ]
+        elsewhere = np.delete(np.arange(plan.size), own)
+        masked = examples.count_masked(rows[elsewhere], keep, epochs[elsewhere])
         return Step(
-            parts=[self.examples.collate(part, keep, part_epochs) for part, part_epochs in own_parts],
-            totals=(self.examples.count_masked(rows, keep, epochs), pairs),
-            tokens=int(self.examples.tokens.lengths(rows).sum()),
+            parts=parts,
+            totals=(masked + sum(len(part.masked_labels) for part in parts), plan.size if examples.has_pairs else 0),
+            tokens=examples.count_tokens(rows),
             epoch=int(epochs[0]),
         )
 
@@ -257,6 +293,7 @@ class Run:
             write_card(temporary, self.config, self.inputs.examples, position, figures)
             temporary.rename(final)
         counts = {"steps": position.step, "tokens": position.tokens, **figures}
+        remove_store(self.folder / STORE)
         work.finish(counts, sorted(path for path in final.iterdir()))
         minutes = position.elapsed_s / 60
         say(
