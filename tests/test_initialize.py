@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from bert_pipeline.model.initialize import NEIGHBOURS, _sinusoids, embed_contexts, initialize_informed
 from bert_pipeline.tokenizer.load import SpecialIds
+from tests.stored_rows import load_examples
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 CLASSES = {"boats": range(10, 20), "birds": range(20, 30)}
@@ -71,9 +72,10 @@ def test_heads_look_at_their_neighbours_and_the_bias_is_the_frequency() -> None:
 
 
 def test_tokens_are_counted_as_they_were_before_masking(examples_folder: Path) -> None:
-    from bert_pipeline.training.batches import Examples
-
-    examples = Examples(sorted(examples_folder.glob("train-*")))
-    counts = np.bincount(examples.unmasked(), minlength=400)
-    assert counts[SPECIAL.mask] == 0
-    assert counts[SPECIAL.cls] == len(examples)
+    examples = load_examples(examples_folder)
+    for limit, rows in ((1 << 40, len(examples)), (1, 1)):
+        tokens, offsets = examples.unmasked(limit)
+        counts = np.bincount(tokens, minlength=400)
+        assert counts[SPECIAL.mask] == 0
+        assert counts[SPECIAL.cls] == len(offsets) - 1 == rows
+        assert len(tokens) == offsets[-1]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.model.pretraining import PretrainingModel
-from bert_pipeline.training.batches import Examples, KeptMasks, step_rows
+from bert_pipeline.training.batches import KeptMasks
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.loop import Step, _forward_backward
-from bert_pipeline.training.pretrain import pretrain
+from bert_pipeline.training.order import draw_rows
+from bert_pipeline.training.pretrain import PretrainingModel, pretrain
 from bert_pipeline.training.schedule import warm_up_then_linear
+from tests.stored_rows import load_examples, read_rows, stock_batch
 
 SHAPE = {
     "num_hidden_layers": 2,
@@ -124,8 +122,8 @@ def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
 
 def test_tokens_counted_are_the_real_ones(finished: Path, examples_folder: Path) -> None:
     examples = load_examples(examples_folder)
-    rows = np.concatenate([step_rows(len(examples), 8, 0, step) for step in range(30)])
-    assert metrics(finished)[-2]["tokens"] == sum(examples.tokens.lengths(rows))
+    rows, _ = draw_rows(len(examples), 0, 30 * 8, seed=0)
+    assert metrics(finished)[-2]["tokens"] == sum(len(tokens) for tokens in read_rows(examples_folder, "tokens", rows))
 
 
 @pytest.mark.parametrize("model_class", [BertForPreTraining, BertModel, BertForMaskedLM])
@@ -188,15 +186,16 @@ def test_accumulated_gradients_are_those_of_the_stock_model_on_the_full_batch(
     examples = load_examples(examples_folder)
     config = BertConfig(vocab_size=400, **SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = PretrainingModel(BertForPreTraining(config))
-    by_masks = np.argsort(examples.masked_labels.lengths(np.arange(len(examples))))
+    labels = read_rows(examples_folder, "masked_labels", np.arange(len(examples)))
+    by_masks = np.argsort([len(row) for row in labels])
     rows = by_masks[[0, -1, 1, -2, 3, len(by_masks) // 2, 7, -4]]
-    masked = examples.masked_labels.lengths(rows)
+    masked = np.array([len(labels[row]) for row in rows])
     assert len(set(masked.tolist())) > 2
     step = Step([examples.collate(part) for part in np.split(rows, parts)], (int(masked.sum()), 8), 0, 0)
     _forward_backward(accelerator, model, step, [1.0, 1.0])
     ours = gradients(model)
     model.zero_grad()
-    model.network(**stock_batch(examples, rows)).loss.backward()
+    model.bert(**stock_batch(examples_folder, rows)).loss.backward()
     for name, expected in gradients(model).items():
         assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-2), name
 
@@ -206,83 +205,17 @@ def test_the_weight_of_the_next_sentence_loss(examples_folder: Path, accelerator
     examples, rows = load_examples(examples_folder), np.array([3, 50, 7, 120])
     config = BertConfig(vocab_size=400, **SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = PretrainingModel(BertForPreTraining(config))
-    step = Step([examples.collate(rows)], (int(examples.masked_labels.lengths(rows).sum()), 4), 0, 0)
+    masked = sum(len(labels) for labels in read_rows(examples_folder, "masked_labels", rows))
+    step = Step([examples.collate(rows)], (masked, 4), 0, 0)
     _forward_backward(accelerator, model, step, [1.0, 0.25])
     ours = gradients(model)
     model.zero_grad()
-    batch = stock_batch(examples, rows)
-    output = model.network(**batch)
+    batch = stock_batch(examples_folder, rows)
+    output = model.bert(**batch)
     nsp = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
     (output.loss - 0.75 * nsp).backward()
     for name, expected in gradients(model).items():
         assert (ours[name] - expected).norm() <= 1e-5 * max(expected.norm(), 1e-2), name
-
-
-@cache
-def load_examples(folder: Path) -> Examples:
-    """The training rows of a folder."""
-    return Examples(sorted(folder.glob("train-*")))
-
-
-def stock_batch(examples: Examples, rows: Any) -> dict[str, torch.Tensor]:
-    """Rows padded as the stock model takes them, straight from the columns."""
-    width = int(examples.tokens.lengths(rows).max())
-    names = ("input_ids", "token_type_ids", "attention_mask")
-    batch = {name: torch.zeros(len(rows), width, dtype=torch.long) for name in names}
-    labels = torch.full((len(rows), width), -100)
-
-    def values(column: Any, row: int) -> torch.Tensor:
-        return torch.tensor(column.values[column.offsets[row] : column.offsets[row + 1]].astype(np.int64))
-
-    for number, row in enumerate(rows):
-        tokens = values(examples.tokens, row)
-        batch["input_ids"][number, : len(tokens)] = tokens
-        batch["token_type_ids"][number, : len(tokens)] = values(examples.segment_ids, row)
-        batch["attention_mask"][number, : len(tokens)] = 1
-        labels[number, values(examples.masked_positions, row)] = values(examples.masked_labels, row)
-    assert examples.is_random_next is not None
-    return batch | {"labels": labels, "next_sentence_label": torch.tensor(examples.is_random_next[rows])}
-
-
-@given(
-    rows=st.integers(1, 300), batch_size=st.integers(1, 64), seed=st.integers(0, 9), ranks=st.sampled_from([1, 2, 4])
-)
-def test_every_epoch_takes_every_row_once(rows: int, batch_size: int, seed: int, ranks: int) -> None:
-    steps = -(-3 * rows // batch_size)
-    order = np.concatenate([step_rows(rows, batch_size, seed, step) for step in range(steps)])
-    for epoch in range(3):
-        assert sorted(order[epoch * rows : (epoch + 1) * rows].tolist()) == list(range(rows))
-    last = step_rows(rows, batch_size, seed, steps - 1)
-    assert sorted(np.concatenate([last[rank::ranks] for rank in range(ranks)])) == sorted(last)
-
-
-@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 99), step=st.integers(0, 10_000))
-def test_masks_that_are_not_kept_give_the_tokens_back(
-    share: float, seed: int, step: int, examples_folder: Path
-) -> None:
-    examples = load_examples(examples_folder)
-    rows, keep = np.array([5, 0, 77, 31]), KeptMasks(share, seed, step)
-    full, batch = examples.collate(rows), examples.collate(rows, keep)
-    assert len(batch.masked_index) == examples.count_masked(rows, keep)
-    # Any split of the rows over ranks and parts keeps the same masks.
-    assert len(batch.masked_index) == sum(examples.count_masked(rows[rank::2], keep) for rank in range(2))
-    labels = dict(zip(full.masked_index.tolist(), full.masked_labels.tolist(), strict=True))
-    kept = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
-    assert kept.items() <= labels.items()
-    expected = full.tokens.clone()
-    for place in labels.keys() - kept.keys():
-        expected[place] = labels[place]
-    assert batch.tokens.tolist() == expected.tolist()
-
-
-def test_the_share_of_masks_kept_is_the_one_asked_for(examples_folder: Path) -> None:
-    examples = load_examples(examples_folder)
-    rows = np.arange(len(examples))
-    total = examples.count_masked(rows, KeptMasks(1.0, 0, 0))
-    kept = [examples.count_masked(rows, KeptMasks(0.4, 0, step)) for step in range(50)]
-    # 50 draws of about 1,000 masks: five standard errors are under 0.012.
-    assert sum(kept) / (50 * total) == pytest.approx(0.4, abs=5 * (0.24 / (50 * total)) ** 0.5)
-    assert len(set(kept)) > 10
 
 
 def test_a_batch_without_a_mask_has_a_finite_loss(mlm_examples_folder: Path, accelerator: Accelerator) -> None:
@@ -452,7 +385,7 @@ def test_examples_longer_than_the_model_are_refused(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_steps": None}, {"max_minutes": 1.0}, {"batch_size": 8, "accumulate": 3}, {"model": "bert-huge"}],
+    [{"max_steps": None}, {"max_minutes": 1.0}, {"model": "bert-huge"}],
 )
 def test_contradictions_are_refused(
     changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path

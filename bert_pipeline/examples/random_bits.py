@@ -52,7 +52,7 @@ class Permutation:
 
     ROUNDS = 6
 
-    def __init__(self, count: int, *seed: int) -> None:
+    def __init__(self, count: int, *seed: int | str) -> None:
         self._count = count
         self._half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)

@@ -20,6 +20,8 @@ class FlatBatch:
     masked_index: Tensor  # [M] int64 into tokens, without repeats, never an example's first token
     masked_labels: Tensor  # [M] int64
     is_random_next: Tensor | None = None  # [B] int64, None without a next-sentence task
+    void: bool = False
+    """A stand-in where a rank has no example: its losses are 0, and it takes part in sums over ranks."""
 
     def pin(self) -> "FlatBatch":
         """The batch in page-locked memory, which a GPU reads by itself; for the thread that prepares batches."""

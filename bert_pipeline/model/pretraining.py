@@ -33,7 +33,8 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: FlatBatch, *, logits: bool = False) -> tuple[Tensor, Tensor | None]:
         """Summed masked-LM and sentence-pair losses (0 without that task), or with `logits` what `score` returns."""
-        return cast(tuple[Tensor, Tensor | None], self._path(batch, logits=logits))
+        result = cast(tuple[Tensor, Tensor | None], self._path(batch, logits=logits))
+        return tuple(loss * 0.0 for loss in result) if batch.void else result
 
     def score(self, batch: FlatBatch) -> tuple[Tensor, Tensor | None]:
         """Logits of the masked tokens `[M, vocabulary]`, and of "B follows" and "B is random" `[B, 2]` or None."""

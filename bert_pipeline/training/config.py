@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -10,6 +10,8 @@ from bert_pipeline.config import StageConfig, available_cores
 
 ADAMW_LEARNING_RATE, ADAMW_WARMUP = 1e-4, 0.01
 LAMB_BATCH, LAMB_LEARNING_RATE, LAMB_WARMUP = 32_768, 5e-3, 0.2
+NEEDS = {"batch_size_start": {"batch_size_warmup"}, "long_examples": {"long_share", "long_batch_size"}}
+"""Options that say nothing without another one."""
 
 
 class PretrainConfig(StageConfig):
@@ -55,6 +57,16 @@ class PretrainConfig(StageConfig):
     """Minutes to train for instead; the schedules then follow the clock."""
     batch_size: int = Field(256, ge=1)
     """Examples in a step, over all processes."""
+    batch_size_start: int | None = Field(None, ge=1)
+    """Examples in the first steps; the batch grows from there to --batch-size, by as many at a time."""
+    batch_size_warmup: float = Field(0.1, gt=0, lt=1)
+    """Share of the run over which the batch grows from --batch-size-start, each size for as long as the others."""
+    long_examples: Path | None = None
+    """Longer examples for the last part of the run, as in the paper: 128 tokens, then 512."""
+    long_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the run, at its end, that trains on --long-examples."""
+    long_batch_size: int | None = Field(None, ge=1)
+    """Examples in a step of --long-examples; by default --batch-size."""
     accumulate: int = Field(1, ge=1)
     """Parts that a process works through one after the other in each step, to save memory."""
 
@@ -128,11 +140,6 @@ class PretrainConfig(StageConfig):
     def _check_length(self) -> "PretrainConfig":
         if [self.max_steps, self.max_tokens, self.max_minutes].count(None) != 2:
             raise ValueError("give one of --max-steps, --max-tokens and --max-minutes.")
-        if self.batch_size % (self.num_processes * self.accumulate):
-            raise ValueError(
-                f"--batch-size {self.batch_size} must be a multiple of --num-processes × --accumulate "
-                f"({self.num_processes * self.accumulate})."
-            )
         return self
 
     @model_validator(mode="after")
@@ -140,6 +147,23 @@ class PretrainConfig(StageConfig):
         if self.schedule == "wsd" and self.find_warmup() + self.decay > 1:
             raise ValueError(f"--warmup {self.find_warmup():g} and --decay {self.decay:g} are more than the run.")
         return self
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "PretrainConfig":
+        for needed, options in NEEDS.items():
+            idle = sorted(options & self.model_fields_set)
+            if idle and getattr(self, needed) is None:
+                raise ValueError(f"{_flag(idle[0])} is for {_flag(needed)}, which is not given.")
+        start = self.batch_size_start or self.batch_size
+        if self.batch_size % start or self.batch_size_start == self.batch_size:
+            raise ValueError(f"--batch-size {self.batch_size} must be a multiple of --batch-size-start {start}.")
+        if self.batch_size_start and self.long_examples and self.batch_size_warmup + self.long_share > 1:
+            raise ValueError("--batch-size-warmup and --long-share add up to more than the run.")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide the result: where the longer examples lie does not, but whether there are any."""
+        return super().content() | {"long_examples": self.long_examples is not None}
 
     def find_learning_rate(self) -> float:
         """The peak of AdamW or LAMB, given or by default (You et al. 2020, table 4)."""
@@ -153,4 +177,10 @@ class PretrainConfig(StageConfig):
         """The share of the run that warms up, given or by default (You et al. 2020, table 4)."""
         if self.warmup is not None:
             return self.warmup
-        return min(LAMB_WARMUP, LAMB_WARMUP * self.batch_size / LAMB_BATCH) if self.optimizer == "lamb" else ADAMW_WARMUP
+        if self.optimizer == "lamb":
+            return min(LAMB_WARMUP, LAMB_WARMUP * self.batch_size / LAMB_BATCH)
+        return ADAMW_WARMUP
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

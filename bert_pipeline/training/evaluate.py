@@ -12,8 +12,8 @@ from transformers import BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
+from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.predict.load import find_model, load_model
@@ -124,7 +124,7 @@ def load_pretrained(folder: Path) -> BertForPreTraining | BertForMaskedLM:
     raise BertpipeError(f"{folder}: a {' or '.join(heads)} was expected, this is {', '.join(names) or 'unnamed'}.")
 
 
-def evaluate_folder(model: Path, examples_folder: Path, split: str, *, quiet: bool = False) -> Evaluation:
+def evaluate_folder(model: Path, examples_folder: Path, split: Split, *, quiet: bool = False) -> Evaluation:
     """Evaluate a model folder on one split of an examples folder.
 
     Raises `BertpipeError` where the two do not belong together.
@@ -148,8 +148,7 @@ def evaluate_folder(model: Path, examples_folder: Path, split: str, *, quiet: bo
             f"{examples_folder} holds examples of up to {manifest.config['max_seq_length']} tokens, but {model} has "
             f"{network.config.max_position_embeddings} positions."
         )
-    shards = [examples_folder / name for name in manifest.files if name.startswith(f"{split}-")]
-    examples = Examples(shards, DynamicMasks.of(manifest, 0) if split == "train" else None)
+    examples = Examples.open(examples_folder, manifest, split, network.config.vocab_size, quiet=quiet)
     pretrained = PretrainingModel(network).to("cuda" if torch.cuda.is_available() else "cpu")
     unigram = unigram_log_probabilities(examples_folder)
     sums = torch.zeros(FIGURES, dtype=torch.float64, device=network.device)

@@ -1,78 +1,50 @@
 """`bertpipe pretrain`: put tokenizer, examples, model and optimizer together, train, evaluate, export."""
 
-import ctypes
-import os
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
-from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.examples.redraw import DynamicMasks
-from bert_pipeline.examples.schema import STAGE as EXAMPLES
-from bert_pipeline.model.initialize import initialize_informed
-from bert_pipeline.model.presets import make_config
+from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
+from bert_pipeline.errors import Stopped
+from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.flops import training_flops
+from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
+from bert_pipeline.model.presets import build_network, count_positions
 from bert_pipeline.model.pretraining import PretrainingModel
-from bert_pipeline.progress import bar, print_pairs, say
-from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
+from bert_pipeline.progress import bar, say
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
-from bert_pipeline.training.batches import Examples, KeptMasks, Rows, step_epochs, step_rows
+from bert_pipeline.training.account import announce, print_figures, summarise_run
+from bert_pipeline.training.aside import write_aside
+from bert_pipeline.training.batches import Examples, KeptMasks, Rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.evaluate import Evaluation, describe, sum_figures, summarise, unigram_log_probabilities
-from bert_pipeline.training.loop import Hooks, MetricsLog, Step, Training, fit
+from bert_pipeline.training.distributed import Ranks, distribute, find_strategy, local, make_accelerator, sharded_like, whole
+from bert_pipeline.training.evaluate import ROWS_A_BATCH, sum_figures, summarise, unigram_log_probabilities
+from bert_pipeline.training.inputs import Inputs
+from bert_pipeline.training.loop import Hooks, Training, fit
+from bert_pipeline.training.metrics import Account, MetricsLog
 from bert_pipeline.training.optimizer import Optimizers
+from bert_pipeline.training.order import Cursor, Order, Plan, draw_rows
+from bert_pipeline.training.profile import Profiler
+from bert_pipeline.training.row_store import FOLDER as STORE
+from bert_pipeline.training.row_store import remove_store
 from bert_pipeline.training.schedule import Length
+from bert_pipeline.training.step import Step, Trainer
+from bert_pipeline.training.throughput import find_peak
+from bert_pipeline.training.trackers import Trackers, check_trackers
 
 STAGE = "pretrain"
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a run reads."""
-
-    examples: Manifest
-    tokenizer_folder: Path
-    tokenizer: LoadedTokenizer
-    model_config: BertConfig
-
-    @classmethod
-    def check(cls, config: PretrainConfig) -> "Inputs":
-        """Read the manifests; raises `BertpipeError` where they do not belong together."""
-        folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
-        examples, tokenizer = read_manifest(config.examples, EXAMPLES), load_tokenizer(folder)
-        if examples.inputs["tokenizer"].fingerprint != tokenizer.manifest.fingerprint:
-            raise BertpipeError(
-                f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
-            )
-        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
-        rate = examples.config["mask_rate"]
-        if config.mask_rate_end is not None and config.mask_rate_end > rate:
-            raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {config.examples}.")
-        length = examples.config["max_seq_length"]
-        if length > model_config.max_position_embeddings:
-            raise BertpipeError(
-                f"{config.examples} holds examples of up to {length} tokens, but the model has "
-                f"{model_config.max_position_embeddings} positions (max_position_embeddings). Make shorter examples "
-                "or a model with more positions."
-            )
-        return cls(examples, folder, tokenizer, model_config)
-
-    def shards(self, folder: Path, split: str) -> list[Path]:
-        """The shards of one split."""
-        return [folder / name for name in self.examples.files if name.startswith(f"{split}-")]
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -81,140 +53,207 @@ def pretrain(config: PretrainConfig) -> None:
     Writes `checkpoints/`, `metrics.jsonl` and, at the end, `model/` to `config.out`. Every process of a distributed
     run calls this; the main one alone writes and prints.
     """
-    accelerator = make_accelerator(config)
-    inputs = Inputs.check(config)
-    if config.batch_size % (accelerator.num_processes * config.accumulate):
-        raise UsageError(
-            f"--batch-size {config.batch_size} must be a multiple of processes × --accumulate "
-            f"({accelerator.num_processes} × {config.accumulate})."
-        )
-    with ExitStack() as stack:
-        work: Workspace | None = None
-        if accelerator.is_main_process:
-            sources = {
-                "examples": describe_input(config.out, config.examples, inputs.examples),
-                "tokenizer": describe_input(config.out, inputs.tokenizer_folder, inputs.tokenizer.manifest),
-            }
-            work = stack.enter_context(workspace(STAGE, config, sources))
-        shared: list[Any] = [(work.folder, work.finished is not None) if work else None]
-        broadcast_object_list(shared)
-        folder, finished = shared[0]
-        if not finished:
-            Run(config, inputs, accelerator, folder, work).train()
-        elif work and work.finished:
-            say(f"pretrain: already complete in {config.out}", quiet=config.quiet)
-            print_figures(work.finished.counts, config.quiet)
-    if accelerator.num_processes > 1:
-        accelerator.end_training()
+    transformers_logging.disable_progress_bar()
+    ranks = Ranks.of(make_accelerator(config))
+    try:
+        with ExitStack() as stack:
+            _pretrain(config, ranks, stack)
+    except Stopped:
+        ranks.accelerator.end_training()
+        raise
+    ranks.accelerator.end_training()
+
+
+def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
+    work: Workspace | None = None
+
+    def begin() -> tuple[Path, bool]:
+        nonlocal work
+        check_trackers(config.tracker)
+        sources = Inputs.check(config).describe(config.out)
+        work = stack.enter_context(workspace(STAGE, config, sources))
+        return work.folder, work.finished is not None
+
+    folder, finished = ranks.share(begin)
+    if not finished:
+        Run(config, Inputs.check(config), ranks, folder, work).train()
+    elif work and work.finished:
+        say(f"pretrain: already complete in {config.out}", quiet=config.quiet)
+        print_figures(work.finished.counts, config.quiet)
 
 
 class Run:
     """One process's part in a run."""
 
     def __init__(
-        self, config: PretrainConfig, inputs: Inputs, accelerator: Accelerator, folder: Path, work: Workspace | None
+        self, config: PretrainConfig, inputs: Inputs, ranks: Ranks, folder: Path, work: Workspace | None = None
     ) -> None:
-        self.config, self.inputs, self.accelerator, self.folder, self.work = config, inputs, accelerator, folder, work
-        self.main = accelerator.is_main_process
-        dynamic = DynamicMasks.of(inputs.examples, config.seed)
-        self.examples = Examples(inputs.shards(config.examples, "train"), dynamic)
-        held_out = inputs.shards(config.examples, "validation")
-        self.validation = Examples(held_out) if inputs.examples.counts.get("validation_rows") else None
-        rate = inputs.examples.config["mask_rate"]
-        self.last_mask_share = (config.mask_rate_end or rate) / rate
+        self.config, self.inputs, self.ranks, self.folder, self.work = config, inputs, ranks, folder, work
+        store = folder / STORE
+        self.examples = [inputs.open(phase, "train", config, store) for phase in range(len(inputs.phases))]
+        held_out = inputs.examples.counts.get("validation_rows")
+        self.validation = inputs.open(0, "validation", config, store) if held_out else None
+        rates = [examples.config["mask_rate"] for _, examples in inputs.phases]
+        self.last_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
+        self.order = Order.of(config)
         self.unigram = unigram_log_probabilities(config.examples)
-        self.model = self._make_model()
-        self.optimizer = Optimizers(self.model.network, config)
+        self.model = PretrainingModel(self._make_network(), checkpoint_activations=config.checkpoint_activations)
+        # Sharding replaces parameters: what is trained and its optimizer come afterwards.
+        trained = distribute(self.model, self.model.layers, ranks, find_strategy(config))
+        self.network: PreTrainedModel = self.model.network
+        self.optimizer = Optimizers(self.network, config)
+        losses = {"mlm_loss": 1.0, "nsp_loss": config.nsp_weight}
+        self.trainer = Trainer(ranks, trained, self.optimizer, losses, config.seed)
 
     def train(self) -> None:
         """Resume, fit, evaluate and export."""
-        config, accelerator = self.config, self.accelerator
-        start = self._resume()
-        # Weights go to the device before, so that the optimizer's tensors are the model's.
-        model = accelerator.prepare(self.model)
-        log = MetricsLog(self.folder / METRICS, start.step) if self.main else None
+        config, main = self.config, self.ranks.main
+        start = self._load_newest() or Position()
+        log = MetricsLog(self.folder / METRICS, start.step) if main else None
+        trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
+        profiler = Profiler(self.folder) if config.profile and main else None
+
+        def write_metrics(line: Mapping[str, Any]) -> None:
+            if log:
+                log.write(line)
+            trackers.log(line)
+
         hooks = Hooks(
             evaluate=lambda: self._evaluate(config.evaluate_rows),
             save=self._save,
-            log=log.write if log else lambda values: None,
+            restore=self._go_back,
+            write_aside=self._write_aside,
+            log=write_metrics,
+            tick=profiler.tick if profiler else lambda: None,
             log_every=config.log_every,
             evaluate_every=config.evaluate_every if self.validation else 2**62,
             checkpoint_every=config.checkpoint_every,
         )
-        length = Length(config.max_steps, config.max_minutes and config.max_minutes * 60)
+        device, bf16 = self.ranks.accelerator.device, self.ranks.accelerator.mixed_precision == "bf16"
+        peak = find_peak(device, bf16=bf16)
+        length = Length(config.max_steps, config.max_tokens, config.max_minutes and config.max_minutes * 60)
         training = Training(
-            accelerator,
-            model,
-            self.optimizer,
-            self._make_step,
-            length,
-            losses={"mlm_loss": 1.0, "nsp_loss": config.nsp_weight},
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
+            self.trainer, self._make_step, length, config.max_bad_steps, peak and peak * self.ranks.count
         )
-        self._announce(start)
-        total = config.max_steps or length.seconds
-        with bar("pretraining", total, quiet=config.quiet or not self.main, counted=False) as progress:
-            position = fit(training, start, hooks, progress)
+        if main:
+            announce(self.network, self.ranks, start, quiet=config.quiet)
+        with bar("pretraining", 1.0, quiet=config.quiet or not main, counted=False) as progress:
+            position, account = fit(training, start, hooks, progress)
+        if profiler:
+            profiler.stop()
         figures = self._evaluate(None) if self.validation else {}
         if figures:
-            hooks.log({"step": position.step, **figures})
-        if self.work:
-            self._finish(self.work, position, figures)
+            write_metrics({"step": position.step, **figures})
+        self._finish(position, account, training.peak_flops, figures)
 
-    def _make_model(self) -> PretrainingModel:
-        torch.manual_seed(self.config.seed)
-        with_pairs = self.examples.is_random_next is not None
-        bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
-        if self.config.initialization == "informed":
-            tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
-            initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
-        return PretrainingModel(bert, checkpoint_activations=self.config.checkpoint_activations).to(
-            self.accelerator.device
-        )
-
-    def _make_step(self, step: int, done: float) -> Step:
-        config, ranks = self.config, self.accelerator.num_processes
-        rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
-        epochs = step_epochs(len(self.examples), config.batch_size, step)
-        own = slice(self.accelerator.process_index, None, ranks)
-        own_parts = zip(np.split(rows[own], config.accumulate), np.split(epochs[own], config.accumulate), strict=True)
-        keep = KeptMasks(1.0 - done * (1.0 - self.last_mask_share), config.seed, step)
-        pairs = config.batch_size if self.examples.is_random_next is not None else 0
+    def _make_step(self, position: Position, done: float) -> Step:
+        """This rank's share of the step at a position."""
+        plan = self.order.plan(Cursor(position.step, position.phase, position.rows), done)
+        examples, config, ranks = self.examples[plan.phase], self.config, self.ranks
+        rows, epochs = draw_rows(len(examples), plan.first_row, plan.size, config.seed, plan.phase)
+        keep = KeptMasks(1 - done * (1 - self.last_mask_shares[plan.phase]), config.seed, plan.step)
+        own = np.array_split(np.arange(ranks.own, plan.size, ranks.count), config.accumulate)
+        parts = [examples.collate(rows[part], keep, epochs[part]) for part in own if len(part)]
+        pairs = sum(len(part) for part in own) if examples.has_pairs else 0
+        masked = sum(len(part.masked_labels) for part in parts)
+        flops = [self._count_flops(part) for part in parts]
+        if len(parts) < len(own):  # fewer examples than ranks × parts: everyone still takes part in the sums
+            parts += [replace(examples.collate(rows[:1], keep, epochs[:1]), void=True)] * (len(own) - len(parts))
+        if ranks.accelerator.device.type == "cuda":
+            parts = [part.pin() for part in parts]
+        tokens = examples.count_tokens(rows)
+        after = plan.next
         return Step(
-            parts=[self.examples.collate(part, keep, part_epochs) for part, part_epochs in own_parts],
-            totals=(self.examples.count_masked(rows, keep, epochs), pairs),
-            tokens=int(self.examples.tokens.lengths(rows).sum()),
+            parts=parts,
+            totals=(masked, pairs),
+            tokens=tokens,
             epoch=int(epochs[0]),
+            flops=None if None in flops else sum(flop for flop in flops if flop is not None),
+            next=replace(
+                position, step=after.step, phase=after.phase, rows=after.rows, tokens=position.tokens + tokens
+            ),
+            origin=(plan.phase, rows, keep, epochs),
         )
 
-    def _resume(self) -> Position:
-        found = load_newest(self.folder / CHECKPOINTS)
-        if found is None:
-            return Position()
-        position, weights, state = found
-        parameters = dict(self.model.network.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                parameters[name].copy_(value)
-        self.optimizer.load_state_tensors(state)
+    def _count_flops(self, batch: FlatBatch) -> float | None:
+        squares = int(batch.cu_seqlens.diff().square().sum())
+        pairs = len(batch.cu_seqlens) - 1 if batch.is_random_next is not None else 0
+        return training_flops(self.network.config, len(batch.tokens), squares, len(batch.masked_labels), pairs)
+
+    def _make_network(self) -> PreTrainedModel:
+        torch.manual_seed(self.config.seed)
+        examples = self.examples[0]
+        network = build_network(self.inputs.model_config, with_pairs=examples.has_pairs)
+        if self.config.initialization == "informed":
+            tokens, offsets = examples.unmasked(COUNTED_TOKENS)
+            initialize_informed(network, tokens, offsets, self.unigram, self.inputs.tokenizer.special)
+        return network
+
+    def _load_newest(self) -> Position | None:
+        """Take weights and optimizer from the newest checkpoint; None, and nothing happens, without one."""
+        found = load_newest(self.folder / CHECKPOINTS) if self.ranks.main else None
+        position = self.ranks.share(lambda: found and found[0])
+        if position is None:
+            return None
+        _, weights, state = found or (None, {}, {})
+        self._set_weights(self.ranks.spread(weights))
+        self.optimizer.load_state_tensors(self.ranks.spread(state))
         return position
 
+    @torch.no_grad()
+    def _set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            local(parameter).copy_(local(sharded_like(weights[name], parameter)))
+
+    def _gather(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Whole tensors on the CPU, on the main process; all ranks take part."""
+        gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
+        return {name: tensor.cpu().contiguous() for name, tensor in gathered if self.ranks.main}
+
     def _save(self, position: Position) -> None:
-        if self.main:
-            weights = dict(self.model.network.named_parameters())
-            state = self.optimizer.state_tensors()
+        weights = self._gather(self.network.named_parameters())
+        state = self._gather(self.optimizer.state_tensors())
+        if self.ranks.main:
             save_checkpoint(self.folder / CHECKPOINTS, position, weights, state, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
+
+    def _go_back(self, step: int) -> None:
+        """To the weights of the last checkpoint, or to the first ones, because steps up to `step` were bad."""
+        position = self._load_newest()
+        if position is None:
+            self._set_weights(dict(self._make_network().named_parameters()))
+            self.optimizer.load_state_tensors({})
+        say(
+            f"  step {step:,}: loss or gradient not finite {self.config.max_bad_steps} times in a row; back to the "
+            f"weights of step {position.step if position else 0:,}, and on past these batches",
+            quiet=self.config.quiet or not self.ranks.main,
+        )
+
+    def _write_aside(self, number: int, step: Step) -> None:
+        if not self.ranks.main:
+            return
+        phase, rows, keep, epochs = step.origin
+        path = write_aside(self.folder, number, self.examples[phase].collate(rows, keep, epochs), rows)
+        say(
+            f"  step {number:,} left out: loss or gradient not finite; its batch is in {path.relative_to(self.folder)}",
+            quiet=self.config.quiet,
+        )
 
     def _evaluate(self, most: int | None) -> Mapping[str, float]:
         assert self.validation is not None
         rows: Rows = np.arange(min(len(self.validation), most or len(self.validation)))
-        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        with self.accelerator.autocast():
-            sums = sum_figures(self.model, self.validation, own, self.unigram)
-        evaluation = summarise(self.accelerator.reduce(sums, "sum"))
-        if most and self.main:
+        ranks = self.ranks
+        # Everyone evaluates as many batches, the last perhaps for nothing: a sharded model is put together for each.
+        batches = math.ceil(len(rows) / ranks.count / ROWS_A_BATCH)
+        parts = np.array_split(rows, batches * ranks.count)[ranks.own :: ranks.count]
+        with ranks.accelerator.autocast():
+            sums = [
+                sum_figures(self.model, self.validation, part if len(part) else rows[:1], self.unigram)
+                * min(1, len(part))
+                for part in parts
+            ]
+        evaluation = summarise(ranks.sum(torch.stack(sums).sum(0)))
+        if most and ranks.main:
             say(
                 f"  held out: masked loss {evaluation.mlm_loss:.3f} (unigram {evaluation.unigram_loss:.3f}), "
                 f"first guess right {evaluation.top1_accuracy:.1%}",
@@ -222,72 +261,32 @@ class Run:
             )
         return {f"eval_{name}": value for name, value in asdict(evaluation).items()}
 
-    def _announce(self, start: Position) -> None:
-        if not self.main:
+    def _finish(self, position: Position, account: Account, peak: float | None, figures: Mapping[str, float]) -> None:
+        weights = self._gather(self.network.named_parameters())
+        if self.work is None:
             return
-        network = self.model.network
-        parameters = sum(p.numel() for p in network.parameters())
-        shape = self.inputs.model_config
-        say(
-            f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
-            f"{parameters / 1e6:.1f} M parameters, on {self.accelerator.device} × {self.accelerator.num_processes}"
-            + (f", going on from step {start.step:,}" if start.step else ""),
-            quiet=self.config.quiet,
-        )
-
-    def _finish(self, work: Workspace, position: Position, figures: Mapping[str, float]) -> None:
         final, temporary = self.folder / MODEL, self.folder / f".{MODEL}.tmp"
         for leftover in (final, temporary):
             if leftover.exists():
                 shutil.rmtree(leftover)
         with explain_full_disk(final):
-            self.model.network.save_pretrained(temporary)
-            positions = self.inputs.model_config.max_position_embeddings
+            export = build_network(self.inputs.model_config, with_pairs=self.examples[0].has_pairs)
+            with torch.no_grad():
+                for name, parameter in export.named_parameters():
+                    parameter.copy_(weights[name])
+            export.save_pretrained(temporary)
+            positions = count_positions(self.inputs.model_config)
             save_pretrained(*lay_out_as_examples(self.inputs.tokenizer), temporary, positions)
             write_card(temporary, self.config, self.inputs.examples, position, figures)
             temporary.rename(final)
-        counts = {"steps": position.step, "tokens": position.tokens, **figures}
-        work.finish(counts, sorted(path for path in final.iterdir()))
-        minutes = position.elapsed_s / 60
-        say(
-            f"pretrained: {position.step:,} steps, {position.tokens:,} tokens in {minutes:.1f} min "
-            f"({position.tokens / position.elapsed_s:,.0f} tokens/s) → {self.config.out / MODEL}",
-            quiet=self.config.quiet,
-        )
+        remove_store(self.folder / STORE)
+        counts = {
+            "steps": position.step,
+            "tokens": position.tokens,
+            "elapsed_s": position.elapsed_s,
+            "skipped_steps": position.skipped,
+            **figures,
+        }
+        self.work.finish(counts, sorted(path for path in final.iterdir()))
+        summarise_run(self.config, position, account, self.ranks, peak)
         print_figures(counts, self.config.quiet)
-
-
-def print_figures(counts: Mapping[str, Any], quiet: bool) -> None:
-    """Print the final evaluation out of a manifest's counts, if there was one."""
-    figures = {name.removeprefix("eval_"): value for name, value in counts.items() if name.startswith("eval_")}
-    if figures:
-        print_pairs("On held-out text", describe(Evaluation(**figures)), quiet=quiet)
-
-
-def make_accelerator(config: PretrainConfig) -> Accelerator:
-    """Accelerate for this machine's GPU or CPU, with fixed arithmetic."""
-    transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        torch.set_num_threads(max(1, config.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-        _keep_memory()
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bf16" and on_gpu and not has_bf16:
-        raise BertpipeError("--precision bf16: this GPU has no bf16 arithmetic; use fp32.")
-    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    return Accelerator(mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu)
-
-
-def _keep_memory() -> None:
-    """Keep glibc from handing large tensors back to the kernel and faulting them in again at every step."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in (
-            (-3, 1 << 30),
-            (-1, 2**31 - 1),
-            (-2, 256 << 20),
-        ):  # mmap threshold, trim threshold, top pad
-            libc.mallopt(option, value)
-    except (OSError, AttributeError):
-        pass  # another C library: only slower
