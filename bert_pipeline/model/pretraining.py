@@ -34,7 +34,9 @@ class PretrainingModel(nn.Module):
     def forward(self, batch: FlatBatch, *, logits: bool = False) -> tuple[Tensor, Tensor | None]:
         """Summed masked-LM and sentence-pair losses (0 without that task), or with `logits` what `score` returns."""
         result = cast(tuple[Tensor, Tensor | None], self._path(batch, logits=logits))
-        return tuple(loss * 0.0 for loss in result) if batch.void else result
+        if batch.void:
+            result = result[0] * 0.0, None if result[1] is None else result[1] * 0.0
+        return result
 
     def score(self, batch: FlatBatch) -> tuple[Tensor, Tensor | None]:
         """Logits of the masked tokens `[M, vocabulary]`, and of "B follows" and "B is random" `[B, 2]` or None."""

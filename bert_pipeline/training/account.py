@@ -22,13 +22,15 @@ def announce(network: PreTrainedModel, ranks: Ranks, start: Position, *, quiet: 
     parameters, shape = sum(parameter.numel() for parameter in network.parameters()), network.config
     say(
         f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
-        f"{parameters / 1e6:.1f} M parameters, on {ranks.accelerator.device} × {ranks.count}"
+        f"{parameters / 1e6:.1f} M parameters, on {ranks.accelerator.device.type} × {ranks.count}"
         + (f", going on from step {start.step:,}" if start.step else ""),
         quiet=quiet,
     )
 
 
-def summarise_run(config: PretrainConfig, position: Position, account: Account, ranks: Ranks, peak: float | None) -> None:
+def summarise_run(
+    config: PretrainConfig, position: Position, account: Account, ranks: Ranks, peak: float | None
+) -> None:
     """How long the run was and what its speed was; what to do where the data held it up."""
     minutes = position.elapsed_s / 60
     device, out = ranks.accelerator.device, config.out / "model"
@@ -37,7 +39,12 @@ def summarise_run(config: PretrainConfig, position: Position, account: Account, 
         quiet=config.quiet,
     )
     rates = account.rates(peak)
-    pairs = [("memory", f"{human_bytes(peak_memory(device))} at most, of {'the GPU' if device.type == 'cuda' else 'a process'}")]
+    pairs = [
+        (
+            "memory",
+            f"{human_bytes(peak_memory(device))} at most, of {'the GPU' if device.type == 'cuda' else 'a process'}",
+        )
+    ]
     if rates["tokens_per_second"] is not None and rates["data_wait"] is not None:
         speed, waiting = f"{rates['tokens_per_second']:,.0f} tokens/s without padding", rates["data_wait"]
         if rates["flops_per_second"] is not None:
@@ -49,8 +56,8 @@ def summarise_run(config: PretrainConfig, position: Position, account: Account, 
             pairs.append(
                 (
                     "SLOW DATA",
-                    f"the steps waited {waiting:.0%} of their time for batches. Put --out on a faster disk, give the run "
-                    "more CPU cores, or make the examples without --masks dynamic.",
+                    f"the steps waited {waiting:.0%} of their time for batches. Put --out on a faster disk, give the "
+                    "run more CPU cores, or make the examples without --masks dynamic.",
                 )
             )
     if position.skipped:

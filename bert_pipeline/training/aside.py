@@ -24,7 +24,7 @@ def write_aside(folder: Path, step: int, batch: FlatBatch, rows: Rows) -> Path:
     bounds = np.searchsorted(batch.masked_index.numpy(), starts)
     first_of_mask = np.repeat(starts[:-1], np.diff(bounds))
 
-    def lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.Array:  # type: ignore[type-arg]
+    def lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type))
 
     columns = {

@@ -129,7 +129,7 @@ class PretrainConfig(StageConfig):
     """Where to send the metrics besides metrics.jsonl, by Accelerate's names: tensorboard, trackio, wandb, mlflow, and
     others; may be given several times."""
     profile: bool = False
-    """Write a trace of a few early steps to profile/, for Perfetto or chrome://tracing, and their costliest operators."""
+    """Write a trace of three early steps to profile/, for Perfetto or chrome://tracing, and what costs most in them."""
 
     @field_validator("tracker", mode="before")
     @classmethod

@@ -113,7 +113,7 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
     if config.precision == "bf16" and on_gpu and not has_bf16:
         raise BertpipeError("--precision bf16: this GPU has no bf16 arithmetic; use fp32.")
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    loggers = [name for name in config.tracker] or None
+    loggers = list(config.tracker) or None
     return Accelerator(
         mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, log_with=loggers, project_dir=config.out
     )
@@ -125,7 +125,9 @@ def find_strategy(config: PretrainConfig) -> Literal["ddp", "fsdp"]:
     return "fsdp" if asked else config.distribute
 
 
-def distribute(model: nn.Module, layers: Sequence[nn.Module], ranks: Ranks, strategy: Literal["ddp", "fsdp"]) -> nn.Module:
+def distribute(
+    model: nn.Module, layers: Sequence[nn.Module], ranks: Ranks, strategy: Literal["ddp", "fsdp"]
+) -> nn.Module:
     """The model as it is trained: on its device, and, with several processes, wrapped.
 
     FSDP2 (`fully_shard`) keeps each of the `layers` and the rest of the model in shards, with their gradients and

@@ -50,9 +50,7 @@ class Account:
         """Both together."""
         known = self.flops is not None and other.flops is not None
         flops = (self.flops or 0.0) + (other.flops or 0.0) if known else None
-        return Account(
-            self.seconds + other.seconds, self.waiting + other.waiting, self.tokens + other.tokens, flops
-        )
+        return Account(self.seconds + other.seconds, self.waiting + other.waiting, self.tokens + other.tokens, flops)
 
     def rates(self, peak: float | None) -> dict[str, float | None]:
         """Per second: real tokens and FLOPs; the share of `peak` that these are, and of the time spent waiting."""

@@ -84,7 +84,9 @@ class BatchedMuon(torch.optim.Muon):
         update = orthogonalize(torch.stack(full), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = parameters[0].shape
         step = _learning_rate(lr, group["adjust_lr_fn"], rows, columns) * go
-        parts = [local(sharded_like(full, parameter)) for full, parameter in zip(update.unbind(), parameters, strict=True)]
+        parts = [
+            local(sharded_like(full, parameter)) for full, parameter in zip(update.unbind(), parameters, strict=True)
+        ]
         weights = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"] * go)
         torch._foreach_add_(weights, torch._foreach_mul(parts, -step))

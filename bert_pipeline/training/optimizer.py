@@ -55,7 +55,7 @@ class Optimizers:
         for name, member in self.members.items():
             for group in member.param_groups:
                 group["lr"] = self._peaks[name] * factor
-        return next(iter(self._peaks.values())) * factor
+        return float(next(iter(self._peaks.values())) * factor)
 
     def step(self, norm: torch.Tensor, good: torch.Tensor) -> None:
         """Update the weights from their gradients, of total norm `norm`, unless `good` is False; then forget them.

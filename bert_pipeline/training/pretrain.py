@@ -24,17 +24,25 @@ from bert_pipeline.progress import bar, say
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
 from bert_pipeline.training.account import announce, print_figures, summarise_run
 from bert_pipeline.training.aside import write_aside
-from bert_pipeline.training.batches import Examples, KeptMasks, Rows
+from bert_pipeline.training.batches import KeptMasks, Rows
 from bert_pipeline.training.card import write_card
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.distributed import Ranks, distribute, find_strategy, local, make_accelerator, sharded_like, whole
+from bert_pipeline.training.distributed import (
+    Ranks,
+    distribute,
+    find_strategy,
+    local,
+    make_accelerator,
+    sharded_like,
+    whole,
+)
 from bert_pipeline.training.evaluate import ROWS_A_BATCH, sum_figures, summarise, unigram_log_probabilities
 from bert_pipeline.training.inputs import Inputs
 from bert_pipeline.training.loop import Hooks, Training, fit
 from bert_pipeline.training.metrics import Account, MetricsLog
 from bert_pipeline.training.optimizer import Optimizers
-from bert_pipeline.training.order import Cursor, Order, Plan, draw_rows
+from bert_pipeline.training.order import Cursor, Order, draw_rows
 from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.row_store import FOLDER as STORE
 from bert_pipeline.training.row_store import remove_store

@@ -77,9 +77,7 @@ class Trainer:
     """Names and weights of the losses that the model returns, in its order."""
     seed: int
 
-    def take(
-        self, step: Step, number: int, totals: Sequence[float], flops: float | None, progress: float
-    ) -> Taken:
+    def take(self, step: Step, number: int, totals: Sequence[float], flops: float | None, progress: float) -> Taken:
         """Update the weights, unless a loss or the gradient is not finite.
 
         `number` counts steps from 0; `totals` and `flops` are the step's over all ranks, `progress` is the share of the
@@ -120,6 +118,6 @@ def _send_to_host(figures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event
         return figures, None
     host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
     host.copy_(figures, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return host, arrived

@@ -32,7 +32,7 @@ PEAKS = {
 
 
 def find_peak(device: torch.device, *, bf16: bool) -> float | None:
-    """A device's peak in FLOP/s, None where it is not known: then no utilisation is reported rather than a wrong one."""
+    """A device's peak in FLOP/s; None where it is not known, and then no utilisation is reported."""
     if device.type != "cuda" or not bf16:
         return None
     return peak_of(torch.cuda.get_device_name(device))
