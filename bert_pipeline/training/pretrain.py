@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
-from bert_pipeline.model.initialize import initialize_informed
-from bert_pipeline.model.presets import make_config
-from bert_pipeline.model.pretraining import PretrainingModel
+from bert_pipeline.model.initialize import check_informed, initialize_informed
+from bert_pipeline.model.presets import count_positions, make_config
+from bert_pipeline.model.pretraining import PretrainingModel, check_objective, make_network
 from bert_pipeline.progress import bar, print_pairs, say
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
@@ -46,7 +45,7 @@ class Inputs:
     examples: Manifest
     tokenizer_folder: Path
     tokenizer: LoadedTokenizer
-    model_config: BertConfig
+    model_config: Any
 
     @classmethod
     def check(cls, config: PretrainConfig) -> "Inputs":
@@ -57,16 +56,18 @@ class Inputs:
             raise BertpipeError(
                 f"{config.examples} was made with another tokenizer than {config.tokenizer}. Give that one."
             )
-        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
+        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special, config.dropout)
+        check_objective(model_config, examples.config["objective"])
+        if config.initialization == "informed":
+            check_informed(model_config)
         rate = examples.config["mask_rate"]
         if config.mask_rate_end is not None and config.mask_rate_end > rate:
             raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {config.examples}.")
-        length = examples.config["max_seq_length"]
-        if length > model_config.max_position_embeddings:
+        length, positions = examples.config["max_seq_length"], count_positions(model_config)
+        if positions is not None and length > positions:
             raise BertpipeError(
-                f"{config.examples} holds examples of up to {length} tokens, but the model has "
-                f"{model_config.max_position_embeddings} positions (max_position_embeddings). Make shorter examples "
-                "or a model with more positions."
+                f"{config.examples} holds examples of up to {length} tokens, but the model has {positions} positions "
+                "(max_position_embeddings). Make shorter examples or a model with more positions."
             )
         return cls(examples, folder, tokenizer, model_config)
 
@@ -164,14 +165,12 @@ class Run:
 
     def _make_model(self) -> PretrainingModel:
         torch.manual_seed(self.config.seed)
-        with_pairs = self.examples.is_random_next is not None
-        bert = (BertForPreTraining if with_pairs else BertForMaskedLM)(self.inputs.model_config)
+        network = make_network(self.inputs.model_config, with_pairs=self.examples.is_random_next is not None)
         if self.config.initialization == "informed":
             tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
-            initialize_informed(bert, tokens, self.examples.tokens.offsets, self.unigram, special)
-        return PretrainingModel(bert, checkpoint_activations=self.config.checkpoint_activations).to(
-            self.accelerator.device
-        )
+            initialize_informed(network, tokens, self.examples.tokens.offsets, self.unigram, special)
+        model = PretrainingModel(network, checkpoint_activations=self.config.checkpoint_activations)
+        return model.to(self.accelerator.device)
 
     def _make_step(self, step: int, done: float) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
@@ -242,7 +241,7 @@ class Run:
                 shutil.rmtree(leftover)
         with explain_full_disk(final):
             self.model.network.save_pretrained(temporary)
-            positions = self.inputs.model_config.max_position_embeddings
+            positions = count_positions(self.inputs.model_config)
             save_pretrained(*lay_out_as_examples(self.inputs.tokenizer), temporary, positions)
             write_card(temporary, self.config, self.inputs.examples, position, figures)
             temporary.rename(final)
