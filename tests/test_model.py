@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flat_rows import flatten, losses_and_gradients, make_rows, pad
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
@@ -15,9 +16,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model import attention
-from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.presets import PRESETS, make_config
 from bert_pipeline.model.pretraining import PretrainingModel
+from bert_pipeline.tokenizer.load import SpecialIds
 from bert_pipeline.training.muon import BatchedMuon
 
 CONFIG = BertConfig(
@@ -30,58 +31,8 @@ CONFIG = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
-
-
-def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
-    """Rows of random ids with one to three masks each."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for length in lengths:
-        count = int(torch.randint(1, min(4, length), (1,), generator=generator))
-        rows.append(
-            {
-                "tokens": torch.randint(1, 97, (length,), generator=generator),
-                "segment_ids": (torch.arange(length) > length // 2).long(),
-                "positions": (1 + torch.randperm(length - 1, generator=generator)[:count]).sort().values,
-                "labels": torch.randint(0, 97, (count,), generator=generator),
-                "next": int(torch.randint(0, 2, (1,), generator=generator)),
-            }
-        )
-    return rows
-
-
-def flatten(rows: list[dict[str, Any]], with_pairs: bool) -> FlatBatch:
-    """The rows end to end."""
-    starts = torch.tensor([0, *(len(row["tokens"]) for row in rows)]).cumsum(0)
-    return FlatBatch(
-        tokens=torch.cat([row["tokens"] for row in rows]),
-        segment_ids=torch.cat([row["segment_ids"] for row in rows]),
-        positions=torch.cat([torch.arange(len(row["tokens"])) for row in rows]),
-        cu_seqlens=starts,
-        max_seqlen=int(starts.diff().max()),
-        masked_index=torch.cat([row["positions"] + start for row, start in zip(rows, starts, strict=False)]),
-        masked_labels=torch.cat([row["labels"] for row in rows]),
-        is_random_next=torch.tensor([row["next"] for row in rows]) if with_pairs else None,
-    )
-
-
-def pad(rows: list[dict[str, Any]], with_pairs: bool) -> dict[str, torch.Tensor]:
-    """The rows as the stock model takes them."""
-    width = max(len(row["tokens"]) for row in rows)
-    batch = {
-        name: torch.zeros(len(rows), width, dtype=torch.long)
-        for name in ("input_ids", "token_type_ids", "attention_mask")
-    }
-    labels = torch.full((len(rows), width), -100)
-    for number, row in enumerate(rows):
-        length = len(row["tokens"])
-        batch["input_ids"][number, :length] = row["tokens"]
-        batch["token_type_ids"][number, :length] = row["segment_ids"]
-        batch["attention_mask"][number, :length] = 1
-        labels[number, row["positions"]] = row["labels"]
-    pairs = {"next_sentence_label": torch.tensor([row["next"] for row in rows])} if with_pairs else {}
-    return batch | {"labels": labels} | pairs
 
 
 @pytest.mark.parametrize("model_class", [BertForPreTraining, BertForMaskedLM])
@@ -136,15 +87,6 @@ def test_examples_do_not_see_each_other() -> None:
     together = sum(PretrainingModel(model)(flatten(rows, True)))
     alone = sum(sum(PretrainingModel(model)(flatten([row], True))) for row in rows)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
-
-
-def losses_and_gradients(model: PretrainingModel, batch: FlatBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """With fixed dropout."""
-    torch.manual_seed(7)
-    model.zero_grad()
-    losses = torch.stack(model(batch))
-    losses.sum().backward()
-    return losses.detach(), {name: parameter.grad.clone() for name, parameter in model.network.named_parameters()}
 
 
 def test_checkpointed_activations_change_nothing_but_memory() -> None:
@@ -257,9 +199,9 @@ def test_muon_takes_the_steps_of_torchs_muon() -> None:
 PUBLISHED = {"tiny": 4.4, "mini": 11.3, "small": 29.1, "medium": 41.7, "base": 110.1, "large": 335.1}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("bert-")])
 def test_presets_have_the_published_sizes(name: str) -> None:
-    config = make_config(name, 30522, 0, None)
+    config = make_config(name, 30522, SPECIAL, None)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in BertForPreTraining(config).bert.parameters()) / 1e6
     # Millions: Turc et al. 2019, table 1 (the papers print 110 and 340 for base and large).
@@ -277,4 +219,4 @@ def test_presets_have_the_published_sizes(name: str) -> None:
 )
 def test_wrong_model_fields_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        make_config(fields, 100, 0, None)
+        make_config(fields, 100, SPECIAL, None)

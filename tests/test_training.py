@@ -1,4 +1,4 @@
-"""Pretraining from the outside: what it writes, that it resumes to the bit, and what it refuses."""
+"""Pretraining from the outside: what it writes, and what it refuses."""
 
 import json
 from itertools import pairwise

@@ -33,6 +33,12 @@ class Grid:
         mask = (columns < lengths[:, None])[:, None, None, :]
         return cls(examples, width, example * width + batch.positions, mask)
 
+    def spread(self, flat: Tensor, padding: int = 0) -> Tensor:
+        """Numbers of flat rows `[T]` as the grid's `[examples, width]`."""
+        if self.slots is not None:
+            flat = flat.new_full((self.examples * self.width,), padding).index_copy_(0, self.slots, flat)
+        return flat.view(self.examples, self.width)
+
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
         grid = qkv if self.slots is None else spread_rows(qkv, self.slots, self.examples * self.width)
@@ -56,10 +62,10 @@ class Varlen:
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """As `Grid.attend`; `scale` must be that of the head's size, the kernel's own."""
-        bounds, longest = (self.cu_seqlens,) * 2, (self.max_seqlen,) * 2
-        # Arguments that every torch from 2.10 on takes in this order.
-        mixed = cast(Tensor, varlen_attn(*qkv.unbind(1), *bounds, *longest))
-        return mixed.flatten(1)
+        query, key, value = qkv.unbind(1)
+        # Only arguments that every torch from 2.10 on takes in this order.
+        mixed = varlen_attn(query, key, value, self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+        return cast(Tensor, mixed).flatten(1)
 
 
 Rows = Grid | Varlen
@@ -76,7 +82,5 @@ def has_varlen_kernel(hidden: Tensor, head_size: int) -> bool:
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
     is_half = dtype in (torch.float16, torch.bfloat16)
-    # Flash attention's own limits.
-    return (
-        is_half and head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(hidden.device)[0] >= 8
-    )
+    is_recent = torch.cuda.get_device_capability(hidden.device) >= (8, 0)
+    return is_half and is_recent and head_size % 8 == 0 and head_size <= 256  # flash attention's own limits

@@ -1,8 +1,8 @@
-"""A faster pretraining forward pass over the modules of a stock Hugging Face BERT.
+"""A faster pretraining forward pass over the modules of a stock Hugging Face BERT or RoBERTa.
 
-`FlatPath` computes what an unmodified `BertForPreTraining` or `BertForMaskedLM` does, from its own modules and
-parameters, so gradients land where they always do and the checkpoint stays a stock one.  It differs from calling the
-model in what it leaves out:
+`FlatPath` computes what an unmodified `BertForPreTraining`, `BertForMaskedLM` or `RobertaForMaskedLM` does, from its
+own modules and parameters, so gradients land where they always do and the checkpoint stays a stock one.  It differs
+from calling the model in what it leaves out:
 
 * examples are concatenated, so no linear layer, norm or activation works on padding; only attention is told where each
   example ends (`attention`);
@@ -19,11 +19,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertForMaskedLM, BertForPreTraining
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    BertForMaskedLM,
+    BertForPreTraining,
+    CamembertForMaskedLM,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
 from bert_pipeline.model.attention import Rows, arrange
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
+
+# All with BERT's encoder layers; a RoBERTa has another head and counts positions from its padding's on.
+_ROBERTAS = (RobertaForMaskedLM, XLMRobertaForMaskedLM, CamembertForMaskedLM)
+FLAT_NETWORKS = (BertForPreTraining, BertForMaskedLM, *_ROBERTAS)
+
+
+def has_flat_path(config: Any) -> bool:
+    """Whether the masked LM of a config is one of `FLAT_NETWORKS`."""
+    return MODEL_FOR_MASKED_LM_MAPPING[type(config)] in FLAT_NETWORKS
 
 
 class FlatLayer(nn.Module):
@@ -56,22 +72,24 @@ class FlatLayer(nn.Module):
 
 
 class FlatPath(nn.Module):
-    """The forward pass of a stock BERT; `network` is that model."""
+    """The forward pass of one of `FLAT_NETWORKS`."""
 
     network: Any
 
-    def __init__(self, network: BertForPreTraining | BertForMaskedLM, *, checkpoint_activations: bool = False) -> None:
+    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
         super().__init__()
         # The stock model is no submodule: its parts are, each once, so that sharding finds every layer inside the
         # module whose call it hooks.
         object.__setattr__(self, "network", network)
-        self.embeddings: Any = network.bert.embeddings
+        body, attention = network.base_model, network.base_model.encoder.layer[0].attention.self
+        self.embeddings: Any = body.embeddings
         self.layers = nn.ModuleList(
-            FlatLayer(layer, checkpoint_activations=checkpoint_activations) for layer in network.bert.encoder.layer
+            FlatLayer(layer, checkpoint_activations=checkpoint_activations) for layer in body.encoder.layer
         )
-        self.pooler: Any = network.bert.pooler
-        self.heads: Any = network.cls
-        attention = network.bert.encoder.layer[0].attention.self
+        self.pooler: Any = body.pooler
+        is_roberta = isinstance(network, _ROBERTAS)
+        self.heads: Any = network.lm_head if is_roberta else network.cls
+        self._first_position = body.embeddings.padding_idx + 1 if is_roberta else 0
         self._head_size, self._attention_dropout = attention.attention_head_size, attention.dropout.p
 
     def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
@@ -80,8 +98,7 @@ class FlatPath(nn.Module):
         Without a pair task in the batch or a head for it, that loss is 0 and its logits are None.
         """
         hidden, first = self._encode(batch)
-        head = self.heads.predictions
-        hidden, decoder = head.transform(hidden), head.decoder
+        hidden, decoder = self._transform(hidden), self.network.get_output_embeddings()
         pairs = None if first is None else self.heads.seq_relationship(self.pooler.activation(self.pooler.dense(first)))
         if logits:
             return F.linear(hidden, decoder.weight, decoder.bias), pairs
@@ -102,10 +119,22 @@ class FlatPath(nn.Module):
         masked = batch.masked_index.numel()
         return hidden[:masked], hidden[masked:] if with_pairs else None
 
+    def _transform(self, hidden: Tensor) -> Tensor:
+        """What the vocabulary's matrix is multiplied with."""
+        head = self.heads
+        result: Tensor = (
+            head.predictions.transform(hidden)
+            if hasattr(head, "predictions")
+            else head.layer_norm(F.gelu(head.dense(hidden)))
+        )
+        return result
+
     def _embed(self, batch: FlatBatch) -> Tensor:
         own = self.embeddings
         total = own.word_embeddings(batch.tokens)
-        total = total + own.token_type_embeddings(batch.segment_ids)
-        total = total + own.position_embeddings(batch.positions)
+        # Models without segments have one type for all tokens.
+        types = own.token_type_embeddings
+        total = total + (types(batch.segment_ids) if types.num_embeddings > 1 else types.weight[0])
+        total = total + own.position_embeddings(batch.positions + self._first_position)
         result: Tensor = own.dropout(own.LayerNorm(total))
         return result

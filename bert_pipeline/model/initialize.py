@@ -6,13 +6,14 @@ neighbours stand. Everything stays trainable, and the architecture is BERT's.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import BertForMaskedLM, BertForPreTraining
-from transformers.models.bert.modeling_bert import BertSelfAttention
 
+from bert_pipeline.errors import UsageError
+from bert_pipeline.model.flat import has_flat_path
 from bert_pipeline.tokenizer.load import SpecialIds
 
 EMBEDDING_RMS = 0.09
@@ -27,9 +28,15 @@ Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 
 
+def check_informed(config: Any) -> None:
+    """Raise `UsageError` where the architecture of a config has not the parts that can be informed."""
+    if not has_flat_path(config):
+        raise UsageError(f"--initialization informed: for BERT and RoBERTa, not for {config.model_type}.")
+
+
 @torch.no_grad()
 def initialize_informed(
-    model: BertForPreTraining | BertForMaskedLM,
+    network: Any,
     tokens: Ids,
     offsets: Offsets,
     unigram: torch.Tensor,
@@ -42,14 +49,14 @@ def initialize_informed(
     - position embeddings are sinusoids (Vaswani et al. 2017, section 3.5);
     - the heads of the first layer look at the tokens beside (`look_at_neighbours`).
     """
-    embeddings = model.bert.embeddings
-    model.cls.predictions.bias.copy_(unigram)
+    embeddings = network.base_model.embeddings
+    network.get_output_embeddings().bias.copy_(unigram)
     words = embeddings.word_embeddings.weight
     vocab_size, size = words.shape
     words.copy_(embed_contexts(tokens, offsets, vocab_size, size, special))
     positions = embeddings.position_embeddings.weight
     positions.copy_(_sinusoids(*positions.shape) * math.sqrt(2) * EMBEDDING_RMS)
-    look_at_neighbours(model.bert.encoder.layer[0].attention.self)
+    look_at_neighbours(network.base_model.encoder.layer[0].attention.self)
 
 
 def embed_contexts(tokens: Ids, offsets: Offsets, vocab_size: int, size: int, special: SpecialIds) -> torch.Tensor:
@@ -127,7 +134,7 @@ def _frequencies(size: int) -> torch.Tensor:
     return 10_000.0 ** (-torch.arange(0, size, 2) / size)
 
 
-def look_at_neighbours(attention: BertSelfAttention) -> None:
+def look_at_neighbours(attention: Any) -> None:
     """Let the query of head h at position i fit best the key at position i + `NEIGHBOURS[h]`.
 
     On a sinusoidal position, a shift is a rotation of each pair of sine and cosine: keys take such pairs as they are,

@@ -3,10 +3,12 @@
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, BertForPreTraining
+from transformers import AutoModelForMaskedLM, BertForPreTraining
 
-from bert_pipeline.model.flat import FlatPath
+from bert_pipeline.errors import UsageError
+from bert_pipeline.model.flat import FLAT_NETWORKS, FlatPath
 from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.padded import PaddedPath
 
 
 class PretrainingModel(nn.Module):
@@ -16,10 +18,11 @@ class PretrainingModel(nn.Module):
     module: everything, evaluation too, goes through calls of these.
     """
 
-    def __init__(self, network: BertForPreTraining | BertForMaskedLM, *, checkpoint_activations: bool = False) -> None:
+    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
         """With `checkpoint_activations`, layers keep their inputs alone and compute the rest again for gradients."""
         super().__init__()
-        self._path = FlatPath(network, checkpoint_activations=checkpoint_activations)
+        path = FlatPath if isinstance(network, FLAT_NETWORKS) else PaddedPath
+        self._path: Any = path(network, checkpoint_activations=checkpoint_activations)
 
     @property
     def network(self) -> Any:
@@ -41,3 +44,17 @@ class PretrainingModel(nn.Module):
     def score(self, batch: FlatBatch) -> tuple[Tensor, Tensor | None]:
         """Logits of the masked tokens `[M, vocabulary]`, and of "B follows" and "B is random" `[B, 2]` or None."""
         return cast(tuple[Tensor, Tensor | None], self(batch, logits=True))
+
+
+def check_objective(config: Any, objective: str) -> None:
+    """Raise `UsageError` where the architecture of a config has no heads for an objective."""
+    if objective != "mlm" and config.model_type != "bert":
+        raise UsageError(
+            f"--model: {config.model_type} has no head for the sentence pairs of {objective}; make examples with "
+            "--objective mlm."
+        )
+
+
+def make_network(config: Any, *, with_pairs: bool) -> Any:
+    """A stock model with random weights, with a head for sentence pairs if it will have any."""
+    return BertForPreTraining(config) if with_pairs else AutoModelForMaskedLM.from_config(config)

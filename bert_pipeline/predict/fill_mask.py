@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoModelForMaskedLM, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.model.presets import count_positions
 from bert_pipeline.predict.load import find_model, load_auto_tokenizer, load_model
 
 MASK = "[MASK]"
@@ -21,7 +22,7 @@ class MaskFiller:
         if self._tokenizer.mask_token is None:
             raise BertpipeError(f"{folder}: its tokenizer has no mask token, so there is nothing to fill.")
         network = load_model(folder, AutoModelForMaskedLM)
-        self._length = network.config.max_position_embeddings
+        self._length = count_positions(network.config)
         self._vocab_size = network.config.vocab_size
         self._pipeline = pipeline("fill-mask", model=network, tokenizer=self._tokenizer)
 

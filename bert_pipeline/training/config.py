@@ -39,7 +39,8 @@ class PretrainConfig(StageConfig):
     tokenizer: Path
     """The tokenizer that the examples were made with: its folder, or its name on the hub."""
     model: str | dict[str, JsonValue] = "bert-base"
-    """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, or a JSON file of BertConfig fields."""
+    """bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, roberta-base, modernbert-base, or a JSON
+    file of config fields of any masked LM of transformers; `model_type` among them chooses it, BERT without."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's own (0.1 in the presets)."""
     nsp_weight: float = Field(1.0, ge=0)

@@ -3,18 +3,21 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from transformers import BertForMaskedLM, BertForPreTraining
+from transformers import AutoModelForMaskedLM, BertForPreTraining
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.presets import count_positions
 from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.progress import bar
@@ -114,14 +117,16 @@ def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[st
     return [*lines, ("measured on", f"{evaluation.masked_tokens:,} masked tokens of {documents} documents")]
 
 
-def load_pretrained(folder: Path) -> BertForPreTraining | BertForMaskedLM:
+def load_pretrained(folder: Path) -> Any:
     """Load a model folder with the heads that it was saved with."""
-    heads = {"BertForPreTraining": BertForPreTraining, "BertForMaskedLM": BertForMaskedLM}
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    for name in names:
-        if name in heads:
-            return load_model(folder, heads[name])
-    raise BertpipeError(f"{folder}: a {' or '.join(heads)} was expected, this is {', '.join(names) or 'unnamed'}.")
+    if "BertForPreTraining" in names:
+        return load_model(folder, BertForPreTraining)
+    if set(names) & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()):
+        return load_model(folder, AutoModelForMaskedLM)
+    raise BertpipeError(
+        f"{folder}: a BertForPreTraining or a masked LM was expected, this is {', '.join(names) or 'unnamed'}."
+    )
 
 
 def evaluate_folder(model: Path, examples_folder: Path, split: Split, *, quiet: bool = False) -> Evaluation:
@@ -143,10 +148,11 @@ def evaluate_folder(model: Path, examples_folder: Path, split: Split, *, quiet: 
             f"{examples_folder} was made with another tokenizer than that of {model}, so the figures would mean "
             "nothing: give the examples that belong to the model."
         )
-    if network.config.max_position_embeddings < manifest.config["max_seq_length"]:
+    positions = count_positions(network.config)
+    if positions is not None and positions < manifest.config["max_seq_length"]:
         raise BertpipeError(
             f"{examples_folder} holds examples of up to {manifest.config['max_seq_length']} tokens, but {model} has "
-            f"{network.config.max_position_embeddings} positions."
+            f"{positions} positions."
         )
     examples = Examples.open(examples_folder, manifest, split, network.config.vocab_size, quiet=quiet)
     pretrained = PretrainingModel(network).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import BertConfig
+from typing import Any
 
 from bert_pipeline.artifact import Input, Manifest, describe_input, read_manifest
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.examples.splits import Split
-from bert_pipeline.model.presets import make_config
+from bert_pipeline.model.initialize import check_informed
+from bert_pipeline.model.presets import count_positions, make_config
+from bert_pipeline.model.pretraining import check_objective
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 from bert_pipeline.training.batches import Examples
 from bert_pipeline.training.config import PretrainConfig
@@ -23,16 +24,20 @@ class Inputs:
     """Folders of examples, in the order in which they are trained on."""
     tokenizer_folder: Path
     tokenizer: LoadedTokenizer
-    model_config: BertConfig
+    model_config: Any
+    """A transformers config."""
 
     @classmethod
     def check(cls, config: PretrainConfig) -> "Inputs":
         """Read the manifests; raises `BertpipeError` where they do not belong together."""
         folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
         tokenizer = load_tokenizer(folder)
-        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special.pad, config.dropout)
+        model_config = make_config(config.model, tokenizer.vocab_size, tokenizer.special, config.dropout)
         given = [config.examples, *([config.long_examples] if config.long_examples else [])]
         inputs = cls(tuple((path, read_manifest(path, EXAMPLES)) for path in given), folder, tokenizer, model_config)
+        check_objective(model_config, inputs.examples.config["objective"])
+        if config.initialization == "informed":
+            check_informed(model_config)
         for path, examples in inputs.phases:
             inputs._check_examples(path, examples, config)
         objectives = [examples.config["objective"] for _, examples in inputs.phases]
@@ -49,8 +54,8 @@ class Inputs:
         rate = examples.config["mask_rate"]
         if config.mask_rate_end is not None and config.mask_rate_end > rate:
             raise BertpipeError(f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {path}.")
-        length, positions = examples.config["max_seq_length"], self.model_config.max_position_embeddings
-        if length > positions:
+        length, positions = examples.config["max_seq_length"], count_positions(self.model_config)
+        if positions is not None and length > positions:
             raise BertpipeError(
                 f"{path} holds examples of up to {length} tokens, but the model has {positions} positions "
                 "(max_position_embeddings). Make shorter examples or a model with more positions."

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.distributed import sharded_like, whole
 from bert_pipeline.training.lamb import Lamb
@@ -16,14 +17,17 @@ from bert_pipeline.training.schedule import Schedule
 class Optimizers:
     """AdamW or LAMB over everything, or Muon over the encoder's matrices and AdamW over the rest, stepped as one."""
 
-    def __init__(self, model: nn.Module, config: PretrainConfig) -> None:
-        """`model` as it is trained: a sharded one's parameters are others than before."""
-        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    def __init__(self, network: nn.Module, config: PretrainConfig) -> None:
+        """`network` is the stock model as it is trained: a sharded one's parameters are others than before."""
+        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
         self._schedule = Schedule(config.schedule, config.find_warmup(), config.decay)
         self._max_grad_norm = config.max_grad_norm
-        on_muon = {p for p, name in self.names.items() if config.optimizer == "muon" and _is_hidden_matrix(name, p)}
-        decayed = [p for p, name in self.names.items() if p not in on_muon and _is_decayed(name)]
-        undecayed = [p for p, name in self.names.items() if p not in on_muon and not _is_decayed(name)]
+        kinds = parameter_kinds(network)
+        with_muon = config.optimizer == "muon"
+        on_muon = [p for p, name in self.names.items() if with_muon and kinds[name].is_hidden_matrix]
+        others = [p for p, name in self.names.items() if not (with_muon and kinds[name].is_hidden_matrix)]
+        decayed = [p for p in others if kinds[self.names[p]].decays]
+        undecayed = [p for p in others if not kinds[self.names[p]].decays]
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
@@ -41,7 +45,7 @@ class Optimizers:
             self.members["adamw"] = torch.optim.AdamW(groups, fused=True, **common)
         if on_muon:
             self.members["muon"] = BatchedMuon(
-                [p for p in self.names if p in on_muon],
+                on_muon,
                 lr=config.muon_learning_rate,
                 momentum=config.muon_momentum,
                 ns_steps=config.muon_iterations,
@@ -99,13 +103,3 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """The norm of all gradients together, a scalar on the device."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return whole(norm)
-
-
-def _is_decayed(name: str) -> bool:
-    """Weights decay; biases and layer norms do not (the release's optimization.py)."""
-    return not name.endswith("bias") and "LayerNorm" not in name
-
-
-def _is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Muon is for matrices between hidden states: not embeddings, not the heads' last ones (Jordan 2024)."""
-    return parameter.dim() == 2 and (".encoder." in name or ".transform." in name)

@@ -18,8 +18,8 @@ from bert_pipeline.errors import Stopped
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
-from bert_pipeline.model.presets import build_network, count_positions
-from bert_pipeline.model.pretraining import PretrainingModel
+from bert_pipeline.model.presets import count_positions
+from bert_pipeline.model.pretraining import PretrainingModel, make_network
 from bert_pipeline.progress import bar, say
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
 from bert_pipeline.training.account import announce, print_figures, summarise_run
@@ -184,14 +184,18 @@ class Run:
         )
 
     def _count_flops(self, batch: FlatBatch) -> float | None:
-        squares = int(batch.cu_seqlens.diff().square().sum())
-        pairs = len(batch.cu_seqlens) - 1 if batch.is_random_next is not None else 0
-        return training_flops(self.network.config, len(batch.tokens), squares, len(batch.masked_labels), pairs)
+        return training_flops(
+            self.network.config,
+            tokens=len(batch.tokens),
+            squared_lengths=int(batch.cu_seqlens.diff().square().sum()),
+            masked=len(batch.masked_labels),
+            examples_with_pairs=0 if batch.is_random_next is None else len(batch.is_random_next),
+        )
 
     def _make_network(self) -> PreTrainedModel:
         torch.manual_seed(self.config.seed)
         examples = self.examples[0]
-        network = build_network(self.inputs.model_config, with_pairs=examples.has_pairs)
+        network = make_network(self.inputs.model_config, with_pairs=examples.has_pairs)
         if self.config.initialization == "informed":
             tokens, offsets = examples.unmasked(COUNTED_TOKENS)
             initialize_informed(network, tokens, offsets, self.unigram, self.inputs.tokenizer.special)
@@ -278,7 +282,7 @@ class Run:
             if leftover.exists():
                 shutil.rmtree(leftover)
         with explain_full_disk(final):
-            export = build_network(self.inputs.model_config, with_pairs=self.examples[0].has_pairs)
+            export = make_network(self.inputs.model_config, with_pairs=self.examples[0].has_pairs)
             with torch.no_grad():
                 for name, parameter in export.named_parameters():
                     parameter.copy_(weights[name])
