@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ from hypothesis import strategies as st
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.model.bert import FlatBatch
 from bert_pipeline.training.batches import Examples, KeptMasks
+from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.order import Cursor
+from bert_pipeline.training.pretrain import Inputs, Run, make_accelerator
 from bert_pipeline.training.row_store import Source, open_rows, remove_store
 from tests.stored_rows import load_examples, read_rows
 
@@ -165,6 +170,76 @@ def test_the_first_rows_are_counted_as_they_were(limit: int, make_source: Callab
     assert tokens.tolist() == whole[: ends[rows]]
 
 
+# What each rank takes
+
+
+@pytest.fixture
+def make_run(make_examples: Callable[..., Path], wordpiece_folder: Path, tmp_path: Path) -> Callable[..., list[Run]]:
+    """A function that gives each rank's part in a run with longer, dynamically masked examples at its end."""
+    folders = [
+        make_examples("drawn", masks="dynamic", mask_unit="whole-word"),
+        make_examples("drawn-longer", masks="dynamic", mask_unit="whole-word", max_seq_length=90, mask_rate=0.3),
+    ]
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+    def make(ranks: int, **options: Any) -> list[Run]:
+        config = PretrainConfig(
+            examples=folders[0], long_examples=folders[1], tokenizer=wordpiece_folder, out=tmp_path / "out",
+            model=shape, max_steps=100, mask_rate_end=0.1, threads=1, quiet=True, **options,
+        )  # fmt: skip
+        inputs, accelerator = Inputs.check(config), make_accelerator(config)
+        runs = [Run(config, inputs, accelerator, tmp_path, None) for _ in range(ranks)]
+        for rank, run in enumerate(runs):
+            # Only who it is matters here; another test trains in two processes.
+            run.accelerator = SimpleNamespace(process_index=rank, num_processes=ranks)  # type: ignore[assignment]
+        return runs
+
+    return make
+
+
+def by_row(batch: FlatBatch) -> list[tuple[Any, ...]]:
+    """Each row of a batch, with its masks and label."""
+    edges, index, labels = batch.cu_seqlens.tolist(), batch.masked_index.tolist(), batch.masked_labels.tolist()
+    assert batch.is_random_next is not None
+    rows = []
+    for begin, end, is_random in zip(edges, edges[1:], batch.is_random_next.tolist(), strict=False):
+        masks = [(place - begin, label) for place, label in zip(index, labels, strict=True) if begin <= place < end]
+        rows.append((*batch.tokens[begin:end].tolist(), *masks, is_random))
+    return rows
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_any_number_of_examples_is_shared_out_over_any_ranks(
+    ranks: int, parts: int, size: int, make_run: Callable[..., list[Run]]
+) -> None:
+    given = {"batch_size": size, "long_batch_size": size}
+    (alone,) = make_run(1, **given)
+    runs = make_run(ranks, **given, accumulate=parts)
+    for cursor, done in [(Cursor(), 0.0), (Cursor(90, 0, 90 * size), 0.9), (Cursor(95, 1, 5 * size), 0.95)]:
+        plan = alone.order.plan(cursor, done)
+        whole = alone._make_planned_step(plan)
+        shares = [run._make_planned_step(plan) for run in runs]
+        (batch,) = whole.parts
+        expected = by_row(batch)  # type: ignore[arg-type]
+        assert len(expected) == size
+        found = [[row for part in step.parts for row in by_row(part)] for step in shares]  # type: ignore[arg-type]
+        assert sorted(row for rows in found for row in rows) == sorted(expected)
+        assert all(found[rank] == expected[rank::ranks] for rank in range(ranks))
+        assert all(len(step.parts) == parts for step in shares)
+        totals = len(batch.masked_labels), size  # type: ignore[attr-defined]
+        assert {(*step.totals, step.tokens) for step in [whole, *shares]} == {(*totals, len(batch.tokens))}  # type: ignore[attr-defined]
+
+
+def test_the_mask_rate_falls_to_the_same_end_in_both_parts_of_a_run(make_run: Callable[..., list[Run]]) -> None:
+    (run,) = make_run(1, batch_size=64)
+    for cursor, done, rate in [(Cursor(), 0.0, 0.15), (Cursor(90, 1), 1.0, 0.1)]:
+        steps = [run._make_planned_step(replace(run.order.plan(cursor, done), step=step)) for step in range(20)]
+        masked, tokens = (sum(values) for values in zip(*((s.totals[0], s.tokens) for s in steps), strict=True))
+        # Whole words stop short of the rate by up to a tenth.
+        assert 0.88 * rate < masked / tokens < 1.03 * rate
+
+
 # What is refused
 
 
@@ -198,6 +273,30 @@ def test_a_damaged_shard_is_named(make_source: Callable[..., Source], tmp_path: 
     source.shards[1].write_bytes(raw)
     with pytest.raises(BertpipeError, match=r"train-00001\.parquet: damaged"):
         open_rows(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "mlm"}, "was made for mlm, .* for mlm[+]nsp"),
+        ({"max_seq_length": 600}, "up to 600 tokens, but the model has 512 positions"),
+        ({"tokenizer": "byte_bpe_folder"}, "with another tokenizer than"),
+        ({"mask_rate": 0.1}, "--mask-rate-end 0.12: above the 0.1 of"),
+    ],
+)
+def test_longer_examples_that_do_not_go_with_the_others_are_refused(
+    options: dict[str, Any], said: str, make_examples: Callable[..., Path], examples_folder: Path,
+    wordpiece_folder: Path, tmp_path: Path, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if "tokenizer" in options:
+        options = {"tokenizer": request.getfixturevalue(options["tokenizer"])}
+    config = PretrainConfig(
+        examples=examples_folder, long_examples=make_examples(f"other-{next(iter(options))}", **options),
+        tokenizer=wordpiece_folder, out=tmp_path / "out", max_steps=10, mask_rate_end=0.12, quiet=True,
+    )  # fmt: skip
+    with pytest.raises(BertpipeError, match=said) as caught:
+        Inputs.check(config)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("shards", [(), ([],), ([], [])])
