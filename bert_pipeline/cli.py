@@ -51,7 +51,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe.")
     ] = None,
     through: Annotated[
-        Literal["corpus", "tokenize", "examples", "pretrain"], typer.Option(help="Last stage to run.")
+        Literal["corpus", "tokenize", "examples", "long_examples", "pretrain"], typer.Option(help="Last stage to run.")
     ] = "pretrain",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what was made otherwise.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,

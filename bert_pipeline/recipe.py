@@ -20,16 +20,26 @@ CONFIGS: dict[str, type[StageConfig]] = {
     "corpus": CorpusConfig,
     "tokenize": TokenizeConfig,
     "examples": ExamplesConfig,
+    "long_examples": ExamplesConfig,
     "pretrain": PretrainConfig,
 }
-FOLDERS = {"corpus": "corpus", "tokenize": "tokenizer", "examples": "examples", "pretrain": "pretrain"}
+FOLDERS = {
+    "corpus": "corpus",
+    "tokenize": "tokenizer",
+    "examples": "examples",
+    "long_examples": "examples-long",
+    "pretrain": "pretrain",
+}
 # Which folders of the run each stage reads, by the option that takes them.
 READS = {
     "corpus": {},
     "tokenize": {"corpus": "corpus"},
     "examples": {"corpus": "corpus", "tokenizer": "tokenize"},
-    "pretrain": {"examples": "examples", "tokenizer": "tokenize"},
+    "long_examples": {"corpus": "corpus", "tokenizer": "tokenize"},
+    "pretrain": {"examples": "examples", "long_examples": "long_examples", "tokenizer": "tokenize"},
 }
+LIKE = {"long_examples": "examples"}
+"""Stages that a recipe may do without, and those whose options they take where they give no own ones."""
 PROBES = "probes"
 SECTIONS = frozenset({*CONFIGS, PROBES})
 AMONG = 5
@@ -73,13 +83,16 @@ def read_recipe(path: Path, out: Path, settings: Sequence[str], overwrite: bool,
     for setting in settings:
         _apply(content, setting)
     stages = {}
-    for stage, model in CONFIGS.items():
-        wired = {"out": out / FOLDERS[stage]} | {option: out / FOLDERS[read] for option, read in READS[stage].items()}
+    asked = [stage for stage in CONFIGS if stage not in LIKE or stage in content]
+    for stage in asked:
+        reads = {option: out / FOLDERS[read] for option, read in READS[stage].items() if read in asked}
+        wired = {"out": out / FOLDERS[stage]} | reads
         section = _mapping(content.get(stage), path, stage)
         for option in wired.keys() & section.keys():
             raise UsageError(f"{path}, {stage}: leave out `{option}`; the run's own folders are used.")
-        values = {"overwrite": overwrite, "quiet": quiet} | section | wired
-        stages[stage] = build_config(model, values, f"{path}, {stage}: ")
+        alike = _mapping(content.get(LIKE[stage]), path, LIKE[stage]) if stage in LIKE else {}
+        values = {"overwrite": overwrite, "quiet": quiet} | alike | section | wired
+        stages[stage] = build_config(CONFIGS[stage], values, f"{path}, {stage}: ")
     try:
         probes = tuple(Probe(**probe) for probe in content.get(PROBES) or [])
     except (ValidationError, TypeError):
@@ -89,6 +102,8 @@ def read_recipe(path: Path, out: Path, settings: Sequence[str], overwrite: bool,
 
 def run_recipe(recipe: Recipe, through: str, quiet: bool) -> None:
     """Run the stages in order up to `through`; those that are complete are passed over."""
+    if through not in recipe.stages:
+        raise UsageError(f"--through {through}: the recipe has no such section.")
     for stage, config in recipe.stages.items():
         _run_stage(stage, config)
         if stage == through:

@@ -70,7 +70,7 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
         (["tokenize", "--corpus", "nowhere", "--out", "x"], 1, "nowhere: no such folder"),
         (["examples", "--nonsense"], 2, "--nonsense"),
         (["pretrain", "--examples", "e", "--tokenizer", "t", "--out", "x"], 2, "either --max-steps or --max-minutes"),
-        (["run", "nonsense"], 1, "neither a YAML file nor a shipped recipe (quickstart)"),
+        (["run", "nonsense"], 1, "neither a YAML file nor a shipped recipe (bert-base, quickstart)"),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),
         (["fill-mask", "nowhere", "a [MASK]"], 1, "no model folder"),

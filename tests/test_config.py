@@ -54,7 +54,7 @@ def write(path: Path, text: str) -> Path:
         ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  max_minutes: 1\n", "--max-minutes"),
         ("corpus:\n  source: [python-docs]\npretrain: {}\n", "--max-steps"),
         (
-            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  batch_size: 3\n  accumulate: 2\n",
+            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  batch_size: 3\n  batch_size_start: 2\n",
             "--batch-size",
         ),
         ("corpus: [python-docs]\n", "corpus"),

@@ -1,6 +1,7 @@
 """`bertpipe run`: the whole chain, its kills, its refusals, and the recipes that are shipped."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -9,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertForPreTraining, pipeline
 
+from bert_pipeline.artifact import read_manifest
 from bert_pipeline.recipe import find_recipe, read_recipe
 from bert_pipeline.shards import iterate_rows
+from bert_pipeline.training.order import draw_rows
 from tests.conftest import invent_documents, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -199,8 +203,84 @@ def test_a_wrong_recipe_is_refused_before_anything_is_made(recipe: str, said: st
 def test_shipped_recipes_are_valid(path: Path, tmp_path: Path) -> None:
     assert find_recipe(path.stem) == path
     recipe = read_recipe(path, tmp_path, [], overwrite=False, quiet=True)
-    assert set(recipe.stages) == {"corpus", "tokenize", "examples", "pretrain"}
+    assert set(recipe.stages) - {"long_examples"} == {"corpus", "tokenize", "examples", "pretrain"}
     assert len(recipe.probes) == 10
+
+
+def test_the_paper_s_recipe_is_the_paper_s(tmp_path: Path) -> None:
+    recipe = read_recipe(find_recipe("bert-base"), tmp_path, [], overwrite=False, quiet=True)
+    short, longer, pretrain = (recipe.stages[stage].content() for stage in ("examples", "long_examples", "pretrain"))
+    assert (short["max_seq_length"], short["max_predictions"]) == (128, 20)
+    assert longer == short | {"max_seq_length": 512, "max_predictions": 77}
+    assert round(pretrain["max_steps"] * pretrain["warmup"]) == 10_000
+    assert round(pretrain["max_steps"] * (1 - pretrain["long_share"])) == 900_000
+    assert pretrain["batch_size"] * 128 == 32_768
+
+
+LONGER = RECIPE + "long_examples: {max_seq_length: 96, dupe_factor: 2}\n"
+
+
+def test_a_second_section_of_examples_trains_the_last_part_of_the_run(alone: tuple[Path, str], tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "run")
+    (folder / "recipe.yaml").write_text(LONGER)
+    given = ["pretrain.long_share=0.3", "pretrain.long_batch_size=5", "pretrain.batch_size_start=4"]
+    given += [
+        "pretrain.batch_size_warmup=0.2",
+        "pretrain.max_steps=30",
+        "pretrain.log_every=1",
+        "pretrain.accumulate=3",
+    ]
+    settings = [f"--set={value}" for value in given]
+    finish(start(folder, *settings, "--through", "long_examples"))
+    assert not (folder / "out/pretrain").exists()
+    made = read_manifest(folder / "out/examples-long", "examples")
+    assert (made.config["max_seq_length"], made.config["dupe_factor"]) == (96, 2)
+    assert made.config["validation_fraction"] == 0.1  # as `examples` says
+    short = {name: made for name, made in hashes(folder / "out").items() if not name.startswith("examples-long")}
+    assert short.items() <= hashes(alone[0] / "out").items()
+
+    finish(start(folder, *settings))
+    lengths = {}
+    for name in ("examples", "examples-long"):
+        files = sorted((folder / "out" / name).glob("train-*"))
+        lengths[name] = np.array([len(row) for (row,) in iterate_rows(files, ["tokens"])])
+    lines = [json.loads(line) for line in (folder / "out/pretrain/metrics.jsonl").read_text().splitlines()]
+    tokens = np.diff([0, *(line["tokens"] for line in lines if "loss" in line)])
+    expected, first = [], 0
+    for step in range(21):
+        size = min(16, 4 * (1 + int(step / 6 * 4)))
+        rows, _ = draw_rows(len(lengths["examples"]), first, size, seed=0)
+        expected.append(lengths["examples"][rows].sum())
+        first += size
+    for step in range(9):
+        rows, _ = draw_rows(len(lengths["examples-long"]), step * 5, 5, seed=0, phase=1)
+        expected.append(lengths["examples-long"][rows].sum())
+    assert tokens.tolist() == expected
+    pretrained = read_manifest(folder / "out/pretrain", "pretrain")
+    assert pretrained.inputs["long_examples"].fingerprint == made.fingerprint
+    assert not (folder / "out/pretrain/.examples").exists()
+
+    (folder / "recipe.yaml").write_text(RECIPE)
+    without = [setting for setting in settings if "long" not in setting]
+    _, errors = finish(start(folder, *without), code=1)
+    assert "long_examples: True → False" in errors
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "said"),
+    [
+        (RECIPE, ["--through", "long_examples"], "--through long_examples: the recipe has no such section"),
+        (LONGER.replace("max_seq_length: 96", "colour: red"), [], "option `colour` is unknown"),
+        (LONGER, ["--set", "pretrain.long_examples=x"], "leave out `long_examples`"),
+        (RECIPE, ["--set", "long_examples.corpus=x"], "leave out `corpus`"),
+    ],
+)
+def test_a_wrong_second_section_is_refused(recipe: str, arguments: list[str], said: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "run")
+    (folder / "recipe.yaml").write_text(recipe)
+    _, errors = finish(start(folder, *arguments), code=2)
+    assert said in errors
+    assert not (folder / "out").exists()
 
 
 def test_the_quickstart_cut_short(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining, Ber
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.training.order import draw_rows
 from tests.stored_rows import load_examples, read_rows
+from tests.training_runs import SHAPE, metrics, run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +144,11 @@ def open_rows(source: Source, folder: Path | None = None, *, quiet: bool = False
 
 
 def remove_store(folder: Path) -> None:
-    """Remove the stores in a folder; a kill leaves either all of them, or what the next run removes."""
-    if folder.exists():
-        doomed = folder.with_name(f"{folder.name}.tmp")
+    """Remove the stores in a folder, whoever else is doing so; a kill leaves all of them, or none that is found."""
+    doomed = folder.with_name(f"{folder.name}.tmp")
+    with suppress(FileNotFoundError):
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # a network file system keeps files that are still mapped
 
 
 def _map(folder: Path, name: str) -> Array:

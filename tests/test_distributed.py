@@ -1,0 +1,128 @@
+"""Several processes, on one host or two, with the model whole or in shards: the run of one process."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training_runs import command, counts, finish, has_begun, long_run, metrics, options, start, wait_for
+
+COMPARED = {"loss", "mlm_loss", "nsp_loss", "eval_mlm_loss", "tokens", "step", "learning_rate", "grad_norm"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_hosts(config_file: Path, given: dict[str, Any]) -> "list[subprocess.Popen[str]]":
+    """Two launchers that meet over loopback, with a process each, as on two hosts."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)),
+                *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)),
+                *command(config_file, given),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )
+        for number in range(2)
+    ]
+
+
+def compare_curves(one: Path, other: Path) -> None:
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(pairs) >= 4
+    for left, right in pairs:
+        for key in left.keys() & COMPARED:
+            assert right[key] == pytest.approx(left[key], rel=1e-4), key
+
+
+def compare_weights(one: Path, other: Path) -> None:
+    left, right = (load_file(out / "model" / "model.safetensors") for out in (one, other))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.allclose(value, right[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb"])
+def test_two_processes_follow_the_curve_of_one(
+    optimizer: str, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """7 examples in 4 parts on 2 ranks: a part of one rank is empty. Whole models, and shards of them."""
+    changes = {"dropout": 0.0, "threads": 2, "batch_size": 7, "accumulate": 4, "optimizer": optimizer}
+    given = options(examples_folder, wordpiece_folder, tmp_path / "one", **changes)
+    finish(start(tmp_path / "one.yaml", given))
+    for strategy in ("ddp", "fsdp"):
+        out = tmp_path / strategy
+        file = tmp_path / f"{strategy}.yaml"
+        finish(start(file, given | {"out": out, "num_processes": 2, "distribute": strategy}))
+        compare_curves(tmp_path / "one", out)
+        compare_weights(tmp_path / "one", out)
+
+
+def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_sharded(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Faults 26 and 27: 1 → 2 (shards) → 1, stopped each time, are the batches of one process left alone."""
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=100_000)
+    finish(start(tmp_path / "alone.yaml", given))
+    out = tmp_path / "out"
+    changing, seen = given | {"out": out}, 0
+    for how in ({}, {"num_processes": 2, "distribute": "fsdp", "threads": 2}):
+        process = start(tmp_path / "run.yaml", changing | how)
+        wait_for(lambda: has_begun(out) and len(metrics(out)) > seen)
+        process.terminate()
+        errors = finish(process, 143)
+        assert "Traceback" not in errors
+        assert len(list((out / "checkpoints").iterdir())) <= 2
+        seen = len(metrics(out))
+    finish(start(tmp_path / "run.yaml", changing))
+    compare_curves(tmp_path / "alone", out)
+    compare_weights(tmp_path / "alone", out)
+
+
+def test_two_hosts_train_stop_and_go_on_together(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=5)
+    alone = start(tmp_path / "alone.yaml", given)
+    out = tmp_path / "out"
+    hosts = start_hosts(tmp_path / "run.yaml", given | {"out": out})
+    wait_for(lambda: len(list(out.glob("checkpoints/step-*"))) > 1)
+    hosts[1].kill()  # one host is lost
+    hosts[1].communicate()
+    subprocess.run(["pkill", "-9", "-f", f"node-rank 1.*{re.escape(str(tmp_path))}"], check=False)
+    hosts[0].send_signal(signal.SIGTERM)
+    hosts[0].communicate(timeout=60)
+    hosts = start_hosts(tmp_path / "run.yaml", given | {"out": out})
+    outputs = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    finish(alone)
+    assert counts(out)["steps"] == 100
+    compare_weights(tmp_path / "alone", out)
+
+
+def test_what_all_processes_meet_is_printed_once(
+    examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
+) -> None:
+    given = options(examples_folder, byte_bpe_folder, tmp_path / "out")
+    outputs = [host.communicate(timeout=60) for host in start_hosts(tmp_path / "run.yaml", given)]
+    printed = "".join(error for _, error in outputs)
+    assert printed.count("was made with another tokenizer") == 1
+    together = start(tmp_path / "two.yaml", given, "--num-processes", "2")
+    errors = finish(together, 1)
+    assert errors.count("was made with another tokenizer") == 1
+    assert "Traceback" not in errors
