@@ -15,18 +15,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bert_pipeline.model.bert import FlatBatch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.artifact import read_manifest
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.training.batches import Examples, KeptMasks
+from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.order import Cursor
-from bert_pipeline.training.pretrain import Inputs, Run, make_accelerator
+from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.inputs import Inputs
+from bert_pipeline.training.pretrain import Run
 from bert_pipeline.training.row_store import Source, open_rows, remove_store
 from tests.stored_rows import load_examples, read_rows
+from tests.training_runs import reset_accelerate
 
 Rows = list[dict[str, Any]]
 Shards = Callable[[Rows], Path]
@@ -183,15 +186,17 @@ def make_run(make_examples: Callable[..., Path], wordpiece_folder: Path, tmp_pat
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 
     def make(ranks: int, **options: Any) -> list[Run]:
+        reset_accelerate()
         config = PretrainConfig(
             examples=folders[0], long_examples=folders[1], tokenizer=wordpiece_folder, out=tmp_path / "out",
             model=shape, max_steps=100, mask_rate_end=0.1, threads=1, quiet=True, **options,
         )  # fmt: skip
-        inputs, accelerator = Inputs.check(config), make_accelerator(config)
-        runs = [Run(config, inputs, accelerator, tmp_path, None) for _ in range(ranks)]
+        accelerator = make_accelerator(config)
+        runs = [Run(config, Inputs.check(config), Ranks.of(accelerator), tmp_path) for _ in range(ranks)]
         for rank, run in enumerate(runs):
-            # Only who it is matters here; another test trains in two processes.
-            run.accelerator = SimpleNamespace(process_index=rank, num_processes=ranks)  # type: ignore[assignment]
+            # Only who it is matters here; other tests train in several processes.
+            who = SimpleNamespace(own=rank, count=ranks, accelerator=accelerator)
+            run.ranks = who  # type: ignore[assignment]
         return runs
 
     return make
@@ -216,25 +221,32 @@ def test_any_number_of_examples_is_shared_out_over_any_ranks(
     given = {"batch_size": size, "long_batch_size": size}
     (alone,) = make_run(1, **given)
     runs = make_run(ranks, **given, accumulate=parts)
-    for cursor, done in [(Cursor(), 0.0), (Cursor(90, 0, 90 * size), 0.9), (Cursor(95, 1, 5 * size), 0.95)]:
-        plan = alone.order.plan(cursor, done)
-        whole = alone._make_planned_step(plan)
-        shares = [run._make_planned_step(plan) for run in runs]
+    for position, done in [
+        (Position(), 0.0),
+        (Position(90, rows=90 * size), 0.9),
+        (Position(95, phase=1, rows=5 * size), 0.95),
+    ]:
+        whole = alone._make_step(position, done)
+        shares = [run._make_step(position, done) for run in runs]
         (batch,) = whole.parts
         expected = by_row(batch)  # type: ignore[arg-type]
         assert len(expected) == size
-        found = [[row for part in step.parts for row in by_row(part)] for step in shares]  # type: ignore[arg-type]
+        found = [
+            [row for part in step.parts if not part.void for row in by_row(part)]  # type: ignore[attr-defined, arg-type]
+            for step in shares
+        ]
         assert sorted(row for rows in found for row in rows) == sorted(expected)
         assert all(found[rank] == expected[rank::ranks] for rank in range(ranks))
         assert all(len(step.parts) == parts for step in shares)
-        totals = len(batch.masked_labels), size  # type: ignore[attr-defined]
-        assert {(*step.totals, step.tokens) for step in [whole, *shares]} == {(*totals, len(batch.tokens))}  # type: ignore[attr-defined]
+        assert whole.totals == (len(batch.masked_labels), size)  # type: ignore[attr-defined]
+        assert tuple(map(sum, zip(*(step.totals for step in shares), strict=True))) == whole.totals
+        assert {step.tokens for step in [whole, *shares]} == {len(batch.tokens)}  # type: ignore[attr-defined]
 
 
 def test_the_mask_rate_falls_to_the_same_end_in_both_parts_of_a_run(make_run: Callable[..., list[Run]]) -> None:
     (run,) = make_run(1, batch_size=64)
-    for cursor, done, rate in [(Cursor(), 0.0, 0.15), (Cursor(90, 1), 1.0, 0.1)]:
-        steps = [run._make_planned_step(replace(run.order.plan(cursor, done), step=step)) for step in range(20)]
+    for position, done, rate in [(Position(), 0.0, 0.15), (Position(90, phase=1), 1.0, 0.1)]:
+        steps = [run._make_step(replace(position, step=step), done) for step in range(20)]
         masked, tokens = (sum(values) for values in zip(*((s.totals[0], s.tokens) for s in steps), strict=True))
         # Whole words stop short of the rate by up to a tenth.
         assert 0.88 * rate < masked / tokens < 1.03 * rate

@@ -25,9 +25,13 @@ from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.batches import Examples, KeptMasks
+from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.pretrain import Inputs, Run, make_accelerator, pretrain
+from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.inputs import Inputs
+from bert_pipeline.training.pretrain import Run, pretrain
 from tests.stored_rows import load_examples
+from tests.training_runs import reset_accelerate
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ["token", "whole-word", "span"]
@@ -300,10 +304,11 @@ def test_a_step_s_loss_is_divided_by_the_masks_of_its_own_epochs(
         examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=1000,
         batch_size=48, accumulate=3, mask_rate_end=0.1, threads=1, quiet=True,
     )  # fmt: skip
-    run = Run(config, Inputs.check(config), make_accelerator(config), tmp_path, None)
+    reset_accelerate()
+    run = Run(config, Inputs.check(config), Ranks.of(make_accelerator(config)), tmp_path)
     totals = []
     for number in range(0, 60, 7):
-        step = run._make_step(number, number / 60)
+        step = run._make_step(Position(number, rows=48 * number), number / 60)
         assert step.totals[0] == sum(len(part.masked_index) for part in step.parts)  # type: ignore[attr-defined]
         totals.append((step.epoch, step.totals[0]))
     assert len({epoch for epoch, _ in totals}) > 3

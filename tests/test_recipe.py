@@ -185,7 +185,7 @@ def test_what_changed_is_refused_and_named_and_replaced_on_request(tmp_path: Pat
         ("colour: {red: 1}", "section `colour` is unknown"),
         ("corpus: {source: [python-docs], out: x}", "leave out `out`"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: many}", "--max-steps"),
-        ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}", "and not both"),
+        ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}", "give one of --max-steps"),
         ("corpus: [python-docs]", "lines were expected"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\nprobes: [a]", "probes"),
         ("corpus: {source: [python-docs", "not valid YAML"),

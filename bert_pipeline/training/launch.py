@@ -23,11 +23,15 @@ def run_pretrain(config: PretrainConfig) -> None:
 
 def launch(config: PretrainConfig) -> None:
     """Run `pretrain` in `num_processes` processes and wait; their failure or stop becomes this process's."""
+    import multiprocessing
+
     from torch.multiprocessing.spawn import start_processes
 
+    # The libraries are loaded once, in a server that no GPU was touched in, and not by every process anew.
+    multiprocessing.set_forkserver_preload(["bert_pipeline.training.pretrain"])
     with StopSignal() as stop:
         running: Any = start_processes(  # type: ignore[no-untyped-call]
-            _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="spawn"
+            _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="forkserver"
         )
         while any(process.is_alive() for process in running.processes):
             for process in running.processes:

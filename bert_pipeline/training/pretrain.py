@@ -48,7 +48,7 @@ from bert_pipeline.training.row_store import FOLDER as STORE
 from bert_pipeline.training.row_store import remove_store
 from bert_pipeline.training.schedule import Length
 from bert_pipeline.training.step import Step, Trainer
-from bert_pipeline.training.throughput import find_peak
+from bert_pipeline.training.throughput import find_peak, peak_memory
 from bert_pipeline.training.trackers import Trackers, check_trackers
 
 STAGE = "pretrain"
@@ -148,7 +148,7 @@ class Run:
         with bar("pretraining", 1.0, quiet=config.quiet or not main, counted=False) as progress:
             position, account = fit(training, start, hooks, progress)
         if profiler:
-            profiler.stop()
+            say(profiler.finish(), quiet=config.quiet)
         figures = self._evaluate(None) if self.validation else {}
         if figures:
             write_metrics({"step": position.step, **figures})
@@ -297,6 +297,8 @@ class Run:
             "tokens": position.tokens,
             "elapsed_s": position.elapsed_s,
             "skipped_steps": position.skipped,
+            **account.rates(peak),
+            "peak_memory_bytes": peak_memory(self.ranks.accelerator.device),
             **figures,
         }
         self.work.finish(counts, sorted(path for path in final.iterdir()))

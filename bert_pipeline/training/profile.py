@@ -10,6 +10,7 @@ from bert_pipeline.artifact import atomic
 FOLDER, TRACE, OPERATORS = "profile", "trace.json", "operators.txt"
 SKIPPED, WARMUP, ACTIVE = 5, 2, 3
 """Steps passed over, steps in which the profiler warms up, steps written down."""
+FIRST, LAST = SKIPPED + WARMUP + 1, SKIPPED + WARMUP + ACTIVE
 OPERATORS_SHOWN = 30
 
 
@@ -34,12 +35,14 @@ class Profiler:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         table = finished.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=OPERATORS_SHOWN)
         with atomic(self._folder / OPERATORS) as temporary:
-            temporary.write_text(f"Steps {SKIPPED + WARMUP + 1} to {SKIPPED + WARMUP + ACTIVE}\n{table}\n")
+            temporary.write_text(f"Steps {FIRST} to {LAST}\n{table}\n")
         with atomic(self._folder / TRACE) as temporary:
             finished.export_chrome_trace(str(temporary))
         self.written = True
 
-    def stop(self) -> None:
-        """End it, also where the run was shorter than what it waits for."""
-        if not self.written:
-            self._profile.stop()
+    def finish(self) -> str:
+        """What came of it, for people; ends it where the run was shorter than what it waits for."""
+        if self.written:
+            return f"profiled: steps {FIRST} to {LAST} → {self._folder}"
+        self._profile.stop()
+        return f"nothing profiled: the run was too short for --profile, which looks at steps {FIRST} to {LAST}"

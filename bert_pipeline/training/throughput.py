@@ -41,6 +41,8 @@ def find_peak(device: torch.device, *, bf16: bool) -> float | None:
 def peak_of(name: str) -> float | None:
     """The peak of the device of this name; the longest known name that is part of it decides."""
     words = f" {name} ".replace("-", " ")
+    if " Laptop " in words:  # the same name, another chip
+        return None
     known = [key for key in PEAKS if f" {key} " in words]
     return PEAKS[max(known, key=len)] if known else None
 

@@ -33,7 +33,7 @@ class Trackers:
         self._accelerator, self._names = accelerator, config.tracker
         if not config.tracker:
             return
-        accelerator.project_configuration.set_directories(str(folder / FOLDER))
+        accelerator.project_configuration.logging_dir = str(folder / FOLDER)
         run_id = hash_json([str(config.out.resolve()), config.content()])[:16]
         resumed = {"name": config.out.resolve().name, "resume": "allow"}
         options: dict[str, dict[str, Any]] = {
