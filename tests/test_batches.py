@@ -209,14 +209,15 @@ def by_row(batch: FlatBatch) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
-@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("size", [1, 7, 48])
 def test_any_number_of_examples_is_shared_out_over_any_ranks(
     ranks: int, parts: int, size: int, make_run: Callable[..., list[Run]]
 ) -> None:
     given = {"batch_size": size, "long_batch_size": size}
     (alone,) = make_run(1, **given)
     runs = make_run(ranks, **given, accumulate=parts)
-    for cursor, done in [(Cursor(), 0.0), (Cursor(90, 0, 90 * size), 0.9), (Cursor(95, 1, 5 * size), 0.95)]:
+    between = 5 * len(alone.examples[0]) - size // 2  # so that the step takes examples of two epochs
+    for cursor, done in [(Cursor(), 0.0), (Cursor(50, 0, between), 0.5), (Cursor(95, 1, 5 * size), 0.95)]:
         plan = alone.order.plan(cursor, done)
         whole = alone._make_planned_step(plan)
         shares = [run._make_planned_step(plan) for run in runs]
