@@ -211,6 +211,7 @@ class Run:
         return bert.to(self.accelerator.device)
 
     def _make_step(self, step: int, done: float) -> Step:
+        # The loop knows steps alone: after a resume this holds for batches of one size from one folder.
         if self._cursor.step != step:
             self._cursor = Cursor(step, 0, step * self.config.batch_size)
         plan = self.order.plan(self._cursor, done)
