@@ -214,16 +214,17 @@ def by_row(batch: FlatBatch) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
-@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("size", [1, 7, 48])
 def test_any_number_of_examples_is_shared_out_over_any_ranks(
     ranks: int, parts: int, size: int, make_run: Callable[..., list[Run]]
 ) -> None:
     given = {"batch_size": size, "long_batch_size": size}
     (alone,) = make_run(1, **given)
     runs = make_run(ranks, **given, accumulate=parts)
+    between = 5 * len(alone.examples[0]) - size // 2  # so that the step takes examples of two epochs
     for position, done in [
         (Position(), 0.0),
-        (Position(90, rows=90 * size), 0.9),
+        (Position(50, rows=between), 0.5),
         (Position(95, phase=1, rows=5 * size), 0.95),
     ]:
         whole = alone._make_step(position, done)

@@ -109,19 +109,19 @@ class Examples:
         """
         laid, stored = self._lay(rows), self._rows
         masks = self._mask(rows, laid, epochs)
-        tokens, index, labels = _long(masks.tokens), _long(masks.index), _long(masks.labels)
+        tokens, index, labels = masks.tokens, masks.index, masks.labels
         if keep is not None and keep.share < 1:
-            kept = torch.from_numpy(keep.choose(masks.numbers))
+            kept = keep.choose(masks.numbers)
             tokens[index[~kept]] = labels[~kept]
             index, labels = index[kept], labels[kept]
         return FlatBatch(
-            tokens=tokens,
+            tokens=_long(tokens),
             segment_ids=_long(laid.positions >= np.repeat(stored.first_segment[rows], laid.lengths)),
             positions=torch.from_numpy(laid.positions),
             cu_seqlens=torch.from_numpy(laid.starts),
             max_seqlen=int(laid.lengths.max(initial=0)),
-            masked_index=index,
-            masked_labels=labels,
+            masked_index=_long(index),
+            masked_labels=_long(labels),
             is_random_next=None if stored.is_random_next is None else _long(stored.is_random_next[rows]),
         )
 

@@ -81,7 +81,7 @@ class Order:
     def _grown(self, done: float) -> int:
         if done >= self.warmup:
             return self.size
-        return min(self.size, self.start * (1 + int(done / self.warmup * (self.size // self.start))))
+        return self.start * (1 + int(done / self.warmup * (self.size // self.start)))
 
 
 def draw_rows(count: int, first: int, size: int, seed: int, phase: int = 0) -> tuple[Rows, Rows]:

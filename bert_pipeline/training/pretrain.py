@@ -18,6 +18,7 @@ from bert_pipeline.errors import Stopped
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
+from bert_pipeline.model.layer_calls import decide_compile
 from bert_pipeline.model.presets import count_positions
 from bert_pipeline.model.pretraining import PretrainingModel, make_network
 from bert_pipeline.progress import bar, say
@@ -105,7 +106,10 @@ class Run:
         self.last_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
         self.order = Order.of(config)
         self.unigram = unigram_log_probabilities(config.examples)
-        self.model = PretrainingModel(self._make_network(), checkpoint_activations=config.checkpoint_activations)
+        compiled = decide_compile(config.compile, ranks.accelerator.device, config.max_steps, config.max_minutes)
+        self.model = PretrainingModel(
+            self._make_network(), checkpoint_activations=config.checkpoint_activations, compiled=compiled
+        )
         # Sharding replaces parameters: what is trained and its optimizer come afterwards.
         trained = distribute(self.model, self.model.layers, ranks, find_strategy(config))
         self.network: PreTrainedModel = self.model.network
