@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.kernels import dropout as drop
 from bert_pipeline.model.kernels import spread_rows, take_rows
 
 
@@ -43,7 +44,15 @@ class Grid:
         """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
         grid = qkv if self.slots is None else spread_rows(qkv, self.slots, self.examples * self.width)
         query, key, value = grid.view(self.examples, self.width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale)
+        if dropout and grid.device.type == "cpu":
+            # Torch has no fused kernel for this either; its own way spends most of the time on random numbers.
+            scores = (query * scale) @ key.transpose(-1, -2)
+            scores = scores if self.mask is None else scores.masked_fill(~self.mask, -torch.inf)
+            mixed = drop(torch.softmax(scores, -1), dropout, training=True) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale
+            )
         mixed = mixed.transpose(1, 2).reshape(self.examples * self.width, -1)
         return mixed if self.slots is None else take_rows(mixed, self.slots)
 

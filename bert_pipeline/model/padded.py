@@ -3,25 +3,27 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.attention import Grid
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.kernels import take_rows
+from bert_pipeline.model.layer_calls import wrap_call
 
 
 class PaddedPath(nn.Module):
     """The forward pass of a stock masked LM, with its vocabulary scored at masked positions alone where it can be."""
 
-    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
-        """Raises `UsageError` where the architecture cannot tell padding from text."""
+    def __init__(self, network: Any, **how: bool) -> None:
+        """`how` layers are called is as in `wrap_call`.
+
+        Raises `UsageError` where the architecture cannot tell padding from text.
+        """
         super().__init__()
         takes = inspect.signature(network.forward).parameters
         if "attention_mask" not in takes:
@@ -29,16 +31,17 @@ class PaddedPath(nn.Module):
                 f"--model: {type(network).__name__} takes no attention mask, so it would read padding as text."
             )
         self.network = network
-        if checkpoint_activations:
-            for layer in self.layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        for layer in self.layers:
+            layer.forward = wrap_call(layer.forward, **how)
         self._with_segments = "token_type_ids" in takes and getattr(network.config, "type_vocab_size", 0) > 1
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The encoder's layers: the longest list of modules of one kind."""
-        lists = [list(it) for it in self.network.modules() if isinstance(it, nn.ModuleList)]
-        return max((it for it in lists if len({type(module) for module in it}) == 1), key=len, default=[])
+        """The encoder's layers: of the modules that stand in lists, the kind with the most parameters."""
+        kinds: dict[type, list[nn.Module]] = {}
+        for module in _listed(self.network):
+            kinds.setdefault(type(module), []).append(module)
+        return max(kinds.values(), key=lambda them: sum(p.numel() for it in them for p in it.parameters()), default=[])
 
     def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """As `FlatPath.forward`, without a pair task."""
@@ -60,8 +63,17 @@ class PaddedPath(nn.Module):
             inputs["token_type_ids"] = grid.spread(batch.segment_ids)
         masked = batch.masked_index if grid.slots is None else grid.slots[batch.masked_index]
         with _scored_at(self.network.get_output_embeddings(), masked, (grid.examples, grid.width)):
-            scores: Tensor = self.network(**inputs).logits
+            scores: Tensor = self.network(**inputs, return_dict=True).logits
         return scores if scores.dim() == 2 else take_rows(scores.flatten(0, 1), masked)
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of module lists, but nothing inside of them."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _listed(child)
 
 
 @contextmanager

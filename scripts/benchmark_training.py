@@ -1,0 +1,223 @@
+"""Speed of training, beside the ways that others train: real (non-padding) tokens a second.
+
+All contenders train the same stock model on the same rows in the same order, one after the other, round after round,
+each in a process of its own. Rows are made for it: nine tenths full, the others of a random length, in pairs. Starting
+Python, reading rows and the first steps (with compilation, where there is any) do not count; `first steps` tells what
+these took longer than later ones do. MFU counts the FLOPs alone that real tokens need. Ratios are taken within a round:
+median (least to most).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("COLUMNS", "120")  # for tables that go to a file
+
+import numpy as np
+import torch
+import transformers
+import typer
+from training_contenders import Job
+from training_rows import make_examples, make_tokenizer
+
+from bert_pipeline.config import available_cores, read_yaml
+from bert_pipeline.model.flops import training_flops
+from bert_pipeline.model.presets import make_config
+from bert_pipeline.progress import out, print_table
+from bert_pipeline.tokenizer.load import LoadedTokenizer
+from bert_pipeline.training.batches import Examples, step_rows
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+CONTENDERS = {
+    "a": ("classic", 0.1, "tutorial loop, dropout 0.1"),
+    "b": ("trainer", 0.0, "Trainer"),
+    "c": ("bertpipe", 0.0, "bertpipe"),
+    "d": ("bertpipe", 0.1, "bertpipe, dropout 0.1"),
+    "e": ("trainer", 0.1, "Trainer, dropout 0.1"),
+}
+PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12}
+"""Dense bf16 FLOP/s by the names of devices (NVIDIA's data sheets of the SXM modules)."""
+CONTENDER_SCRIPT = Path(__file__).with_name("training_contenders.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A model and the rows that it is trained on."""
+
+    title: str
+    model: str | dict[str, Any]
+    vocab_size: int
+    length: int
+    mask_rate: float
+    batch: int
+
+
+@dataclass(slots=True)
+class Measured:
+    """Tokens a second, extra seconds of the first steps and bytes of GPU memory of a contender, by round."""
+
+    speed: dict[int, float] = field(default_factory=dict)
+    extra: list[float] = field(default_factory=list)
+    memory: int = 0
+
+
+def settings(on_gpu: bool) -> list[Setting]:
+    """What is measured on this kind of device."""
+    if on_gpu:
+        sizes = [(128, 256), (512, 64), (128, 1024), (512, 256)]
+        return [
+            Setting(f"BERT-base, {batch} rows × {length}", "bert-base", 30522, length, 0.15, batch)
+            for length, batch in sizes
+        ]
+    recipe = read_yaml(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+    examples, vocab_size = recipe["examples"], recipe["tokenize"]["vocab_size"]
+    length = examples["max_seq_length"]
+    quickstart = recipe["pretrain"]["model"]
+    return [
+        Setting("the quickstart's model, 2 × 128", quickstart, vocab_size, length, examples["mask_rate"], 32),
+        Setting("4 layers × 256", "bert-mini", vocab_size, length, 0.15, 32),
+    ]
+
+
+@app.command()
+def training(
+    rounds: Annotated[int, typer.Option(help="Times that each is measured, at most.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of each contender in a round that count.", min=1)] = 60,
+    warm_up: Annotated[int, typer.Option(help="Steps before these.", min=1)] = 10,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
+    only: Annotated[str, typer.Option(help="Contenders, by their letters in the table.")] = "abcde",
+    models: Annotated[str | None, typer.Option(help="Only the models with this in their title.")] = None,
+    minutes: Annotated[float, typer.Option(help="Begin no round that would end later.", min=0)] = 7.5,
+) -> None:
+    """Measure training steps."""
+    begun = time.monotonic()
+    chosen = [one for one in settings(torch.cuda.is_available()) if models is None or models in one.title]
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, setting in enumerate(chosen):
+            folder = Path(temporary) / str(number)
+            share = (begun + minutes * 60 - time.monotonic()) / (len(chosen) - number)
+            _compare(folder, setting, warm_up, steps, rounds, threads, only, share)
+
+
+def _compare(
+    folder: Path, setting: Setting, warm_up: int, steps: int, rounds: int, threads: int, only: str, seconds: float
+) -> None:
+    """Measure all contenders on one setting in about so many seconds, and print the table."""
+    began = time.monotonic()
+    folder.mkdir()
+    loaded = make_tokenizer(folder / "tokenizer", setting.vocab_size)
+    make_examples(folder / "examples", loaded, setting.batch * (warm_up + steps), setting.length, setting.mask_rate)
+    tokens, flops = _count_work(folder, loaded, setting, range(warm_up, warm_up + steps))
+    found = {letter: Measured() for letter in only}
+    device, failed = "", {}
+    for done in range(rounds):
+        round_began = time.monotonic()
+        for letter in only:
+            if letter in failed:
+                continue
+            name, dropout, _ = CONTENDERS[letter]
+            job = Job(
+                contender=name,
+                folder=folder,
+                model=setting.model,
+                vocab_size=setting.vocab_size,
+                length=setting.length,
+                batch=setting.batch,
+                dropout=dropout,
+                warm_up=warm_up,
+                steps=steps,
+                threads=threads,
+            )
+            result = _run(job)
+            if isinstance(result, str):
+                failed[letter] = result
+                continue
+            measured, device = found[letter], result["device"]
+            measured.speed[done] = tokens / result["measured"]
+            measured.extra.append(result["first"] - result["measured"] * warm_up / steps)
+            measured.memory = result["memory"]
+        took = time.monotonic() - round_began
+        if time.monotonic() - began + took > seconds:
+            break
+    _print(setting, found, flops / tokens, device, done + 1, steps, threads)
+    for letter, reason in failed.items():
+        out.print(f"{CONTENDERS[letter][2]}: {reason}", markup=False)
+
+
+def _count_work(folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range) -> tuple[int, float]:
+    """Real tokens of the steps, and the FLOPs that they need."""
+    examples = Examples([folder / "examples" / "train-00000.parquet"])
+    rows = np.concatenate([step_rows(len(examples), setting.batch, 0, step) for step in steps])
+    lengths = examples.tokens.lengths(rows)
+    tokens = int(lengths.sum())
+    flops = training_flops(
+        make_config(setting.model, setting.vocab_size, tokenizer.special, None),
+        tokens=tokens,
+        squared_lengths=int((lengths**2).sum()),
+        masked=int(examples.masked_positions.lengths(rows).sum()),
+        examples_with_pairs=len(rows),
+    )
+    assert flops is not None
+    return tokens, flops
+
+
+def _run(job: Job) -> dict[str, Any] | str:
+    """What the contender's process reports, or the last line that it died with."""
+    given, result = job.folder / "job.json", job.folder / "result.json"
+    given.write_text(json.dumps(asdict(job), default=str), encoding="utf-8")
+    result.unlink(missing_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(CONTENDER_SCRIPT), str(given), str(result)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return read
+
+
+def _print(
+    setting: Setting, found: dict[str, Measured], flops: float, device: str, rounds: int, steps: int, threads: int
+) -> None:
+    """`flops` are those that a token needs: work that a contender does beside them counts as none."""
+    peak = next((peak for name, peak in PEAKS.items() if name in device), None)
+    on_gpu = ["memory, GB", "MFU"] if device != "CPU" else []
+    header = ["", "tokens/s (range)", "÷ a", "÷ b", "first steps, s", *on_gpu]
+    rows = []
+    for letter, measured in found.items():
+        if not measured.speed:
+            continue
+        speeds = sorted(measured.speed.values())
+        row = [
+            f"{letter}  {CONTENDERS[letter][2]}",
+            f"{statistics.median(speeds):,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f})",
+            *(_ratio(measured, found.get(other)) for other in "ab"),
+            f"{statistics.median(measured.extra):+.1f}",
+        ]
+        share = f"{statistics.median(speeds) * flops / peak:.1%}" if peak else "–"
+        rows.append([*row, f"{measured.memory / 1e9:.1f}", share] if on_gpu else row)
+    where = device if device != "CPU" else f"{threads} CPU thread(s)"
+    title = (
+        f"{setting.title}: {setting.batch} rows of up to {setting.length} tokens, {setting.mask_rate:.0%} masked, "
+        f"vocabulary {setting.vocab_size:,}; {where}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; {rounds} round(s) of {steps} steps"
+    )
+    print_table(title, header, rows)
+
+
+def _ratio(measured: Measured, other: Measured | None) -> str:
+    if other is None or other is measured:
+        return ""
+    ratios = sorted(speed / other.speed[done] for done, speed in measured.speed.items() if done in other.speed)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,227 @@
+"""One contender of `scripts/benchmark training`, in a process of its own: training_contenders.py JOB.json RESULT.json
+
+Each trains the model of a job on the same rows in the same order, and tells how long the steps after the first few
+took. Its clock starts after the libraries are loaded, the rows read and the model made.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingArguments
+
+from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.model.presets import make_config
+from bert_pipeline.tokenizer.load import load_tokenizer
+from bert_pipeline.training.batches import Examples, step_rows
+from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.pretrain import METRICS, STAGE, pretrain
+
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to train, and for how long. `warm_up` steps come before the `steps` that are measured."""
+
+    contender: str
+    folder: Path
+    """Holds `tokenizer` and `examples`."""
+    model: str | dict[str, Any]
+    vocab_size: int
+    length: int
+    batch: int
+    dropout: float
+    warm_up: int
+    steps: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of the first steps and of the measured ones; most memory that tensors took on a GPU, in bytes."""
+
+    first: float
+    measured: float
+    memory: int
+
+
+class Stopwatch:
+    """Times steps from outside, waiting for the device at the two ends only."""
+
+    def __init__(self, job: Job) -> None:
+        self._ends = (0, job.warm_up, job.warm_up + job.steps)
+        self.times: list[float] = []
+
+    def look(self, steps: int) -> None:
+        """Note the time where `steps` is one of the ends."""
+        if steps in self._ends:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+
+    @property
+    def timing(self) -> Timing:
+        """What the clock has seen."""
+        start, middle, end = self.times
+        return Timing(middle - start, end - middle, torch.cuda.max_memory_allocated())
+
+
+class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """The rows in the order of the steps, each as arrays for the stock model."""
+
+    def __init__(self, job: Job) -> None:
+        self._examples = Examples([job.folder / EXAMPLES / "train-00000.parquet"])
+        steps = range(job.warm_up + job.steps)
+        self._rows = np.concatenate([step_rows(len(self._examples), job.batch, 0, step) for step in steps])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, examples = self._rows[index], self._examples
+        start, end = examples.tokens.offsets[row : row + 2]
+        first, last = examples.masked_positions.offsets[row : row + 2]
+        labels = np.full(end - start, -100)
+        labels[examples.masked_positions.values[first:last]] = examples.masked_labels.values[first:last]
+        assert examples.is_random_next is not None
+        return {
+            "input_ids": examples.tokens.values[start:end],
+            "token_type_ids": examples.segment_ids.values[start:end],
+            "labels": labels,
+            "next_sentence_label": examples.is_random_next[row],
+        }
+
+
+def pad(rows: list[dict[str, Any]], width: int | None = None) -> dict[str, torch.Tensor]:
+    """Stack rows, padded to `width` or to the longest one."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    shape = (len(rows), width or max(lengths))
+    fillers = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
+    arrays = {name: np.full(shape, filler) for name, filler in fillers.items()}
+    for number, row in enumerate(rows):
+        for name, array in arrays.items():
+            array[number, : lengths[number]] = row[name]
+    arrays["attention_mask"] = (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
+    arrays["next_sentence_label"] = np.array([row["next_sentence_label"] for row in rows])
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def make_model(job: Job) -> BertForPreTraining:
+    """The stock model."""
+    torch.manual_seed(0)
+    special = load_tokenizer(job.folder / "tokenizer").special
+    return BertForPreTraining(make_config(job.model, job.vocab_size, special, job.dropout))
+
+
+def run_classic(job: Job) -> Timing:
+    """The loop of the tutorials: rows padded to one length, the model's own loss, plain AdamW, fp32."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, model = PaddedRows(job), make_model(job).to(device).train()
+    loader = torch.utils.data.DataLoader(rows, job.batch, collate_fn=lambda some: pad(some, job.length))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    watch = Stopwatch(job)
+    watch.look(0)
+    for done, batch in enumerate(loader, start=1):
+        loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        watch.look(done)
+    return watch.timing
+
+
+class InOrder(Trainer):
+    """The stock trainer, but for the order of the rows."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Watching(TrainerCallback):
+    """Reads the clock between the trainer's steps."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._watch.look(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._watch.look(state.global_step)
+
+
+def run_trainer(job: Job) -> Timing:
+    """`transformers.Trainer` as fast as its settings make it."""
+    on_gpu, watch = torch.cuda.is_available(), Stopwatch(job)
+    with TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=job.warm_up + job.steps,
+            per_device_train_batch_size=job.batch,
+            learning_rate=LEARNING_RATE,
+            optim="adamw_torch_fused",
+            bf16=on_gpu,
+            torch_compile=on_gpu,
+            use_cpu=not on_gpu,
+            dataloader_num_workers=4 if on_gpu else 0,
+            dataloader_persistent_workers=on_gpu,
+            logging_nan_inf_filter=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        InOrder(make_model(job), arguments, pad, train_dataset=PaddedRows(job), callbacks=[Watching(watch)]).train()
+    return watch.timing
+
+
+def run_bertpipe(job: Job) -> Timing:
+    """What `bertpipe pretrain` runs, timed by its own metrics."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / STAGE
+        steps = job.warm_up + job.steps
+        config = PretrainConfig(
+            out=out,
+            examples=job.folder / EXAMPLES,
+            tokenizer=job.folder / "tokenizer",
+            model=job.model,
+            dropout=job.dropout,
+            max_steps=steps,
+            batch_size=job.batch,
+            learning_rate=LEARNING_RATE,
+            log_every=job.warm_up,
+            checkpoint_every=steps,
+            threads=job.threads,
+            quiet=True,
+        )
+        pretrain(config)
+        lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    elapsed = {line["step"]: line["elapsed_s"] for line in lines}
+    first = elapsed[job.warm_up]
+    return Timing(first, elapsed[steps] - first, torch.cuda.max_memory_allocated())
+
+
+RUNS: dict[str, Callable[[Job], Timing]] = {"classic": run_classic, "trainer": run_trainer, "bertpipe": run_bertpipe}
+
+
+def main() -> None:
+    """Run the job that the first file describes, and write the second."""
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = Job(**given | {"folder": Path(given["folder"])})
+    torch.set_num_threads(job.threads)
+    result = asdict(RUNS[job.contender](job))
+    result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A tokenizer and training rows made for benchmarks: folders that `pretrain` takes, out of nothing."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tokenizers import Tokenizer, models
+
+from bert_pipeline.artifact import Input, describe_input, workspace
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
+from bert_pipeline.examples.random_bits import make_key, random_bits
+from bert_pipeline.examples.rows import FlatRows, Segments, write_rows
+from bert_pipeline.examples.schema import SCHEMA, TOKEN_COUNTS
+from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.ragged import offsets_of
+from bert_pipeline.shards import write_shard
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.tokenizer.load import STAGE as TOKENIZE
+from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary, load_tokenizer
+from bert_pipeline.tokenizer.save import save_pretrained
+from bert_pipeline.tokenizer.special import SPECIALS
+
+SHORT = 0.1
+"""Share of the rows that are cut to a random length (`short_seq_prob` of the BERT release)."""
+
+
+def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
+    """Write a tokenizer folder whose words are numbers."""
+    config = TokenizeConfig(out=folder, corpus=Path("none"), vocab_size=vocab_size)
+    specials = SPECIALS["bert"]
+    words = [*specials.values(), *map(str, range(vocab_size - len(specials)))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=specials["unk"]))
+    with workspace(TOKENIZE, config, {}) as work:
+        if not work.finished:
+            work.finish({"vocab_size": vocab_size}, save_pretrained(tokenizer, specials, work.folder))
+    return load_tokenizer(folder)
+
+
+def make_examples(folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float) -> None:
+    """Write `count` pairs of up to `length` tokens: nine tenths full, the others of any length; words by Zipf's law."""
+    made_with = folder.with_name("tokenizer")
+    config = ExamplesConfig(
+        out=folder,
+        corpus=Path("none"),
+        tokenizer=made_with,
+        max_seq_length=length,
+        mask_rate=mask_rate,
+        validation_fraction=0.0,
+    )
+    random = np.random.default_rng(0)
+    rows, label = _make_rows(random, tokenizer, count, length)
+    rule = MaskRule.of(config, "train", tokenizer.special.mask, tokenizer.vocab_size)
+    masks = draw_masks(rows, random_bits(make_key("benchmark", 0), np.arange(count)), rule)
+    inputs = {"corpus": Input("none", "none"), "tokenizer": describe_input(folder, made_with, tokenizer.manifest)}
+    with workspace(EXAMPLES, config, inputs) as work:
+        shard, counts_file = work.folder / "train-00000.parquet", work.folder / TOKEN_COUNTS
+        write_shard(shard, SCHEMA, _to_batches(rows, masks, label), dict)
+        np.save(counts_file, np.bincount(rows.tokens, minlength=tokenizer.vocab_size))
+        counts = {
+            "train_rows": count,
+            "train_documents": count,
+            "vocab_size": tokenizer.vocab_size,
+            "vocabulary": hash_vocabulary(tokenizer.tokenizer),
+            "special_ids": asdict(tokenizer.special),
+        }
+        work.finish(counts, [shard, counts_file])
+
+
+def _make_rows(
+    random: np.random.Generator, tokenizer: LoadedTokenizer, count: int, length: int
+) -> tuple[FlatRows, npt.NDArray[np.bool_]]:
+    words = length - 3  # beside [CLS] and two [SEP]
+    sizes = np.where(random.random(count) < SHORT, random.integers(2, words + 1, count), words)
+    first = 1 + (random.random(count) * (sizes - 1)).astype(np.int64)
+    parts = np.stack([first, sizes - first], axis=1).ravel()
+    ordinary = np.arange(len(SPECIALS["bert"]), tokenizer.vocab_size)
+    share = 1 / np.arange(3, 3 + len(ordinary))
+    ids = random.choice(ordinary, size=int(parts.sum()), p=share / share.sum()).astype(np.int32)
+    label = random.random(count) < 0.5
+    segments = Segments(offsets_of(parts)[:-1], parts, np.arange(count + 1) * 2, label, np.zeros(count, np.bool_))
+    return write_rows(segments, ids, None, tokenizer.special), label
+
+
+def _to_batches(rows: FlatRows, masks: Masks, label: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+    columns = [
+        *(_lists(rows.offsets, values) for values in (masks.tokens, rows.segment_ids)),
+        pa.array(label),
+        *(_lists(masks.offsets, values) for values in (masks.positions, masks.labels)),
+    ]
+    yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.generic]) -> pa.Array:
+    return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values))
