@@ -106,7 +106,9 @@ class Run:
         self.last_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
         self.order = Order.of(config)
         self.unigram = unigram_log_probabilities(config.examples)
-        compiled = decide_compile(config.compile, ranks.accelerator.device, config.max_steps, config.max_minutes)
+        most_tokens = config.batch_size * inputs.examples.config["max_seq_length"]
+        steps = config.max_steps or (config.max_tokens and config.max_tokens // most_tokens)
+        compiled = decide_compile(config.compile, ranks.accelerator.device, steps, config.max_minutes)
         self.model = PretrainingModel(
             self._make_network(), checkpoint_activations=config.checkpoint_activations, compiled=compiled
         )
