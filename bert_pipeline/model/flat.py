@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     BertForMaskedLM,
@@ -31,6 +30,7 @@ from transformers import (
 from bert_pipeline.model.attention import Rows, arrange
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
+from bert_pipeline.model.layer_calls import wrap_call
 
 # All with BERT's encoder layers; a RoBERTa has another head and counts positions from its padding's on.
 _ROBERTAS = (RobertaForMaskedLM, XLMRobertaForMaskedLM, CamembertForMaskedLM)
@@ -45,18 +45,16 @@ def has_flat_path(config: Any) -> bool:
 class FlatLayer(nn.Module):
     """A stock encoder layer, on flat rows."""
 
-    def __init__(self, stock: nn.Module, *, checkpoint_activations: bool) -> None:
-        """With `checkpoint_activations`, the layer keeps its input alone and computes the rest again for gradients."""
+    def __init__(self, stock: nn.Module, **how: bool) -> None:
+        """`how` is as in `wrap_call`; evaluation calls the layer as it is."""
         super().__init__()
         self.stock: Any = stock
-        self._checkpoint = checkpoint_activations
+        self._train = wrap_call(self._work, **how)
 
     def forward(self, hidden: Tensor, rows: Rows, keep: Tensor | None = None) -> Tensor:
         """The layer's output `[T, hidden]`; with `keep`, only at those rows."""
-        if self._checkpoint and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self._work, hidden, rows, keep, use_reentrant=False)
-            return again
-        return self._work(hidden, rows, keep)
+        result: Tensor = (self._train if self.training else self._work)(hidden, rows, keep)
+        return result
 
     def _work(self, hidden: Tensor, rows: Rows, keep: Tensor | None) -> Tensor:
         attention, stock = self.stock.attention.self, self.stock
@@ -76,16 +74,15 @@ class FlatPath(nn.Module):
 
     network: Any
 
-    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
+    def __init__(self, network: Any, **how: bool) -> None:
+        """`how` layers are called is as in `wrap_call`."""
         super().__init__()
         # The stock model is no submodule: its parts are, each once, so that sharding finds every layer inside the
         # module whose call it hooks.
         object.__setattr__(self, "network", network)
         body, attention = network.base_model, network.base_model.encoder.layer[0].attention.self
         self.embeddings: Any = body.embeddings
-        self.layers = nn.ModuleList(
-            FlatLayer(layer, checkpoint_activations=checkpoint_activations) for layer in body.encoder.layer
-        )
+        self.layers = nn.ModuleList(FlatLayer(layer, **how) for layer in body.encoder.layer)
         self.pooler: Any = body.pooler
         is_roberta = isinstance(network, _ROBERTAS)
         self.heads: Any = network.lm_head if is_roberta else network.cls

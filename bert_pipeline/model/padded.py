@@ -3,25 +3,27 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.attention import Grid
 from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.kernels import take_rows
+from bert_pipeline.model.layer_calls import wrap_call
 
 
 class PaddedPath(nn.Module):
     """The forward pass of a stock masked LM, with its vocabulary scored at masked positions alone where it can be."""
 
-    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
-        """Raises `UsageError` where the architecture cannot tell padding from text."""
+    def __init__(self, network: Any, **how: bool) -> None:
+        """`how` layers are called is as in `wrap_call`.
+
+        Raises `UsageError` where the architecture cannot tell padding from text.
+        """
         super().__init__()
         takes = inspect.signature(network.forward).parameters
         if "attention_mask" not in takes:
@@ -29,9 +31,8 @@ class PaddedPath(nn.Module):
                 f"--model: {type(network).__name__} takes no attention mask, so it would read padding as text."
             )
         self.network = network
-        if checkpoint_activations:
-            for layer in self.layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        for layer in self.layers:
+            layer.forward = wrap_call(layer.forward, **how)
         self._with_segments = "token_type_ids" in takes and getattr(network.config, "type_vocab_size", 0) > 1
 
     @property

@@ -18,11 +18,12 @@ class PretrainingModel(nn.Module):
     module: everything, evaluation too, goes through calls of these.
     """
 
-    def __init__(self, network: Any, *, checkpoint_activations: bool = False) -> None:
-        """With `checkpoint_activations`, layers keep their inputs alone and compute the rest again for gradients."""
+    def __init__(self, network: Any, *, checkpoint_activations: bool = False, compiled: bool = False) -> None:
+        """With `checkpoint_activations`, layers keep their inputs alone and compute the rest again for gradients; with
+        `compiled`, each is compiled when it is first called in training."""
         super().__init__()
         path = FlatPath if isinstance(network, FLAT_NETWORKS) else PaddedPath
-        self._path: Any = path(network, checkpoint_activations=checkpoint_activations)
+        self._path: Any = path(network, checkpoint_activations=checkpoint_activations, compiled=compiled)
 
     @property
     def network(self) -> Any:

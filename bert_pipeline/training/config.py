@@ -74,6 +74,8 @@ class PretrainConfig(StageConfig):
     """Gradients are scaled down to this norm where they are larger."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; `auto` is bf16 on a GPU that has it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the encoder's layers, which takes minutes once; `auto` does for runs on a GPU that are long enough."""
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the examples and the dropout."""
 

@@ -20,6 +20,7 @@ from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.redraw import DynamicMasks
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.initialize import check_informed, initialize_informed
+from bert_pipeline.model.layer_calls import decide_compile
 from bert_pipeline.model.presets import count_positions, make_config
 from bert_pipeline.model.pretraining import PretrainingModel, check_objective, make_network
 from bert_pipeline.progress import bar, print_pairs, say
@@ -169,8 +170,10 @@ class Run:
         if self.config.initialization == "informed":
             tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
             initialize_informed(network, tokens, self.examples.tokens.offsets, self.unigram, special)
-        model = PretrainingModel(network, checkpoint_activations=self.config.checkpoint_activations)
-        return model.to(self.accelerator.device)
+        config, device = self.config, self.accelerator.device
+        compiled = decide_compile(config.compile, device, config.max_steps, config.max_minutes)
+        model = PretrainingModel(network, checkpoint_activations=config.checkpoint_activations, compiled=compiled)
+        return model.to(device)
 
     def _make_step(self, step: int, done: float) -> Step:
         config, ranks = self.config, self.accelerator.num_processes
