@@ -37,9 +37,11 @@ class PaddedPath(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The encoder's layers: the longest list of modules of one kind."""
-        lists = [list(it) for it in self.network.modules() if isinstance(it, nn.ModuleList)]
-        return max((it for it in lists if len({type(module) for module in it}) == 1), key=len, default=[])
+        """The encoder's layers: of the modules that stand in lists, the kind with the most parameters."""
+        kinds: dict[type, list[nn.Module]] = {}
+        for module in _listed(self.network):
+            kinds.setdefault(type(module), []).append(module)
+        return max(kinds.values(), key=lambda them: sum(p.numel() for it in them for p in it.parameters()), default=[])
 
     def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """As `FlatPath.forward`, without a pair task."""
@@ -61,8 +63,17 @@ class PaddedPath(nn.Module):
             inputs["token_type_ids"] = grid.spread(batch.segment_ids)
         masked = batch.masked_index if grid.slots is None else grid.slots[batch.masked_index]
         with _scored_at(self.network.get_output_embeddings(), masked, (grid.examples, grid.width)):
-            scores: Tensor = self.network(**inputs).logits
+            scores: Tensor = self.network(**inputs, return_dict=True).logits
         return scores if scores.dim() == 2 else take_rows(scores.flatten(0, 1), masked)
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of module lists, but nothing inside of them."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _listed(child)
 
 
 @contextmanager

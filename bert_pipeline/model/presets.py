@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM
 
@@ -40,6 +41,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # What transformers notes in a config.json of a model that was saved.
 _NOTES = frozenset({"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"})
+# What architectures raise on values that they cannot work with.
+_MISFITS = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError,
+    StrictDataclassError,
+)  # fmt: skip
 # Of heads that pretraining does not have.
 _OTHER_HEADS = ("classif", "qa_", "summary", "pooler")
 
@@ -69,7 +75,7 @@ def make_config(model: str | dict[str, Any], vocab_size: int, special: SpecialId
         _check_network(config)
     except UsageError:
         raise
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, KeyError, AttributeError) as error:
+    except _MISFITS as error:
         raise UsageError(f"--model: {' '.join(str(error).split())}") from None
     return config
 
@@ -120,7 +126,7 @@ def _dropout_fields(known: dict[str, Any]) -> list[str]:
     return [
         name
         for name, value in known.items()
-        if "dropout" in name and isinstance(value, int | float) and not any(head in name for head in _OTHER_HEADS)
+        if "dropout" in name and type(value) in (int, float) and not any(head in name for head in _OTHER_HEADS)
     ]
 
 
