@@ -198,6 +198,7 @@ def run_bertpipe(job: Job) -> Timing:
             max_steps=steps,
             batch_size=job.batch,
             learning_rate=LEARNING_RATE,
+            compile="on" if torch.cuda.is_available() else "auto",  # as in a run that is long enough
             log_every=job.warm_up,
             checkpoint_every=steps,
             threads=job.threads,
