@@ -29,11 +29,7 @@ from transformers import (
 
 from bert_pipeline.model.attention import Rows, arrange
 from bert_pipeline.model.flat_batch import FlatBatch
-<<<<<<< HEAD
 from bert_pipeline.model.kernels import dropout, masked_cross_entropy, take_rows
-=======
-from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
->>>>>>> a824da5d95fa5d4dd8047dc6f52010f54884a2c6
 from bert_pipeline.model.layer_calls import wrap_call
 
 # All with BERT's encoder layers; a RoBERTa has another head and counts positions from its padding's on.

@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-<<<<<<< HEAD
 from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
 from bert_pipeline.errors import Stopped
 from bert_pipeline.model.flat_batch import FlatBatch
@@ -23,18 +22,6 @@ from bert_pipeline.model.layer_calls import decide_compile
 from bert_pipeline.model.presets import count_positions
 from bert_pipeline.model.pretraining import PretrainingModel, make_network
 from bert_pipeline.progress import bar, say
-=======
-from bert_pipeline.artifact import Manifest, Workspace, describe_input, explain_full_disk, read_manifest, workspace
-from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.examples.redraw import DynamicMasks
-from bert_pipeline.examples.schema import STAGE as EXAMPLES
-from bert_pipeline.model.initialize import check_informed, initialize_informed
-from bert_pipeline.model.layer_calls import decide_compile
-from bert_pipeline.model.presets import count_positions, make_config
-from bert_pipeline.model.pretraining import PretrainingModel, check_objective, make_network
-from bert_pipeline.progress import bar, print_pairs, say
-from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
->>>>>>> a824da5d95fa5d4dd8047dc6f52010f54884a2c6
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
 from bert_pipeline.training.account import announce, print_figures, summarise_run
 from bert_pipeline.training.aside import write_aside
@@ -173,7 +160,6 @@ class Run:
             write_metrics({"step": position.step, **figures})
         self._finish(position, account, training.peak_flops, figures)
 
-<<<<<<< HEAD
     def _make_step(self, position: Position, done: float) -> Step:
         """This rank's share of the step at a position."""
         plan = self.order.plan(Cursor(position.step, position.phase, position.rows), done)
@@ -191,27 +177,6 @@ class Run:
             parts = [part.pin() for part in parts]
         tokens = examples.count_tokens(rows)
         after = plan.next
-=======
-    def _make_model(self) -> PretrainingModel:
-        torch.manual_seed(self.config.seed)
-        network = make_network(self.inputs.model_config, with_pairs=self.examples.is_random_next is not None)
-        if self.config.initialization == "informed":
-            tokens, special = self.examples.unmasked(), self.inputs.tokenizer.special
-            initialize_informed(network, tokens, self.examples.tokens.offsets, self.unigram, special)
-        config, device = self.config, self.accelerator.device
-        compiled = decide_compile(config.compile, device, config.max_steps, config.max_minutes)
-        model = PretrainingModel(network, checkpoint_activations=config.checkpoint_activations, compiled=compiled)
-        return model.to(device)
-
-    def _make_step(self, step: int, done: float) -> Step:
-        config, ranks = self.config, self.accelerator.num_processes
-        rows = step_rows(len(self.examples), config.batch_size, config.seed, step)
-        epochs = step_epochs(len(self.examples), config.batch_size, step)
-        own = slice(self.accelerator.process_index, None, ranks)
-        own_parts = zip(np.split(rows[own], config.accumulate), np.split(epochs[own], config.accumulate), strict=True)
-        keep = KeptMasks(1.0 - done * (1.0 - self.last_mask_share), config.seed, step)
-        pairs = config.batch_size if self.examples.is_random_next is not None else 0
->>>>>>> a824da5d95fa5d4dd8047dc6f52010f54884a2c6
         return Step(
             parts=parts,
             totals=(masked, pairs),
