@@ -69,7 +69,11 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
         (["corpus", "--source", "python-docs", "--out", "x", "--engine", "abacus"], 2, "abacus"),
         (["tokenize", "--corpus", "nowhere", "--out", "x"], 1, "nowhere: no such folder"),
         (["examples", "--nonsense"], 2, "--nonsense"),
-        (["pretrain", "--examples", "e", "--tokenizer", "t", "--out", "x"], 2, "give one of --max-steps, --max-tokens and --max-minutes"),
+        (
+            ["pretrain", "--examples", "e", "--tokenizer", "t", "--out", "x"],
+            2,
+            "give one of --max-steps, --max-tokens and --max-minutes",
+        ),
         (["run", "nonsense"], 1, "neither a YAML file nor a shipped recipe (bert-base, quickstart)"),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),

@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.distributed import gradient_norm
 from bert_pipeline.training.lamb import Lamb
-from bert_pipeline.training.optimizer import Optimizers, gradient_norm
+from bert_pipeline.training.optimizer import Optimizers
 from bert_pipeline.training.schedule import Length, Schedule
 
 STEPS = 200

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -186,6 +186,12 @@ def sharded_like(full: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     if not isinstance(example, DTensor):
         return full
     return distribute_tensor(full, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, a scalar on the device."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole(norm)
 
 
 def usable_gradients(

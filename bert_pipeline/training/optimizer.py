@@ -1,6 +1,6 @@
 """Optimizers and their parameter groups."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.distributed import sharded_like, whole
+from bert_pipeline.training.distributed import sharded_like
 from bert_pipeline.training.lamb import Lamb
 from bert_pipeline.training.muon import BatchedMuon
 from bert_pipeline.training.schedule import Schedule
@@ -97,9 +97,3 @@ class Optimizers:
                 for parameter in group["params"]:
                     if parameter in member.state:
                         yield name, parameter, member.state[parameter]
-
-
-def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The norm of all gradients together, a scalar on the device."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return whole(norm)

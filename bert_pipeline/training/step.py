@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from bert_pipeline.training.checkpoint import Position
-from bert_pipeline.training.distributed import Ranks, accumulating
-from bert_pipeline.training.optimizer import gradient_norm
+from bert_pipeline.training.distributed import Ranks, accumulating, gradient_norm
 
 
 class Batch(Protocol):
