@@ -20,19 +20,18 @@ from typing import Annotated, Any
 
 os.environ.setdefault("COLUMNS", "120")  # for tables that go to a file
 
-import numpy as np
 import torch
 import transformers
 import typer
 from training_contenders import Job
-from training_rows import make_examples, make_tokenizer
+from training_rows import make_examples, make_tokenizer, open_rows
 
 from bert_pipeline.config import available_cores, read_yaml
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import out, print_table
 from bert_pipeline.tokenizer.load import LoadedTokenizer
-from bert_pipeline.training.batches import Examples, step_rows
+from bert_pipeline.training.order import draw_rows
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -43,8 +42,6 @@ CONTENDERS = {
     "d": ("bertpipe", 0.1, "bertpipe, dropout 0.1"),
     "e": ("trainer", 0.1, "Trainer, dropout 0.1"),
 }
-PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12}
-"""Dense bf16 FLOP/s by the names of devices (NVIDIA's data sheets of the SXM modules)."""
 CONTENDER_SCRIPT = Path(__file__).with_name("training_contenders.py")
 
 
@@ -167,19 +164,14 @@ def _compare(
 
 def _count_work(folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range) -> tuple[int, float]:
     """Real tokens of the steps, and the FLOPs that they need."""
-    examples = Examples([folder / "examples" / "train-00000.parquet"])
-    rows = np.concatenate([step_rows(len(examples), setting.batch, 0, step) for step in steps])
-    lengths = examples.tokens.lengths(rows)
-    tokens = int(lengths.sum())
-    flops = training_flops(
+    examples, config = (
+        open_rows(folder, setting.vocab_size),
         make_config(setting.model, setting.vocab_size, tokenizer.special, None),
-        tokens=tokens,
-        squared_lengths=int((lengths**2).sum()),
-        masked=int(examples.masked_positions.lengths(rows).sum()),
-        examples_with_pairs=len(rows),
     )
+    rows, _ = draw_rows(len(examples), setting.batch * steps.start, setting.batch * len(steps), seed=0)
+    flops = training_flops(config, examples.collate(rows))
     assert flops is not None
-    return tokens, flops
+    return examples.count_tokens(rows), flops
 
 
 def _run(job: Job, seconds: float) -> dict[str, Any] | str:
@@ -203,7 +195,7 @@ def _print(
     setting: Setting, found: dict[str, Measured], flops: float, device: str, rounds: int, steps: int, threads: int
 ) -> None:
     """`flops` are those that a token needs: work that a contender does beside them counts as none."""
-    peak = next((peak for name, peak in PEAKS.items() if name in device), None)
+    peak = peak_of(device)
     on_gpu = ["memory, GB", "MFU"] if device != "CPU" else []
     header = ["", "tokens/s (range)", "÷ a", "÷ b", "first steps, s", *on_gpu]
     rows = []

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from training_rows import open_rows
 from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingArguments
 
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.tokenizer.load import load_tokenizer
-from bert_pipeline.training.batches import Examples, step_rows
 from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.training.order import draw_rows
 from bert_pipeline.training.pretrain import METRICS, STAGE, pretrain
 
 LEARNING_RATE = 1e-4
@@ -78,25 +79,22 @@ class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
     """The rows in the order of the steps, each as arrays for the stock model."""
 
     def __init__(self, job: Job) -> None:
-        self._examples = Examples([job.folder / EXAMPLES / "train-00000.parquet"])
-        steps = range(job.warm_up + job.steps)
-        self._rows = np.concatenate([step_rows(len(self._examples), job.batch, 0, step) for step in steps])
+        self._examples = open_rows(job.folder, job.vocab_size)
+        self._rows, _ = draw_rows(len(self._examples), 0, job.batch * (job.warm_up + job.steps), seed=0)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, examples = self._rows[index], self._examples
-        start, end = examples.tokens.offsets[row : row + 2]
-        first, last = examples.masked_positions.offsets[row : row + 2]
-        labels = np.full(end - start, -100)
-        labels[examples.masked_positions.values[first:last]] = examples.masked_labels.values[first:last]
-        assert examples.is_random_next is not None
+        row = self._examples.collate(self._rows[index : index + 1])
+        assert row.is_random_next is not None
+        labels = torch.full_like(row.tokens, -100)
+        labels[row.masked_index] = row.masked_labels
         return {
-            "input_ids": examples.tokens.values[start:end],
-            "token_type_ids": examples.segment_ids.values[start:end],
-            "labels": labels,
-            "next_sentence_label": examples.is_random_next[row],
+            "input_ids": row.tokens.numpy(),
+            "token_type_ids": row.segment_ids.numpy(),
+            "labels": labels.numpy(),
+            "next_sentence_label": int(row.is_random_next),
         }
 
 

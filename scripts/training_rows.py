@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
-from bert_pipeline.artifact import Input, describe_input, workspace
+from bert_pipeline.artifact import Input, describe_input, read_manifest, workspace
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
 from bert_pipeline.examples.random_bits import make_key, random_bits
@@ -23,6 +23,7 @@ from bert_pipeline.tokenizer.load import STAGE as TOKENIZE
 from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary, load_tokenizer
 from bert_pipeline.tokenizer.save import save_pretrained
 from bert_pipeline.tokenizer.special import SPECIALS
+from bert_pipeline.training.batches import Examples
 
 SHORT = 0.1
 """Share of the rows that are cut to a random length (`short_seq_prob` of the BERT release)."""
@@ -69,6 +70,12 @@ def make_examples(folder: Path, tokenizer: LoadedTokenizer, count: int, length: 
             "special_ids": asdict(tokenizer.special),
         }
         work.finish(counts, [shard, counts_file])
+
+
+def open_rows(folder: Path, vocab_size: int) -> Examples:
+    """The training rows in the `examples` of a folder."""
+    examples = folder / EXAMPLES
+    return Examples.open(examples, read_manifest(examples, EXAMPLES), "train", vocab_size, quiet=True)
 
 
 def _make_rows(

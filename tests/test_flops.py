@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bert_pipeline.model import flat
+from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.model.pretraining import PretrainingModel, make_network
@@ -41,29 +42,38 @@ def test_a_step_takes_the_flops_that_torch_counts(
         "intermediate_size": intermediate,
     }
     network = make_network(make_config(fields, 97, SPECIAL, 0.0), with_pairs=with_pairs)
-    # Equal lengths: torch would count padding too.
-    batch = flatten(make_rows([length] * examples, 0), with_pairs)
+    # Equal lengths and equally many masks: torch would count padding too.
+    rows = make_rows([length] * examples, 0)
+    for row in rows:
+        row["positions"], row["labels"] = torch.tensor([2, 5, 9]), torch.tensor([7, 8, 9])
+    batch = flatten(rows, with_pairs)
     # The plain kernel: torch's counter does not know the CPU's fused one.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         sum(PretrainingModel(network)(batch)).backward()
-    flops = training_flops(
-        network.config,
-        tokens=examples * length,
-        squared_lengths=examples * length**2,
-        masked=len(batch.masked_labels),
-        examples_with_pairs=examples if with_pairs else 0,
-    )
+    flops = training_flops(network.config, batch)
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_flops_of_a_token_of_bert_base() -> None:
-    """Six FLOPs a weight of the encoder and of a share of the vocabulary's, and attention: about 550 million."""
+def make_batch(length: int, masks: int) -> FlatBatch:
+    """100 examples of a length, evenly masked."""
+    rows = make_rows([length] * 100, 0)
+    for row in rows:
+        row["positions"] = torch.arange(1, masks + 1)
+        row["labels"] = torch.zeros(masks, dtype=torch.long)
+    return flatten(rows, True)
+
+
+@pytest.mark.parametrize(("length", "masks", "saved"), [(128, 19, 0.065), (512, 77, 0.058)])
+def test_flops_of_a_token_of_bert_base(length: int, masks: int, saved: float) -> None:
+    """Six FLOPs a weight of the encoder and of a share of the vocabulary's, and attention; less what nobody reads."""
     config = make_config("bert-base", 30522, SPECIAL, None)
-    flops = training_flops(config, tokens=128_000, squared_lengths=1000 * 128**2, masked=19_200)
+    flops = training_flops(config, make_batch(length, masks))
+    encoder, attention = 6 * 12 * 12 * 768**2, 6 * 12 * 2 * length * 768
+    head = 6 * (768**2 + 768 * 30522) * masks / length
     assert flops is not None
-    assert flops / 128_000 == pytest.approx(550e6, rel=0.07)
+    assert flops / (100 * length) == pytest.approx((1 - saved) * (encoder + attention + head), rel=0.01)
 
 
 def test_no_flops_where_nobody_counted_them() -> None:
     config = make_config("modernbert-base", 300, SPECIAL, None)
-    assert training_flops(config, tokens=128, squared_lengths=128**2, masked=19) is None
+    assert training_flops(config, make_batch(20, 3)) is None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.flat_batch import FlatBatch, Reads
 from bert_pipeline.model.kernels import dropout as drop
 from bert_pipeline.model.kernels import spread_rows, take_rows
 
@@ -21,18 +21,26 @@ class Grid:
     width: int
     slots: Tensor | None  # [T] grid slot of each flat row; None when there is no padding
     mask: Tensor | None  # [B, 1, 1, width] True at real tokens
+    reads: Reads
+    read_slots: Tensor  # [R] slot of each row that is read in the `[examples, reads.most]` grid of queries
 
     @classmethod
     def of(cls, batch: FlatBatch) -> "Grid":
         """The grid that the batch's longest example needs."""
-        examples, width = batch.cu_seqlens.numel() - 1, batch.max_seqlen
+        examples, width, reads = batch.cu_seqlens.numel() - 1, batch.max_seqlen, batch.reads
+        assert reads is not None
+        starts, rows = reads.cu_seqlens, reads.index.numel()
+        # Row r of example i stands at i × most + r - starts[i].
+        shift = torch.arange(examples, device=starts.device) * reads.most - starts[:-1]
+        shifts = torch.repeat_interleave(shift, starts.diff(), output_size=rows)
+        read_slots = torch.arange(rows, device=starts.device) + shifts
         if examples * width == batch.tokens.numel():
-            return cls(examples, width, None, None)
+            return cls(examples, width, None, None, reads, read_slots)
         lengths = batch.cu_seqlens.diff()
         example = torch.repeat_interleave(lengths, output_size=batch.tokens.numel())
         columns = torch.arange(width, device=lengths.device)
         mask = (columns < lengths[:, None])[:, None, None, :]
-        return cls(examples, width, example * width + batch.positions, mask)
+        return cls(examples, width, example * width + batch.positions, mask, reads, read_slots)
 
     def spread(self, flat: Tensor, padding: int = 0) -> Tensor:
         """Numbers of flat rows `[T]` as the grid's `[examples, width]`."""
@@ -42,9 +50,24 @@ class Grid:
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
-        grid = qkv if self.slots is None else spread_rows(qkv, self.slots, self.examples * self.width)
-        query, key, value = grid.view(self.examples, self.width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        if dropout and grid.device.type == "cpu":
+        query, key, value = self._spread_heads(qkv).permute(2, 0, 3, 1, 4)
+        mixed = self._mix(query, key, value, scale, dropout)
+        return mixed if self.slots is None else take_rows(mixed, self.slots)
+
+    def attend_reads(self, query: Tensor, key_value: Tensor, scale: float, dropout: float) -> Tensor:
+        """The same of queries `[R, heads, size]` of the rows that are read, keys and values `[T, 2, heads, size]`."""
+        key, value = self._spread_heads(key_value).permute(2, 0, 3, 1, 4)
+        spread = spread_rows(query, self.read_slots, self.examples * self.reads.most)
+        grid = spread.view(self.examples, self.reads.most, *query.shape[1:]).transpose(1, 2)
+        return take_rows(self._mix(grid, key, value, scale, dropout), self.read_slots)
+
+    def _spread_heads(self, flat: Tensor) -> Tensor:
+        grid = flat if self.slots is None else spread_rows(flat, self.slots, self.examples * self.width)
+        return grid.view(self.examples, self.width, *flat.shape[1:])
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
+        """Mixed values `[examples × queries, heads × size]` of `[examples, heads, queries or keys, size]`."""
+        if dropout and query.device.type == "cpu":
             # Torch has no fused kernel for this either; its own way spends most of the time on random numbers.
             scores = (query * scale) @ key.transpose(-1, -2)
             scores = scores if self.mask is None else scores.masked_fill(~self.mask, -torch.inf)
@@ -53,8 +76,7 @@ class Grid:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale
             )
-        mixed = mixed.transpose(1, 2).reshape(self.examples * self.width, -1)
-        return mixed if self.slots is None else take_rows(mixed, self.slots)
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -63,17 +85,28 @@ class Varlen:
 
     cu_seqlens: Tensor  # [B + 1] int32
     max_seqlen: int
+    reads: Reads
+    read_cu_seqlens: Tensor  # [B + 1] int32
 
     @classmethod
     def of(cls, batch: FlatBatch) -> "Varlen":
         """The bounds of the batch's examples, as the kernel takes them."""
-        return cls(batch.cu_seqlens.int(), batch.max_seqlen)
+        assert batch.reads is not None
+        return cls(batch.cu_seqlens.int(), batch.max_seqlen, batch.reads, batch.reads.cu_seqlens.int())
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """As `Grid.attend`; `scale` must be that of the head's size, the kernel's own."""
         query, key, value = qkv.unbind(1)
+        return self._mix(query, key, value, self.cu_seqlens, self.max_seqlen)
+
+    def attend_reads(self, query: Tensor, key_value: Tensor, scale: float, dropout: float) -> Tensor:
+        """As `Grid.attend_reads`."""
+        key, value = key_value.unbind(1)
+        return self._mix(query, key, value, self.read_cu_seqlens, self.reads.most)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, most: int) -> Tensor:
         # Only arguments that every torch from 2.10 on takes in this order.
-        mixed = varlen_attn(query, key, value, self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+        mixed = varlen_attn(query, key, value, cu_seqlens, self.cu_seqlens, most, self.max_seqlen)
         return cast(Tensor, mixed).flatten(1)
 
 

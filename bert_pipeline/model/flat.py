@@ -51,21 +51,30 @@ class FlatLayer(nn.Module):
         self.stock: Any = stock
         self._train = wrap_call(self._work, **how)
 
-    def forward(self, hidden: Tensor, rows: Rows, keep: Tensor | None = None) -> Tensor:
-        """The layer's output `[T, hidden]`; with `keep`, only at those rows."""
-        result: Tensor = (self._train if self.training else self._work)(hidden, rows, keep)
+    def forward(self, hidden: Tensor, rows: Rows, *, last: bool = False) -> Tensor:
+        """The layer's output `[T, hidden]`; of the `last` layer only where heads read it, `[R, hidden]`."""
+        result: Tensor = (self._train if self.training else self._work)(hidden, rows, last)
         return result
 
-    def _work(self, hidden: Tensor, rows: Rows, keep: Tensor | None) -> Tensor:
+    def _work(self, hidden: Tensor, rows: Rows, last: bool) -> Tensor:
         attention, stock = self.stock.attention.self, self.stock
-        parts = (attention.query, attention.key, attention.value)
-        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-        qkv = F.linear(hidden, weight, bias).view(-1, 3, attention.num_attention_heads, attention.attention_head_size)
-        mixed = rows.attend(qkv, attention.scaling, attention.dropout.p if attention.training else 0.0)
-        if keep is not None:
-            mixed, hidden = take_rows(mixed, keep), take_rows(hidden, keep)
+        shape = (attention.num_attention_heads, attention.attention_head_size)
+        rate = attention.dropout.p if attention.training else 0.0
+        if last:
+            key_value = _project(hidden, attention.key, attention.value).view(-1, 2, *shape)
+            hidden = take_rows(hidden, rows.reads.index)
+            query = attention.query(hidden).view(-1, *shape)
+            mixed = rows.attend_reads(query, key_value, attention.scaling, rate)
+        else:
+            qkv = _project(hidden, attention.query, attention.key, attention.value).view(-1, 3, *shape)
+            mixed = rows.attend(qkv, attention.scaling, rate)
         hidden = _add_and_normalize(stock.attention.output, mixed, hidden)
         return _add_and_normalize(stock.output, stock.intermediate(hidden), hidden)
+
+
+def _project(hidden: Tensor, *parts: Any) -> Tensor:
+    """Several linear layers in one product."""
+    return F.linear(hidden, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
 def _add_and_normalize(own: Any, change: Tensor, hidden: Tensor) -> Tensor:
@@ -111,15 +120,15 @@ class FlatPath(nn.Module):
 
     def _encode(self, batch: FlatBatch) -> tuple[Tensor, Tensor | None]:
         """Last hidden states where the heads read: masked positions `[M, hidden]`, and `[CLS]` `[B, hidden]`."""
-        with_pairs = batch.is_random_next is not None and self.pooler is not None
-        keep = torch.cat([batch.masked_index, batch.cu_seqlens[:-1]]) if with_pairs else batch.masked_index
         hidden = self._embed(batch)
         rows = arrange(batch, hidden, self._head_size, self._attention_dropout if self.training else 0.0)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rows)
-        hidden = self.layers[-1](hidden, rows, keep)
-        masked = batch.masked_index.numel()
-        return hidden[:masked], hidden[masked:] if with_pairs else None
+        hidden = self.layers[-1](hidden, rows, last=True)
+        masked = take_rows(hidden, rows.reads.masked)
+        if batch.is_random_next is None or self.pooler is None:
+            return masked, None
+        return masked, take_rows(hidden, rows.reads.cu_seqlens[:-1])
 
     def _transform(self, hidden: Tensor) -> Tensor:
         """What the vocabulary's matrix is multiplied with."""

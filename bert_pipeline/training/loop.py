@@ -111,9 +111,17 @@ class _Fit:
 
     def _end(self) -> None:
         self._read()
-        line = self.meter.read(self.position)
-        if line and not self.stopping:  # of a stopped run, the lines go on as if it had not been
+        if self.stopping:  # the lines go on as if it had not been
+            self.meter.read(self.position)
+        else:
+            self._log()
+
+    def _log(self) -> None:
+        # The device has just been waited for, which the clock did not see yet.
+        self.position = replace(self.position, elapsed_s=self._elapsed())
+        if line := self.meter.read(self.position):
             self._hooks.log(line)
+            self._progress.note(f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s")
 
     def _agree(self, step: Step) -> tuple[float, float | None, list[float]]:
         """The main process's time, and the step's operations and terms of the losses over all ranks.
@@ -177,9 +185,8 @@ class _Fit:
         """Log, evaluate and save where it is time to."""
         hooks, step = self._hooks, self.position.step
         hooks.tick()
-        if step % hooks.log_every == 0 and (line := self.meter.read(self.position)):
-            hooks.log(line)
-            self._progress.note(f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s")
+        if step % hooks.log_every == 0:
+            self._log()
         # At the end there is a full evaluation and a save anyway; by the clock, ranks would not agree on where that is.
         if self._training.length.progress(step, self.position.tokens, 0.0) >= 1.0:
             return

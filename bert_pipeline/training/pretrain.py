@@ -15,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
 from bert_pipeline.errors import Stopped
-from bert_pipeline.model.flat_batch import FlatBatch
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.layer_calls import decide_compile
@@ -170,7 +169,7 @@ class Run:
         parts = [examples.collate(rows[part], keep, epochs[part]) for part in own if len(part)]
         pairs = sum(len(part) for part in own) if examples.has_pairs else 0
         masked = sum(len(part.masked_labels) for part in parts)
-        flops = [self._count_flops(part) for part in parts]
+        flops = [training_flops(self.network.config, part) for part in parts]
         if len(parts) < len(own):  # fewer examples than ranks × parts: everyone still takes part in the sums
             parts += [replace(examples.collate(rows[:1], keep, epochs[:1]), void=True)] * (len(own) - len(parts))
         if ranks.accelerator.device.type == "cuda":
@@ -187,15 +186,6 @@ class Run:
                 position, step=after.step, phase=after.phase, rows=after.rows, tokens=position.tokens + tokens
             ),
             origin=(plan.phase, rows, keep, epochs),
-        )
-
-    def _count_flops(self, batch: FlatBatch) -> float | None:
-        return training_flops(
-            self.network.config,
-            tokens=len(batch.tokens),
-            squared_lengths=int(batch.cu_seqlens.diff().square().sum()),
-            masked=len(batch.masked_labels),
-            examples_with_pairs=0 if batch.is_random_next is None else len(batch.is_random_next),
         )
 
     def _make_network(self) -> PreTrainedModel:
