@@ -32,6 +32,7 @@ from bert_pipeline.model.presets import make_config
 from bert_pipeline.progress import out, print_table
 from bert_pipeline.tokenizer.load import LoadedTokenizer
 from bert_pipeline.training.order import draw_rows
+from bert_pipeline.training.throughput import peak_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
