@@ -1,6 +1,7 @@
 """Compiled layers: the same figures, dropout as a function of the seed, and when a run compiles at all."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +25,9 @@ def build(dropout: float) -> BertForPreTraining:
 
 @pytest.mark.filterwarnings("ignore")  # those of the compiler itself
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_compiled_layers_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+def test_compiled_layers_compute_the_same() -> None:
     """One compilation serves batches of several shapes. It takes seconds, so there is one layer."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     network = build(0.3)
     compiled, plain = PretrainingModel(network, compiled=True), PretrainingModel(network)
     for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
@@ -49,6 +49,30 @@ def test_compiled_layers_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(again, losses)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_stay_whole_when_gradients_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP's buckets are no reason to cut the graph of a layer, and some layers cannot be cut."""
+    graphs = []
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile
+    monkeypatch.setattr("torch.compile", lambda call, dynamic: compiled(call, dynamic=dynamic, backend=note))
+    torch._dynamo.reset()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting")
+    try:
+        model = PretrainingModel(build(0.0), compiled=True)
+        # A bucket of some bytes would end after each parameter.
+        shared = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1e-4)
+        torch.stack(shared(flatten(make_rows([12, 25, 7], 0), True))).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ def wrap_call(call: Call, *, checkpoint_activations: bool, compiled: bool) -> Ca
     Compilation is a layer's and for any lengths, so that its warm-up does not grow with the model.
     """
     if compiled:
+        # Under DDP the compiler would cut each layer where a bucket of gradients is full, which layer-wise compilation
+        # has no use for; before torch 2.13 it fails at custom autograd functions, too.
+        torch._dynamo.config.optimize_ddp = False
         call = torch.compile(call, dynamic=True)
     return partial(checkpoint, call, use_reentrant=False) if checkpoint_activations else call
 
