@@ -29,9 +29,9 @@ class Untouched:
     def step(self, norm: torch.Tensor, good: torch.Tensor) -> None: ...
 
 
-def make_trainer(network: Any, nsp_weight: float = 1.0) -> Trainer:
+def make_trainer(network: Any, nsp_weight: float = 1.0, precision: str = "no") -> Trainer:
     reset_accelerate()
-    ranks = Ranks.of(Accelerator(cpu=True))
+    ranks = Ranks.of(Accelerator(cpu=True, mixed_precision=precision))
     return Trainer(ranks, PretrainingModel(network), Untouched(), {"mlm_loss": 1.0, "nsp_loss": nsp_weight}, seed=0)
 
 
@@ -97,3 +97,21 @@ def test_a_batch_without_a_mask_has_a_finite_loss(mlm_examples_folder: Path) -> 
     losses = trainer.backward(make_step([part], (0, 0)), (0, 0))
     assert losses.tolist() == [0.0, 0.0]
     assert all(torch.isfinite(gradient).all() for gradient in gradients(network).values())
+
+
+def test_a_model_that_accelerate_has_not_wrapped_trains_in_its_precision(examples_folder: Path) -> None:
+    """As it does not wrap shards."""
+    torch.manual_seed(0)
+    examples, rows = load_examples(examples_folder), np.array([3, 50, 7, 120])
+    network = BertForPreTraining(BertConfig(vocab_size=400, **SHAPE, **STILL))
+    products: list[torch.dtype] = []
+    feed_forward = network.bert.encoder.layer[0].intermediate.dense
+    feed_forward.register_forward_hook(lambda module, args, result: products.append(result.dtype))
+    totals = (sum(len(labels) for labels in read_rows(examples_folder, "masked_labels", rows)), 4)
+    step = make_step([examples.collate(rows)], totals)
+    exact = make_trainer(network).backward(step, totals)
+    network.zero_grad()
+    rounded = make_trainer(network, precision="bf16").backward(step, totals)
+    assert products == [torch.float32, torch.bfloat16]
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0.0)

@@ -105,7 +105,8 @@ class Trainer:
         sums = []
         for number, part in enumerate(step.parts, start=1):
             with accumulating(self.model, accelerator, last=number == len(step.parts)):
-                losses = self.model(part.to(accelerator.device))
+                with accelerator.autocast():  # which a model in shards does not bring along
+                    losses = self.model(part.to(accelerator.device))
                 terms = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
                 accelerator.backward(torch.stack(terms).sum())
             sums.append(torch.stack(losses).detach())
