@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bert_pipeline.errors import UsageError
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.launch import launch
 from tests.training_runs import (
@@ -86,6 +87,12 @@ def test_two_processes_follow_the_curve_of_one(
     one.join()
     compare_curves(tmp_path / "one", tmp_path / "two")
     compare_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UsageError, match="here are 2"):
+        launch(PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3))
 
 
 def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_sharded(

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import Any
 
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.signals import StopSignal
 
@@ -25,8 +25,11 @@ def launch(config: PretrainConfig) -> None:
     """Run `pretrain` in `num_processes` processes and wait; their failure or stop becomes this process's."""
     import multiprocessing
 
+    from torch.cuda import device_count
     from torch.multiprocessing.spawn import start_processes
 
+    if 0 < device_count() < config.num_processes:
+        raise UsageError(f"--num-processes {config.num_processes}: each needs a GPU, and here are {device_count()}.")
     # The libraries are loaded once, in a server that no GPU was touched in, and not by every process anew.
     multiprocessing.set_forkserver_preload(["bert_pipeline.training.pretrain"])
     with StopSignal() as stop:
