@@ -124,3 +124,17 @@ def test_a_real_overflow_is_survived(examples_folder: Path, wordpiece_folder: Pa
     with pytest.raises(BertpipeError, match="3 steps in a row"):
         run(examples_folder, wordpiece_folder, out, **changes)
     assert list((out / "skipped").iterdir())
+
+
+def test_too_little_memory_is_one_message_and_the_run_goes_on_in_smaller_parts(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainingModel, "forward", fill_up)
+        with pytest.raises(BertpipeError, match=r"memory.*--accumulate 2"):
+            run(examples_folder, wordpiece_folder, tmp_path / "out")
+    run(examples_folder, wordpiece_folder, tmp_path / "out", accumulate=2)
+    assert counts(tmp_path / "out")["steps"] == 30

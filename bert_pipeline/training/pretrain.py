@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
-from bert_pipeline.errors import Stopped
+from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.layer_calls import decide_compile
@@ -69,6 +69,12 @@ def pretrain(config: PretrainConfig) -> None:
     except Stopped:
         ranks.accelerator.end_training()
         raise
+    except torch.OutOfMemoryError as error:
+        raise BertpipeError(
+            f"The GPU has not enough memory. Run the same command with --accumulate {2 * config.accumulate}, to work "
+            "through each step in smaller parts, or with --checkpoint-activations; or start anew (--overwrite) with a "
+            "smaller --batch-size."
+        ) from error
     ranks.accelerator.end_training()
 
 
