@@ -19,6 +19,7 @@ from training_rows import open_rows
 from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingArguments
 
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.model.layer_calls import has_compiler
 from bert_pipeline.model.presets import make_config
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.config import PretrainConfig
@@ -167,7 +168,7 @@ def run_trainer(job: Job) -> Timing:
             learning_rate=LEARNING_RATE,
             optim="adamw_torch_fused",
             bf16=on_gpu,
-            torch_compile=on_gpu,
+            torch_compile=on_gpu and has_compiler(torch.device("cuda")),
             use_cpu=not on_gpu,
             dataloader_num_workers=4 if on_gpu else 0,
             dataloader_persistent_workers=on_gpu,
@@ -184,6 +185,7 @@ def run_trainer(job: Job) -> Timing:
 
 def run_bertpipe(job: Job) -> Timing:
     """What `bertpipe pretrain` runs, timed by its own metrics."""
+    on_gpu = torch.cuda.is_available()
     with TemporaryDirectory() as folder:
         out = Path(folder) / STAGE
         steps = job.warm_up + job.steps
@@ -196,7 +198,7 @@ def run_bertpipe(job: Job) -> Timing:
             max_steps=steps,
             batch_size=job.batch,
             learning_rate=LEARNING_RATE,
-            compile="on" if torch.cuda.is_available() else "auto",  # as in a run that is long enough
+            compile="on" if on_gpu and has_compiler(torch.device("cuda")) else "off",  # as in a run that is long enough
             log_every=job.warm_up,
             checkpoint_every=steps,
             threads=job.threads,

@@ -38,12 +38,13 @@ def decide_compile(
     `auto` does on GPUs where the run is long enough to earn the warm-up; on CPUs there is next to nothing to gain.
     Raises `UsageError` where `on` has no compiler.
     """
-    if choice == "on" and not _has_compiler(device):
+    if choice == "on" and not has_compiler(device):
         raise UsageError(f"--compile on: no compiler for {device.type} (a C++ compiler, and triton for GPUs).")
     is_long = (steps or 0) >= LONG_STEPS or (minutes or 0.0) >= LONG_MINUTES
-    return choice == "on" or (choice == "auto" and device.type == "cuda" and is_long and _has_compiler(device))
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and is_long and has_compiler(device))
 
 
-def _has_compiler(device: torch.device) -> bool:
+def has_compiler(device: torch.device) -> bool:
+    """Whether there is what compiling for a device needs."""
     has_triton = device.type != "cuda" or importlib.util.find_spec("triton") is not None
     return has_triton and any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
