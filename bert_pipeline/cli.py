@@ -15,7 +15,7 @@ import typer
 
 from bert_pipeline.config import ShardedConfig
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError, describe_os_error
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.options import stage_command
 from bert_pipeline.tokenizer.config import TokenizeConfig
@@ -157,7 +157,7 @@ def main() -> None:
     except OSError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
-        _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 1)
+        _fail(describe_os_error(error), 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

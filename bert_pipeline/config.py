@@ -28,7 +28,7 @@ def available_cores() -> int:
 class StageConfig(BaseModel):
     """What every stage is told. Fields named in `execution` say how to work, never what comes out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     execution: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "quiet"})
 
     out: Path

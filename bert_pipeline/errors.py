@@ -27,3 +27,8 @@ class ToldElsewhere(BertpipeError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("The main process failed; its message stands with it.")
         self.exit_code = exit_code
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, in one line."""
+    return f"{error.filename or 'A file'}: {error.strerror or error}."

@@ -147,6 +147,7 @@ def test_ids_come_from_the_tokenizer_and_dropout_reaches_every_field_of_the_enco
         ({"model_type": "modernbert", "auto_map": {"AutoModel": "x--y.Z"}}, "auto_map"),
         ({"model_type": "distilbert", "dim": 30, "n_heads": 4}, "multiple"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0 must be at least 1"),
         ({"hidden_act": "gelu_of_old"}, "gelu_of_old"),
     ],
 )

@@ -46,6 +46,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_an_evaluation_of_nothing_finite_has_nothing_right(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, learning_rate=1e30, max_steps=5, warmup=0.0)
+    assert metrics(out)[-1]["eval_top1_accuracy"] == metrics(out)[-1]["eval_top5_accuracy"] == 0.0
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb"])
 def test_a_bad_step_changes_nothing_and_is_kept_for_inspection(
     optimizer: str, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path

@@ -118,6 +118,34 @@ def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_shard
     compare_weights(tmp_path / "alone", out)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_at_once_saves(
+    number: signal.Signals, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """As of a terminal's Ctrl-C: each rank gets it from there, and again from the launcher."""
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "out", max_steps=10_000, checkpoint_every=100_000)
+    given |= {"batch_size": 512, "log_every": 1}  # a step takes longer than the launcher to pass the signal on
+    process = start(tmp_path / "run.yaml", given, "--num-processes", "2", new_session=True)
+    wait_for(lambda: has_begun(tmp_path / "out"))
+    os.killpg(process.pid, number)
+    errors = finish(process, 128 + number)
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_ranks_end_with_the_process_that_launched_them(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = long_run(examples_folder, wordpiece_folder, out, max_steps=100_000, checkpoint_every=100_000)
+    process = start(tmp_path / "run.yaml", given, "--num-processes", "2")
+    wait_for(lambda: has_begun(out))
+    process.kill()
+    wait_for(lambda: not out.with_name(f".{out.name}.lock").exists())
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    process.communicate(timeout=60)
+
+
 def test_two_hosts_train_stop_and_go_on_together(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
     given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=5)
     alone = fork_run(given)
@@ -148,3 +176,11 @@ def test_what_all_processes_meet_is_printed_once(
     errors = finish(together, 1)
     assert errors.count("was made with another tokenizer") == 1
     assert "Traceback" not in errors
+
+
+def test_what_nobody_expected_is_printed(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = options(examples_folder, wordpiece_folder, out)
+    (tmp_path / "file").write_text("")
+    process = start(tmp_path / "run.yaml", given | {"out": tmp_path / "file" / "out"}, "--num-processes", "2")
+    assert re.search(r"bertpipe: .*file.*(Not a directory|File exists)", finish(process, 1))

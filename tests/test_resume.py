@@ -138,6 +138,35 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert found[1]["w"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"step": 2', '"step": 3'), ('"tokens": 20', '"tokens": null'), ('"sha256": {', '"sha256": [], "x": {')],
+)
+def test_a_damaged_position_is_passed_over(old: str, new: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, Position(step, step * 10, 1.0), {"w": torch.ones(3) * step}, {}, keep=5)
+    state = tmp_path / "step-00000002" / "state.json"
+    assert old in state.read_text()
+    state.write_text(state.read_text().replace(old, new))
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found[0].step == 1
+
+
+def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_path: Path) -> None:
+    def save(step: int) -> None:
+        save_checkpoint(tmp_path, Position(step), {"w": torch.ones(3) * step}, {}, keep=1)
+
+    (tmp_path / "step-x").mkdir()
+    save(2)
+    (tmp_path / "step-00000002" / "state.json").write_text("{")  # the run goes on from the start
+    save(1)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found[0].step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-x"]
+
+
 def test_what_changed_since_the_stop_is_refused_with_a_diff(
     make_examples: Any, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:

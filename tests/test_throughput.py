@@ -12,7 +12,6 @@ from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.training.batches import Examples
 from bert_pipeline.training.metrics import Account
 from bert_pipeline.training.throughput import find_peak, peak_of
-from bert_pipeline.training.trackers import check_trackers
 from tests.training_runs import counts, metrics, run
 
 
@@ -101,8 +100,9 @@ def test_a_profile_is_a_trace_and_a_table(examples_folder: Path, wordpiece_folde
 def test_a_run_too_short_for_a_profile_says_so(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(examples_folder, wordpiece_folder, tmp_path / "out", profile=True, max_steps=4, quiet=False)
+    run(examples_folder, wordpiece_folder, tmp_path / "out", profile=True, max_steps=9, quiet=False)
     assert "too short for --profile" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "profile").exists()
 
 
 def test_tensorboard_gets_the_metrics(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_tensorboard_gets_the_metrics(examples_folder: Path, wordpiece_folder: P
     assert [point.step for point in events.Scalars("eval_mlm_loss")] == [20, 30]
 
 
-def test_trackers_that_are_not_there_are_named() -> None:
+def test_trackers_that_are_not_there_are_named(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--tracker tensorbord: unknown\. Known: .*tensorboard"):
-        check_trackers(("tensorbord",))
+        run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="tensorbord")
     with pytest.raises(BertpipeError, match="pip install aim"):
-        check_trackers(("aim",))
+        run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="aim")

@@ -142,3 +142,14 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises((UsageError, ValueError)):
         run(examples_folder, wordpiece_folder, tmp_path / "out", **changes)
+
+
+def test_a_launcher_does_not_divide_the_loss(
+    monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """`accelerate launch` hands its own gradient accumulation to every process."""
+    run(examples_folder, wordpiece_folder, tmp_path / "alone", max_steps=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run(examples_folder, wordpiece_folder, tmp_path / "launched", max_steps=2)
+    norms = [metrics(tmp_path / name)[0]["grad_norm"] for name in ("alone", "launched")]
+    assert norms[0] == norms[1]

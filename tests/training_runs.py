@@ -82,7 +82,7 @@ def fork_run(given: dict[str, Any]) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def start(config_file: Path, given: dict[str, Any], *extra: str) -> subprocess.Popen[str]:
+def start(config_file: Path, given: dict[str, Any], *extra: str, new_session: bool = False) -> subprocess.Popen[str]:
     """`bertpipe pretrain` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, *command(config_file, given), *extra],
@@ -90,6 +90,7 @@ def start(config_file: Path, given: dict[str, Any], *extra: str) -> subprocess.P
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONWARNINGS": "default"},
+        start_new_session=new_session,
     )
 
 

@@ -132,6 +132,8 @@ def _dropout_fields(known: dict[str, Any]) -> list[str]:
 
 def _check_network(config: Any) -> None:
     """Raise where no encoder can be built of the config."""
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise UsageError(f"--model: num_hidden_layers {config.num_hidden_layers} must be at least 1.")
     hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
     if hidden % heads:
         raise UsageError(f"--model: hidden_size {hidden} must be a multiple of num_attention_heads {heads}.")

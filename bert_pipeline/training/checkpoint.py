@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from bert_pipeline.artifact import explain_full_disk, hash_file
+from bert_pipeline.artifact import explain_full_disk, hash_file, hash_json
 
 STATE = "state.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ def save_checkpoint(
         with explain_full_disk(final):
             for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
                 save_file(dict(tensors), temporary / name)
-            hashes = {name: hash_file(temporary / name) for name in (MODEL, OPTIMIZER)}
-            (temporary / STATE).write_text(json.dumps(asdict(position) | {"sha256": hashes}), encoding="utf-8")
+            state = asdict(position) | {"sha256": _hash(temporary, position)}
+            (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
             if final.exists():  # left by a run that resumed from before it
@@ -63,8 +65,11 @@ def save_checkpoint(
             _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    found = _find(folder)
+    # Those beyond this one could not be read, else the run had gone on from them.
+    kept = sorted(step for step in found if step <= position.step)[-keep:]
+    for step in found.keys() - kept:
+        shutil.rmtree(found[step])
 
 
 def load_newest(folder: Path) -> tuple[Position, dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
@@ -72,20 +77,32 @@ def load_newest(folder: Path) -> tuple[Position, dict[str, torch.Tensor], dict[s
     for candidate, position in _verified(folder):
         try:
             return position, load_file(candidate / MODEL), load_file(candidate / OPTIMIZER)
-        except SafetensorError:
+        except (OSError, SafetensorError):
             continue
     return None
 
 
 def _verified(folder: Path) -> Iterator[tuple[Path, Position]]:
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
+    for _, candidate in sorted(_find(folder).items(), reverse=True):
         try:
             state = json.loads((candidate / STATE).read_text(encoding="utf-8"))
             hashes = state.pop("sha256")
-            if all(hash_file(candidate / name) == expected for name, expected in hashes.items()):
-                yield candidate, Position(**state)
-        except (OSError, ValueError, KeyError, TypeError):
+            position = Position(**state)
+            if hashes == _hash(candidate, position):
+                yield candidate, position
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
+
+
+def _find(folder: Path) -> dict[int, Path]:
+    """Folders of checkpoints by their steps; what else lies there is let be."""
+    names = {path: NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir()}
+    return {int(match[1]): path for path, match in names.items() if match}
+
+
+def _hash(folder: Path, position: Position) -> dict[str, str]:
+    """What tells whether a checkpoint is as it was written."""
+    return {STATE: hash_json(asdict(position))} | {name: hash_file(folder / name) for name in (MODEL, OPTIMIZER)}
 
 
 def _sync(path: Path) -> None:

@@ -107,7 +107,7 @@ class PretrainConfig(StageConfig):
     """Arithmetic of the matrix products; `auto` is bf16 on a GPU that has it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the encoder's layers, which takes minutes once; `auto` does for runs on a GPU that are long enough."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the weights, the order of the examples and the dropout."""
 
     checkpoint_activations: bool = False

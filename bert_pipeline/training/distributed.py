@@ -113,10 +113,9 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
     if config.precision == "bf16" and on_gpu and not has_bf16:
         raise BertpipeError("--precision bf16: this GPU has no bf16 arithmetic; use fp32.")
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    loggers = list(config.tracker) or None
-    return Accelerator(
-        mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, log_with=loggers, project_dir=config.out
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, project_dir=config.out)
+    accelerator.gradient_accumulation_steps = 1  # a launcher's setting would divide the loss; --accumulate does not
+    return accelerator
 
 
 def find_strategy(config: PretrainConfig) -> Literal["ddp", "fsdp"]:

@@ -67,7 +67,7 @@ def _sum_batch(model: PretrainingModel, batch: FlatBatch, unigram: torch.Tensor)
     logits = scores.float()
     labels = batch.masked_labels
     own = logits.gather(1, labels[:, None])
-    better = (logits > own).sum(1)
+    better = (~(logits <= own)).sum(1)  # where nothing can be compared, all are: NaN is never right
     right, pairs = torch.zeros((), device=logits.device), 0
     if pair_scores is not None and batch.is_random_next is not None:
         right = (pair_scores.argmax(1) == batch.is_random_next).sum()

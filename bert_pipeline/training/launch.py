@@ -1,14 +1,23 @@
 """Several training processes on this machine, started by torch and ended together."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import sys
-from typing import Any
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
 
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError, describe_os_error
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.signals import StopSignal
+
+POLL, PATIENCE = 0.2, 60.0
+"""Seconds between looks at a process, and until those that another one's failure left behind are killed."""
+NO_FAILURE = (None, 0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of processes that run, ended or stopped."""
 
 
 def run_pretrain(config: PretrainConfig) -> None:
@@ -23,30 +32,23 @@ def run_pretrain(config: PretrainConfig) -> None:
 
 def launch(config: PretrainConfig) -> None:
     """Run `pretrain` in `num_processes` processes and wait; their failure or stop becomes this process's."""
-    import multiprocessing
-
     from torch.cuda import device_count
     from torch.multiprocessing.spawn import start_processes
 
     if 0 < device_count() < config.num_processes:
         raise UsageError(f"--num-processes {config.num_processes}: each needs a GPU, and here are {device_count()}.")
     # The libraries are loaded once, in a server that no GPU was touched in, and not by every process anew.
-    multiprocessing.set_forkserver_preload(["bert_pipeline.training.pretrain"])
+    multiprocessing.set_forkserver_preload(["bert_pipeline.training.server"])
     with StopSignal() as stop:
         running: Any = start_processes(  # type: ignore[no-untyped-call]
             _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="forkserver"
         )
-        while any(process.is_alive() for process in running.processes):
+        try:
+            _wait(running.processes, stop)
+        finally:  # a second Ctrl-C ends all of them at once
             for process in running.processes:
-                process.join(timeout=0.2)
-            failed = any(process.exitcode for process in running.processes)
-            if stop.number or failed:
-                # A rank whose partner is gone would wait for it until the network's timeout.
-                number = stop.number or signal.SIGTERM
-                for process in running.processes:
-                    if process.is_alive():
-                        os.kill(process.pid, number)
-                _join_or_kill(running.processes)
+                process.kill()
+                process.join()
     codes = [process.exitcode for process in running.processes]
     if stop.number:
         raise Stopped("Stopped by a signal; the last step is saved. Run the same command again to go on.", stop.number)
@@ -54,15 +56,25 @@ def launch(config: PretrainConfig) -> None:
         raise BertpipeError(f"A training process failed (exit codes by rank: {codes}); its message stands above.")
 
 
-def _join_or_kill(processes: list[Any], patience: float = 60.0) -> None:
-    for process in processes:
-        process.join(patience)
-        if process.is_alive():
-            process.kill()
-            process.join()
+def _wait(processes: list[Any], stop: StopSignal) -> None:
+    """Until all have ended; once one has failed, or this process is told to stop, the others are told so."""
+    told: float | None = None
+    while alive := [process for process in processes if process.is_alive()]:
+        alive[0].join(POLL)
+        failed = any(process.exitcode not in NO_FAILURE for process in processes)
+        if failed or (stop.number and told is None):
+            told = told or time.monotonic()
+            for process in alive:
+                # Never SIGINT: after a Ctrl-C, which reaches them too, it would be the second one.
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
+        # A rank whose partner is gone would wait for it until the network's timeout.
+        if failed and told is not None and time.monotonic() > told + PATIENCE:
+            return
 
 
 def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -74,13 +86,31 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
     }
     from bert_pipeline.training.pretrain import pretrain
 
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         pretrain(config)
     except BertpipeError as error:
         # The launching process says itself that it was stopped.
-        if not isinstance(error, Stopped | ToldElsewhere):
-            print(f"bertpipe: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _fail(rank, "" if isinstance(error, Stopped | ToldElsewhere) else str(error), error.exit_code)
+    except OSError as error:
+        _fail(rank, describe_os_error(error), 1)
+    except Exception:
+        time.sleep(10 * POLL)  # one that has only lost its partner is ended by now, before it says so
+        _fail(rank, traceback.format_exc(), 1)
+
+
+def _fail(rank: int, message: str, code: int) -> NoReturn:
+    if message:
+        print(f"bertpipe: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _end_with_launcher() -> None:
+    """Save and stop when the launching process was killed: nobody else would end this one, or know of it."""
+    launcher = multiprocessing.parent_process()
+    assert launcher
+    launcher.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _free_port() -> int:

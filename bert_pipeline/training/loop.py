@@ -62,9 +62,9 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tup
         run = _Fit(training, start, hooks, progress, stop)
         while not run.go_on():
             pass  # it went back to a checkpoint, and its prepared steps were dropped
-    position = run.position
-    if position.step > start.step:
-        hooks.save(position)
+        position = run.position
+        if position.step > start.step:
+            hooks.save(position)  # a second SIGTERM does not end it
     if run.stopping:
         raise Stopped(
             f"Stopped by a signal; step {position.step} is saved. Run the same command again to go on.", run.stopping

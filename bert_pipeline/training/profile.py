@@ -31,6 +31,8 @@ class Profiler:
             self._profile.step()
 
     def _write(self, finished: profile) -> None:
+        if finished.step_num < LAST:  # the run ended in their midst
+            return
         self._folder.mkdir(exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         table = finished.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=OPERATORS_SHOWN)

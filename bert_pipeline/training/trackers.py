@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers, get_available_trackers
 
 from bert_pipeline.artifact import hash_json
 from bert_pipeline.errors import BertpipeError, UsageError
@@ -34,6 +34,7 @@ class Trackers:
         if not config.tracker:
             return
         accelerator.project_configuration.logging_dir = str(folder / FOLDER)
+        accelerator.log_with = filter_trackers(list(config.tracker), str(folder / FOLDER))
         run_id = hash_json([str(config.out.resolve()), config.content()])[:16]
         resumed = {"name": config.out.resolve().name, "resume": "allow"}
         options: dict[str, dict[str, Any]] = {
