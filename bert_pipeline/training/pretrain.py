@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,16 +26,13 @@ from bert_pipeline.training.account import announce, print_figures, summarise_ru
 from bert_pipeline.training.aside import write_aside
 from bert_pipeline.training.batches import KeptMasks, Rows
 from bert_pipeline.training.card import write_card
-from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
     find_strategy,
-    local,
     make_accelerator,
-    sharded_like,
-    whole,
 )
 from bert_pipeline.training.evaluate import ROWS_A_BATCH, sum_figures, summarise, unigram_log_probabilities
 from bert_pipeline.training.inputs import Inputs
@@ -47,6 +44,7 @@ from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.row_store import FOLDER as STORE
 from bert_pipeline.training.row_store import remove_store
 from bert_pipeline.training.schedule import Length
+from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.step import Step, Trainer
 from bert_pipeline.training.throughput import find_peak, peak_memory
 from bert_pipeline.training.trackers import Trackers, check_trackers
@@ -120,14 +118,15 @@ class Run:
         # Sharding replaces parameters: what is trained and its optimizer come afterwards.
         trained = distribute(self.model, self.model.layers, ranks, find_strategy(config))
         self.network: PreTrainedModel = self.model.network
-        self.optimizer = Optimizers(self.network, config)
+        optimizer = Optimizers(self.network, config)
+        self.state = TrainingState(ranks, self.network, optimizer, folder / CHECKPOINTS, config.keep_checkpoints)
         losses = {"mlm_loss": 1.0, "nsp_loss": config.nsp_weight}
-        self.trainer = Trainer(ranks, trained, self.optimizer, losses, config.seed)
+        self.trainer = Trainer(ranks, trained, optimizer, losses, config.seed)
 
     def train(self) -> None:
         """Resume, fit, evaluate and export."""
         config, main = self.config, self.ranks.main
-        start = self._load_newest() or Position()
+        start = self.state.load_newest() or Position()
         log = MetricsLog(self.folder / METRICS, start.step) if main else None
         trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         profiler = Profiler(self.folder) if config.profile and main else None
@@ -139,7 +138,7 @@ class Run:
 
         hooks = Hooks(
             evaluate=lambda: self._evaluate(config.evaluate_rows),
-            save=self._save,
+            save=self.state.save,
             restore=self._go_back,
             write_aside=self._write_aside,
             log=write_metrics,
@@ -203,40 +202,11 @@ class Run:
             initialize_informed(network, tokens, offsets, self.unigram, self.inputs.tokenizer.special)
         return network
 
-    def _load_newest(self) -> Position | None:
-        """Take weights and optimizer from the newest checkpoint; None, and nothing happens, without one."""
-        found = load_newest(self.folder / CHECKPOINTS) if self.ranks.main else None
-        position = self.ranks.share(lambda: found and found[0])
-        if position is None:
-            return None
-        _, weights, state = found or (None, {}, {})
-        self._set_weights(self.ranks.spread(weights))
-        self.optimizer.load_state_tensors(self.ranks.spread(state))
-        return position
-
-    @torch.no_grad()
-    def _set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self.network.named_parameters():
-            local(parameter).copy_(local(sharded_like(weights[name], parameter)))
-
-    def _gather(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Whole tensors on the CPU, on the main process; all ranks take part."""
-        gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
-        return {name: tensor.cpu().contiguous() for name, tensor in gathered if self.ranks.main}
-
-    def _save(self, position: Position) -> None:
-        weights = self._gather(self.network.named_parameters())
-        state = self._gather(self.optimizer.state_tensors())
-        if self.ranks.main:
-            save_checkpoint(self.folder / CHECKPOINTS, position, weights, state, self.config.keep_checkpoints)
-        self.ranks.wait()
-
     def _go_back(self, step: int) -> None:
         """To the weights of the last checkpoint, or to the first ones, because steps up to `step` were bad."""
-        position = self._load_newest()
+        position = self.state.load_newest()
         if position is None:
-            self._set_weights(dict(self._make_network().named_parameters()))
-            self.optimizer.load_state_tensors({})
+            self.state.reset(dict(self._make_network().named_parameters()))
         say(
             f"  step {step:,}: loss or gradient not finite {self.config.max_bad_steps} times in a row; back to the "
             f"weights of step {position.step if position else 0:,}, and on past these batches",
@@ -276,7 +246,7 @@ class Run:
         return {f"eval_{name}": value for name, value in asdict(evaluation).items()}
 
     def _finish(self, position: Position, account: Account, peak: float | None, figures: Mapping[str, float]) -> None:
-        weights = self._gather(self.network.named_parameters())
+        weights = self.state.gather_weights()
         if self.work is None:
             return
         final, temporary = self.folder / MODEL, self.folder / f".{MODEL}.tmp"

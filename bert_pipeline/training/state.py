@@ -1,0 +1,62 @@
+"""Weights and optimizer of a run: whole in its checkpoints, and in memory as its processes share them out."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.training.distributed import Ranks, local, sharded_like, whole
+from bert_pipeline.training.optimizer import Optimizers
+
+
+class TrainingState:
+    """What a checkpoint holds. All processes call each method together; the main one alone reads and writes."""
+
+    def __init__(self, ranks: Ranks, network: nn.Module, optimizer: Optimizers, folder: Path, keep: int) -> None:
+        """`network` and `optimizer` as they are trained; checkpoints lie in `folder`, the newest `keep` of them."""
+        self._ranks, self._network, self._optimizer = ranks, network, optimizer
+        self._folder, self._keep = folder, keep
+
+    def load_newest(self) -> Position | None:
+        """Take over the newest checkpoint; None, and nothing happens, without one."""
+        weights: dict[str, torch.Tensor] = {}
+        state: dict[str, torch.Tensor] = {}
+
+        def read() -> Position | None:
+            found = load_newest(self._folder)
+            if found is None:
+                return None
+            weights.update(found[1])
+            state.update(found[2])
+            return found[0]
+
+        position = self._ranks.share(read)
+        if position is not None:
+            self._set_weights(self._ranks.spread(weights))
+            self._optimizer.load_state_tensors(self._ranks.spread(state))
+        return position
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint."""
+        weights, state = self.gather_weights(), self._gather(self._optimizer.state_tensors())
+        self._ranks.share(lambda: save_checkpoint(self._folder, position, weights, state, self._keep))
+
+    def reset(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Begin with these weights, which every process has, and a new optimizer."""
+        self._set_weights(weights)
+        self._optimizer.load_state_tensors({})
+
+    def gather_weights(self) -> dict[str, torch.Tensor]:
+        """Whole weights on the CPU, on the main process; none on the others."""
+        return self._gather(self._network.named_parameters())
+
+    @torch.no_grad()
+    def _set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._network.named_parameters():
+            local(parameter).copy_(local(sharded_like(weights[name], parameter)))
+
+    def _gather(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
+        return {name: tensor.cpu().contiguous() for name, tensor in gathered if self._ranks.main}
