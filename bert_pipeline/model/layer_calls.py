@@ -24,7 +24,7 @@ def wrap_call(call: Call, *, checkpoint_activations: bool, compiled: bool) -> Ca
     """
     if compiled:
         # Under DDP the compiler would cut each layer where a bucket of gradients is full, which layer-wise compilation
-        # has no use for; before torch 2.13 it fails at custom autograd functions, too.
+        # has no use for.
         torch._dynamo.config.optimize_ddp = False
         call = torch.compile(call, dynamic=True)
     return partial(checkpoint, call, use_reentrant=False) if checkpoint_activations else call
