@@ -95,7 +95,7 @@ class _Fit:
                 elapsed, flops, totals = self._agree(step)
                 done = training.length.progress(self.position.step, self.position.tokens, elapsed)
                 if self.stopping or done >= 1.0:
-                    self._end()
+                    self._end(complete=done >= 1.0)
                     return True
                 steps.prepare(elapsed)
                 taken = training.trainer.take(step, self.position.step, totals, flops, done)
@@ -109,10 +109,10 @@ class _Fit:
                 self.meter.spend(time.perf_counter() - began, waited)
                 self._between_steps()
 
-    def _end(self) -> None:
+    def _end(self, *, complete: bool) -> None:
         self._read()
         line = self.meter.read(self.position)
-        if line and not self.stopping:  # of a stopped run, the lines go on as if it had not been
+        if line and complete:  # of a stopped run, the lines go on as if it had not been
             self._hooks.log(line)
 
     def _agree(self, step: Step) -> tuple[float, float | None, list[float]]:
