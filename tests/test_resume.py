@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.training.pretrain import Run
+from bert_pipeline.training.step import Trainer
 from tests.training_runs import (
     counts,
     finish,
@@ -123,6 +125,29 @@ def test_a_signal_saves_and_the_run_goes_on(
     again.kill()
     again.join()
     assert [line["step"] for line in metrics(out) if "loss" in line][:3] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("place", "call"), [(Trainer, "take"), (Run, "_finish")])
+def test_stopped_in_its_last_moments_it_has_the_same_lines(
+    place: type, call: str, monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """During the last step, and during the export."""
+    original, out = getattr(place, call), tmp_path / "out"
+
+    def interrupt(self: Any, *args: Any) -> Any:
+        if call == "_finish":
+            raise Stopped("", signal.SIGTERM)
+        if args[1] == 11:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, call, interrupt)
+        with pytest.raises(Stopped):
+            run(examples_folder, wordpiece_folder, out, max_steps=12)
+    run(examples_folder, wordpiece_folder, out, max_steps=12)
+    assert [(line["step"], "loss" in line) for line in metrics(out)] == [(10, True), (12, True), (12, False)]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

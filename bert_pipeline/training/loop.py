@@ -95,7 +95,7 @@ class _Fit:
                 elapsed, flops, totals = self._agree(step)
                 done = training.length.progress(self.position.step, self.position.tokens, elapsed)
                 if self.stopping or done >= 1.0:
-                    self._end()
+                    self._end(complete=done >= 1.0)
                     return True
                 steps.prepare(elapsed)
                 taken = training.trainer.take(step, self.position.step, totals, flops, done)
@@ -109,12 +109,12 @@ class _Fit:
                 self.meter.spend(time.perf_counter() - began, waited)
                 self._between_steps()
 
-    def _end(self) -> None:
+    def _end(self, *, complete: bool) -> None:
         self._read()
-        if self.stopping:  # the lines go on as if it had not been
-            self.meter.read(self.position)
-        else:
+        if complete:
             self._log()
+        else:  # of a stopped run, the lines go on as if it had not been
+            self.meter.read(self.position)
 
     def _log(self) -> None:
         # The device has just been waited for, which the clock did not see yet.

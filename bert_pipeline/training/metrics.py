@@ -15,11 +15,16 @@ from bert_pipeline.training.step import Taken
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, appended as it happens."""
 
-    def __init__(self, path: Path, after_step: int) -> None:
-        """Lines beyond `after_step` belong to steps that will be done again, and are dropped."""
+    def __init__(self, path: Path, after_step: int, *, complete: bool = False) -> None:
+        """Lines beyond `after_step` belong to steps that will be done again, and are dropped.
+
+        So is the evaluation that ends a run whose steps are `complete`.
+        """
         self._path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= after_step]
+        if complete and kept and "loss" not in json.loads(kept[-1]):
+            kept.pop()
         with atomic(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 

@@ -127,7 +127,9 @@ class Run:
         """Resume, fit, evaluate and export."""
         config, main = self.config, self.ranks.main
         start = self.state.load_newest() or Position()
-        log = MetricsLog(self.folder / METRICS, start.step) if main else None
+        length = Length(config.max_steps, config.max_tokens, config.max_minutes and config.max_minutes * 60)
+        complete = length.progress(start.step, start.tokens, start.elapsed_s) >= 1.0
+        log = MetricsLog(self.folder / METRICS, start.step, complete=complete) if main else None
         trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         profiler = Profiler(self.folder) if config.profile and main else None
 
@@ -149,7 +151,6 @@ class Run:
         )
         device, bf16 = self.ranks.accelerator.device, self.ranks.accelerator.mixed_precision == "bf16"
         peak = find_peak(device, bf16=bf16)
-        length = Length(config.max_steps, config.max_tokens, config.max_minutes and config.max_minutes * 60)
         training = Training(
             self.trainer, self._make_step, length, config.max_bad_steps, peak and peak * self.ranks.count
         )
