@@ -24,6 +24,7 @@ from bert_pipeline.config import StageConfig
 from bert_pipeline.errors import BertpipeError
 
 FORMAT = 3  # raised when the same settings would give other files
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
 VERSIONED = (
@@ -89,7 +90,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
             raise BertpipeError(
                 f"{path}: the disk is full. Free some space and run the same command again: what is finished is kept."
             ) from None

@@ -1,5 +1,7 @@
 """Losses and gradients that are not finite: never in the weights, left out, and gone past."""
 
+import os
+import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -9,24 +11,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.examples.schema import SCHEMA
 from bert_pipeline.model.pretraining import PretrainingModel
 from bert_pipeline.shards import read_columns
-from tests.training_runs import SHAPE, counts, metrics, run
+from tests.training_runs import SHAPE, counts, metrics, run, weights
 
-Poison = Callable[[Collection[int]], list[dict[str, torch.Tensor]]]
+Poison = Callable[..., list[dict[str, torch.Tensor]]]
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """A function that makes the losses of some training steps (from 1) not a number.
+    """A function that makes the losses of some training steps (from 1) not a number, and stops the run in one.
 
     It returns a list to which every training step adds the weights that it starts from.
     """
     forward = PretrainingModel.forward
 
-    def arrange(steps: Collection[int]) -> list[dict[str, torch.Tensor]]:
+    def arrange(steps: Collection[int], stop_in: int | None = None) -> list[dict[str, torch.Tensor]]:
         seen: list[dict[str, torch.Tensor]] = []
 
         def poisoned(self: PretrainingModel, batch: Any, *, logits: bool = False) -> Any:
@@ -34,6 +36,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
             if logits or not self.training:
                 return result
             seen.append({name: value.detach().clone() for name, value in self.network.named_parameters()})
+            if len(seen) == stop_in:
+                os.kill(os.getpid(), signal.SIGTERM)
             return (result[0] * float("nan"), result[1]) if len(seen) in steps else result
 
         monkeypatch.setattr(PretrainingModel, "forward", poisoned)
@@ -103,6 +107,21 @@ def test_many_in_a_row_lead_back_to_the_checkpoint_and_past_the_batches(
     assert same(seen[19], seen[10])
     assert [line["step"] for line in metrics(out) if "loss" in line] == [10, 20, 30]
     assert counts(out)["skipped_steps"] == 5
+
+
+@pytest.mark.parametrize("stop_in", [10, 12, 16, 18, 22])
+def test_a_run_that_was_stopped_goes_back_to_where_one_left_alone_does(
+    stop_in: int, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Before, in and after the bad row: a stop saves too, but not what the run goes back to."""
+    poison(range(14, 19))
+    run(examples_folder, wordpiece_folder, tmp_path / "alone", max_bad_steps=5)
+    poison(range(14, 19), stop_in)
+    with pytest.raises(Stopped):
+        run(examples_folder, wordpiece_folder, tmp_path / "stopped", max_bad_steps=5)
+    run(examples_folder, wordpiece_folder, tmp_path / "stopped", max_bad_steps=5)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "alone")
+    assert counts(tmp_path / "stopped")["skipped_steps"] == 5
 
 
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(

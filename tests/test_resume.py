@@ -60,7 +60,7 @@ def test_killed_20_times_it_ends_at_the_same_weights(
     "changes",
     [
         {"max_steps": None, "max_tokens": 50_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
-        {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16"},
+        {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
     ],
 )
 def test_a_run_of_another_kind_goes_on_to_the_same_weights(
@@ -159,8 +159,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest.write_bytes(raw)
     found = load_newest(tmp_path)
     assert found is not None
-    assert found[0] == Position(1, 10, 1.0)
-    assert found[1]["w"].tolist() == [1, 1, 1]
+    assert found.position == Position(1, 10, 1.0)
+    assert found.model["w"].tolist() == [1, 1, 1]
+    assert found.damaged == ("step-00000002",)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_damaged_position_is_passed_over(old: str, new: str, tmp_path: Path) -
     state.write_text(state.read_text().replace(old, new))
     found = load_newest(tmp_path)
     assert found is not None
-    assert found[0].step == 1
+    assert found.position.step == 1
 
 
 def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_path: Path) -> None:
@@ -188,8 +189,24 @@ def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_pa
     save(1)
     found = load_newest(tmp_path)
     assert found is not None
-    assert found[0].step == 1
+    assert found.position.step == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-x"]
+
+
+def test_where_all_are_damaged_it_says_so_instead_of_beginning_anew(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Position(1), {"w": torch.ones(3)}, {}, keep=5)
+    (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BertpipeError, match="step-00000001 damaged, and there is no other"):
+        load_newest(tmp_path)
+
+
+def test_the_newest_regular_checkpoint_outlives_those_of_stops(tmp_path: Path) -> None:
+    for step, regular in ((10, True), (20, True), (23, False), (27, False), (29, False)):
+        save_checkpoint(tmp_path, Position(step, regular=regular), {"w": torch.ones(3) * step}, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000027", "step-00000029"]
+    found = load_newest(tmp_path, regular=True)
+    assert found is not None
+    assert found.position.step == 20
 
 
 def test_what_changed_since_the_stop_is_refused_with_a_diff(

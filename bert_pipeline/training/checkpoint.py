@@ -4,15 +4,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bert_pipeline.artifact import explain_full_disk, hash_file, hash_json
+from bert_pipeline.errors import BertpipeError
 
 STATE = "state.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -34,8 +34,21 @@ class Position:
     """Steps that were left out because a loss or gradient was not finite."""
     bad_in_a_row: int = 0
     """How many of them are the last ones."""
+    regular: bool = False
+    """Whether a checkpoint of it is one of those that every so many steps bring, and not of a stop or the end."""
     went_back: bool = False
     """Whether the run went back to its last checkpoint since that was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint's content, whole tensors on the CPU."""
+
+    position: Position
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    damaged: tuple[str, ...]
+    """Newer ones that were passed over."""
 
 
 def save_checkpoint(
@@ -45,7 +58,10 @@ def save_checkpoint(
     optimizer: Mapping[str, torch.Tensor],
     keep: int,
 ) -> None:
-    """Write `step-NNNNNNNN` out of whole tensors on the CPU, and only then remove the oldest ones beyond `keep`."""
+    """Write `step-NNNNNNNN` out of whole tensors on the CPU, and only then remove the oldest ones beyond `keep`.
+
+    The newest regular one stays in any case: it is what a run goes back to.
+    """
     final = folder / f"step-{position.step:08}"
     temporary = folder / f".{final.name}.tmp"
     if temporary.exists():
@@ -67,31 +83,48 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
     found = _find(folder)
     # Those beyond this one could not be read, else the run had gone on from them.
-    kept = sorted(step for step in found if step <= position.step)[-keep:]
-    for step in found.keys() - kept:
+    older = sorted((step for step in found if step <= position.step), reverse=True)
+    regular = next((step for step in older if _is_regular(found[step])), None)
+    for step in found.keys() - {*older[:keep], regular}:
         shutil.rmtree(found[step])
 
 
-def load_newest(folder: Path) -> tuple[Position, dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-    """The newest checkpoint whose files match their hashes: position, model and optimizer tensors; None without one."""
-    for candidate, position in _verified(folder):
-        try:
-            return position, load_file(candidate / MODEL), load_file(candidate / OPTIMIZER)
-        except (OSError, SafetensorError):
-            continue
+def load_newest(folder: Path, *, regular: bool = False) -> Loaded | None:
+    """The newest checkpoint whose files match their hashes, or the newest regular one; None without any.
+
+    Raises `BertpipeError` when there are some and all of them are damaged.
+    """
+    damaged: list[str] = []
+    for _, candidate in sorted(_find(folder).items(), reverse=True):
+        position = _verify(candidate)
+        if position is None:
+            damaged.append(candidate.name)
+        elif position.regular or not regular:
+            model, optimizer = (load_file(candidate / name) for name in (MODEL, OPTIMIZER))
+            return Loaded(position, model, optimizer, tuple(damaged))
+    if damaged and not regular:
+        raise BertpipeError(
+            f"{folder}: {', '.join(damaged)} damaged, and there is no other to go on from; --overwrite starts anew."
+        )
     return None
 
 
-def _verified(folder: Path) -> Iterator[tuple[Path, Position]]:
-    for _, candidate in sorted(_find(folder).items(), reverse=True):
-        try:
-            state = json.loads((candidate / STATE).read_text(encoding="utf-8"))
-            hashes = state.pop("sha256")
-            position = Position(**state)
-            if hashes == _hash(candidate, position):
-                yield candidate, position
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+def _verify(folder: Path) -> Position | None:
+    """The position of a checkpoint if it is as it was written."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        hashes = state.pop("sha256")
+        position = Position(**state)
+        return position if hashes == _hash(folder, position) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_regular(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / STATE).read_text(encoding="utf-8"))["regular"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _find(folder: Path) -> dict[int, Path]:

@@ -63,12 +63,12 @@ class Ranks:
         if self.hosts is None:
             return make()
         shared: list[Any] = [None, None]
-        failure: BertpipeError | None = None
+        failure: Exception | None = None
         if self.main:
             try:
                 shared[0] = make()
-            except BertpipeError as error:
-                failure, shared[1] = error, error.exit_code
+            except Exception as error:
+                failure, shared[1] = error, getattr(error, "exit_code", 1)
         dist.broadcast_object_list(shared, src=0, group=self.hosts)
         if failure is not None:
             raise failure

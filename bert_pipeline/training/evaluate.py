@@ -1,6 +1,7 @@
 """Evaluation on held-out examples whose masks were written once, so that every evaluation sees the same ones."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,14 @@ def _sum_batch(model: PretrainingModel, batch: FlatBatch, unigram: torch.Tensor)
 def summarise(sums: torch.Tensor) -> Evaluation:
     """Figures out of the sums of all rows."""
     loss, top1, top5, unigram, masked, right, pairs = sums.tolist()
+    each = masked or math.nan  # the few rows that are looked at in between may have no mask
     return Evaluation(
-        mlm_loss=loss / masked,
-        perplexity=float(np.exp(min(loss / masked, 700.0))),
-        top1_accuracy=top1 / masked,
-        top5_accuracy=top5 / masked,
+        mlm_loss=loss / each,
+        perplexity=float(np.exp(min(loss / each, 700.0))),
+        top1_accuracy=top1 / each,
+        top5_accuracy=top5 / each,
         nsp_accuracy=right / pairs if pairs else None,
-        unigram_loss=unigram / masked,
+        unigram_loss=unigram / each,
         masked_tokens=int(masked),
     )
 

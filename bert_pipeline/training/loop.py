@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
 from bert_pipeline.progress import Bar
 from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.metrics import Account, Meter
@@ -63,7 +63,7 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tup
         while not run.go_on():
             pass  # it went back to a checkpoint, and its prepared steps were dropped
         position = run.position
-        if position.step > start.step:
+        if position.step > run.saved:
             hooks.save(position)  # a second SIGTERM does not end it
     if run.stopping:
         raise Stopped(
@@ -79,7 +79,9 @@ class _Fit:
         self._training, self._hooks, self._progress, self._stop = training, hooks, progress, stop
         self._began, self._before = time.perf_counter(), start.elapsed_s
         self._unread: Taken | None = None
-        self.position = start
+        self.position = replace(start, regular=False)
+        self.saved = start.step
+        """The newest step that there is a checkpoint of."""
         self.meter = Meter(training.trainer.losses, training.peak_flops)
         self.stopping = 0
 
@@ -167,6 +169,8 @@ class _Fit:
     def _go_back(self) -> bool:
         count, step = self._training.max_bad_steps, self.position.step
         if self.position.went_back:
+            if not self._training.trainer.ranks.main:
+                raise ToldElsewhere(BertpipeError.exit_code)
             raise BertpipeError(
                 f"Loss or gradient was not finite in {count} steps in a row, up to step {step}, and again after going "
                 "back to the last checkpoint. The weights hold none of them, and the batches lie in skipped/. Lower "
@@ -195,4 +199,5 @@ class _Fit:
         # In a bad row the weights may be what is wrong: the last checkpoint stays the one to go back to.
         if step % hooks.checkpoint_every == 0 and not self.position.bad_in_a_row:
             self.position = replace(self.position, went_back=False)
-            hooks.save(self.position)
+            hooks.save(replace(self.position, regular=True))
+            self.saved = step

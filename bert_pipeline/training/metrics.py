@@ -29,9 +29,13 @@ class MetricsLog:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append a line."""
+        """Append a line; what is not a finite number is null, which JSON has no other word for."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -126,7 +126,7 @@ class Run:
     def train(self) -> None:
         """Resume, fit, evaluate and export."""
         config, main = self.config, self.ranks.main
-        start = self.state.load_newest() or Position()
+        start = self.state.load_newest(quiet=config.quiet) or Position()
         length = Length(config.max_steps, config.max_tokens, config.max_minutes and config.max_minutes * 60)
         complete = length.progress(start.step, start.tokens, start.elapsed_s) >= 1.0
         log = MetricsLog(self.folder / METRICS, start.step, complete=complete) if main else None
@@ -204,8 +204,11 @@ class Run:
         return network
 
     def _go_back(self, step: int) -> None:
-        """To the weights of the last checkpoint, or to the first ones, because steps up to `step` were bad."""
-        position = self.state.load_newest()
+        """To the weights of the last regular checkpoint, or to the first ones, because steps up to `step` were bad.
+
+        Those of a stop do not count, so that a run that was stopped goes back to where one left alone does.
+        """
+        position = self.state.load_newest(regular=True)
         if position is None:
             self.state.reset(dict(self._make_network().named_parameters()))
         say(

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.progress import say
+from bert_pipeline.training.checkpoint import Loaded, Position, load_newest, save_checkpoint
 from bert_pipeline.training.distributed import Ranks, local, sharded_like, whole
 from bert_pipeline.training.optimizer import Optimizers
 
@@ -19,23 +20,21 @@ class TrainingState:
         self._ranks, self._network, self._optimizer = ranks, network, optimizer
         self._folder, self._keep = folder, keep
 
-    def load_newest(self) -> Position | None:
-        """Take over the newest checkpoint; None, and nothing happens, without one."""
-        weights: dict[str, torch.Tensor] = {}
-        state: dict[str, torch.Tensor] = {}
+    def load_newest(self, *, regular: bool = False, quiet: bool = True) -> Position | None:
+        """Take over the newest checkpoint, or the newest regular one; None, and nothing happens, without any."""
+        found: Loaded | None = None
 
         def read() -> Position | None:
-            found = load_newest(self._folder)
-            if found is None:
-                return None
-            weights.update(found[1])
-            state.update(found[2])
-            return found[0]
+            nonlocal found
+            found = load_newest(self._folder, regular=regular)
+            if found and found.damaged:
+                say(f"damaged, and passed over: {', '.join(found.damaged)}", quiet=quiet)
+            return found.position if found else None
 
         position = self._ranks.share(read)
         if position is not None:
-            self._set_weights(self._ranks.spread(weights))
-            self._optimizer.load_state_tensors(self._ranks.spread(state))
+            self._set_weights(self._ranks.spread(found.model if found else {}))
+            self._optimizer.load_state_tensors(self._ranks.spread(found.optimizer if found else {}))
         return position
 
     def save(self, position: Position) -> None:
