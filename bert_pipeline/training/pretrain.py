@@ -134,6 +134,8 @@ class Run:
         profiler = Profiler(self.folder) if config.profile and main else None
 
         def write_metrics(line: Mapping[str, Any]) -> None:
+            if "loss" in line:
+                line = {**line, "peak_memory_bytes": peak_memory(self.ranks.accelerator.device)}
             if log:
                 log.write(line)
             trackers.log(line)
