@@ -37,6 +37,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("bertpipe", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("bertpipe")
 
+LONGEST = ["test_readme", "test_resume", "test_recipe", "test_clusters", "test_distributed", "test_corpus"]
+"""Files that take longest: begun first, so that none of them is what all the others wait for at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 DOCUMENTS = 40
 TOPICS = 5
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,8 +40,8 @@ def free_port() -> int:
         return port
 
 
-def start_hosts(config_file: Path, given: dict[str, Any]) -> "list[subprocess.Popen[str]]":
-    """Two launchers that meet over loopback, with a process each, as on two hosts."""
+def start_hosts(config_file: Path, given: dict[str, Any], *second: str) -> "list[subprocess.Popen[str]]":
+    """Two launchers that meet over loopback, with a process each, as on two hosts; `second` is told the second one."""
     port = free_port()
     return [
         subprocess.Popen(
@@ -48,6 +49,7 @@ def start_hosts(config_file: Path, given: dict[str, Any]) -> "list[subprocess.Po
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)),
                 *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)),
                 *command(config_file, given),
+                *(second if number else ()),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -146,6 +148,27 @@ def test_ranks_end_with_the_process_that_launched_them(
     process.communicate(timeout=60)
 
 
+def test_a_rank_that_is_killed_is_named(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(
+        tmp_path / "run.yaml",
+        long_run(examples_folder, wordpiece_folder, out, max_steps=100_000),
+        *("--num-processes", "2"),
+    )
+    wait_for(lambda: has_begun(out))
+
+    def serves(one: psutil.Process | None) -> bool:
+        return one is not None and "forkserver" in " ".join(one.cmdline())
+
+    started = psutil.Process(process.pid).children(recursive=True)
+    ranks = [one for one in started if serves(one) and serves(one.parent())]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    errors = finish(process, 1)
+    assert "was killed, perhaps for want of memory. The same command goes on" in errors
+    assert "Traceback" not in errors
+
+
 def test_two_hosts_train_stop_and_go_on_together(examples_folder: Path, wordpiece_folder: Path, tmp_path: Path) -> None:
     given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=5)
     alone = fork_run(given)
@@ -163,6 +186,18 @@ def test_two_hosts_train_stop_and_go_on_together(examples_folder: Path, wordpiec
     alone.join()
     assert counts(out)["steps"] == 100
     compare_weights(tmp_path / "alone", out)
+
+
+def test_launchers_that_are_told_different_things_are_refused(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    given = options(examples_folder, wordpiece_folder, tmp_path / "out")
+    hosts = start_hosts(tmp_path / "run.yaml", given, "--max-steps", "20")
+    outputs = [host.communicate(timeout=60) for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 1]
+    assert "The launchers were given different options (see rank 1)" in outputs[0][1]
+    assert "rank 1: --max-steps is 20 here and 30 in the main process" in outputs[1][1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_all_processes_meet_is_printed_once(

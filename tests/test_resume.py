@@ -59,7 +59,7 @@ def test_killed_20_times_it_ends_at_the_same_weights(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"max_steps": None, "max_tokens": 50_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
+        {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
         {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
     ],
 )

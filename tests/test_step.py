@@ -36,7 +36,7 @@ def make_trainer(network: Any, nsp_weight: float = 1.0, precision: str = "no") -
 
 
 def make_step(parts: list[Any], totals: tuple[int, int]) -> Step:
-    return Step(parts, totals, tokens=0, epoch=0, flops=None, next=Position())
+    return Step(parts, totals, tokens=0, examples=0, epoch=0, flops=None, next=Position())
 
 
 def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:

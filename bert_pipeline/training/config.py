@@ -10,8 +10,13 @@ from bert_pipeline.config import StageConfig, available_cores
 
 ADAMW_LEARNING_RATE, ADAMW_WARMUP = 1e-4, 0.01
 LAMB_BATCH, LAMB_LEARNING_RATE, LAMB_WARMUP = 32_768, 5e-3, 0.2
-NEEDS = {"batch_size_start": {"batch_size_warmup"}, "long_examples": {"long_share", "long_batch_size"}}
-"""Options that say nothing without another one."""
+NEEDS = {
+    ("batch_size_start", None): {"batch_size_warmup"},
+    ("long_examples", None): {"long_share", "long_batch_size"},
+    ("schedule", "wsd"): {"decay"},
+    ("optimizer", "muon"): {"muon_learning_rate", "muon_momentum", "muon_iterations"},
+}
+"""Options that say nothing without another one, or without that value of it."""
 
 
 class PretrainConfig(StageConfig):
@@ -75,10 +80,10 @@ class PretrainConfig(StageConfig):
     """`lamb` is for batches of thousands; `muon` orthogonalises the updates of the encoder's matrices and leaves the
     rest to AdamW."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW (1e-4) or LAMB (its authors': 5e-3 for 32,768 examples a step, with the square root
-    of their number)."""
+    """Peak learning rate of AdamW, also beside Muon (1e-4), or of LAMB (its authors': 5e-3 for 32,768 examples a step,
+    with the square root of their number)."""
     muon_learning_rate: float = Field(0.02, gt=0)
-    """Peak learning rate of Muon."""
+    """Peak learning rate of Muon, on the matrices that are its own."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""
     muon_iterations: int = Field(5, ge=1, lt=100)
@@ -93,11 +98,11 @@ class PretrainConfig(StageConfig):
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, on all but biases and layer norms."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of AdamW's first moment."""
+    """Decay of the first moment of AdamW or LAMB."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of AdamW's second moment."""
+    """Decay of the second moment of AdamW or LAMB."""
     adam_epsilon: float = Field(1e-6, gt=0)
-    """Term in AdamW's denominator."""
+    """Term in the denominator of AdamW or LAMB."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm where they are larger."""
     max_bad_steps: int = Field(10, ge=1)
@@ -153,10 +158,11 @@ class PretrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check_order(self) -> "PretrainConfig":
-        for needed, options in NEEDS.items():
-            idle = sorted(options & self.model_fields_set)
-            if idle and getattr(self, needed) is None:
-                raise ValueError(f"{_flag(idle[0])} is for {_flag(needed)}, which is not given.")
+        for (needed, value), options in NEEDS.items():
+            idle, given = sorted(options & self.model_fields_set), getattr(self, needed)
+            if idle and (given is None if value is None else given != value):
+                wanted = _flag(needed) + (f" {value}" if value else "")
+                raise ValueError(f"{_flag(idle[0])} is for {wanted}, which is not given.")
         start = self.batch_size_start or self.batch_size
         if self.batch_size % start or self.batch_size_start == self.batch_size:
             raise ValueError(f"--batch-size {self.batch_size} must be a multiple of --batch-size-start {start}.")
@@ -167,6 +173,11 @@ class PretrainConfig(StageConfig):
     def content(self) -> dict[str, Any]:
         """The settings that decide the result: where the longer examples lie does not, but whether there are any."""
         return super().content() | {"long_examples": self.long_examples is not None}
+
+    def together(self) -> dict[str, Any]:
+        """What all processes of a run must be told alike; where things lie may differ from host to host."""
+        own = {"out", "examples", "long_examples", "tokenizer", "threads", "num_processes", "quiet", "overwrite"}
+        return self.model_dump(mode="json", exclude=own | {"tracker", "profile"})
 
     def find_learning_rate(self) -> float:
         """The peak of AdamW or LAMB, given or by default (You et al. 2020, table 4)."""

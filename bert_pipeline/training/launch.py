@@ -43,8 +43,10 @@ def launch(config: PretrainConfig) -> None:
         running: Any = start_processes(  # type: ignore[no-untyped-call]
             _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="forkserver"
         )
+        killed: list[int] = []
         try:
             _wait(running.processes, stop)
+            killed = [rank for rank, process in enumerate(running.processes) if process.exitcode == -signal.SIGKILL]
         finally:  # a second Ctrl-C ends all of them at once
             for process in running.processes:
                 process.kill()
@@ -52,6 +54,11 @@ def launch(config: PretrainConfig) -> None:
     codes = [process.exitcode for process in running.processes]
     if stop.number:
         raise Stopped("Stopped by a signal; the last step is saved. Run the same command again to go on.", stop.number)
+    if killed:
+        raise BertpipeError(
+            f"The training process of rank {killed[0]} was killed, perhaps for want of memory. The same command goes "
+            "on from the last checkpoint."
+        )
     if any(codes):
         raise BertpipeError(f"A training process failed (exit codes by rank: {codes}); its message stands above.")
 

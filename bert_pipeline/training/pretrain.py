@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
-from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.layer_calls import decide_compile
@@ -86,12 +86,33 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
         work = stack.enter_context(workspace(STAGE, config, sources))
         return work.folder, work.finished is not None
 
+    _check_alike(config, ranks)
     folder, finished = ranks.share(begin)
     if not finished:
         Run(config, Inputs.check(config), ranks, folder, work).train()
     elif work and work.finished:
         say(f"pretrain: already complete in {config.out}", quiet=config.quiet)
         print_figures(work.finished.counts, config.quiet)
+
+
+def _check_alike(config: PretrainConfig, ranks: Ranks) -> None:
+    """Raise `UsageError` where launchers were given other options: ranks would train apart, or wait for ever."""
+    own = config.together()
+    told = ranks.share(lambda: own)
+    different = sorted(name for name in own if own[name] != told[name])
+    apart = ranks.gather([float(bool(different))])[:, 0].nonzero()[:, 0].tolist()
+    if different:
+        option = f"--{different[0].replace('_', '-')}"
+        raise BertpipeError(f"{option} is {own[different[0]]} here and {told[different[0]]} in the main process.")
+    if apart:
+        ranks_apart = ", ".join(str(rank) for rank in apart)
+        raise (
+            ToldElsewhere(1)
+            if not ranks.main
+            else BertpipeError(
+                f"The launchers were given different options (see rank {ranks_apart}); give all of them the same."
+            )
+        )
 
 
 class Run:
@@ -133,7 +154,13 @@ class Run:
         trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         profiler = Profiler(self.folder) if config.profile and main else None
 
+        phase = start.phase
+
         def write_metrics(line: Mapping[str, Any]) -> None:
+            nonlocal phase
+            if line.get("phase", phase) != phase:
+                phase = line["phase"]
+                say(f"  by step {line['step']:,}: the longer examples have begun", quiet=config.quiet or not main)
             if "loss" in line:
                 line = {**line, "peak_memory_bytes": peak_memory(self.ranks.accelerator.device)}
             if log:
@@ -188,6 +215,7 @@ class Run:
             parts=parts,
             totals=(masked, pairs),
             tokens=tokens,
+            examples=plan.size,
             epoch=int(epochs[0]),
             flops=None if None in flops else sum(flop for flop in flops if flop is not None),
             next=replace(

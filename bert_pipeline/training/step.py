@@ -34,6 +34,8 @@ class Step:
     """For each loss that the model returns, how many terms it sums in this rank's parts."""
     tokens: int
     """Real tokens of the whole step, over all ranks."""
+    examples: int
+    """Examples of the whole step, over all ranks."""
     epoch: int
     flops: float | None
     """Floating-point operations of this rank's parts; None where they are not known."""
