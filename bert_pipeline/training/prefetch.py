@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.schedule import Length
 from bert_pipeline.training.step import Step
@@ -16,7 +18,8 @@ class StepsAhead:
 
     def __init__(self, make_step: Callable[[Position, float], Step], length: Length, start: Position) -> None:
         self._make_step, self._length, self._position = make_step, length, start
-        self._pool = ThreadPoolExecutor(1, "bertpipe-steps")
+        # One torch thread here: torch would start a whole team for this thread too, which the step's own team waits for.
+        self._pool = ThreadPoolExecutor(1, "bertpipe-steps", initializer=torch.set_num_threads, initargs=(1,))
         self._pending: deque[Future[Step]] = deque()
         self.prepare(start.elapsed_s)
 
