@@ -18,7 +18,7 @@ class StepsAhead:
 
     def __init__(self, make_step: Callable[[Position, float], Step], length: Length, start: Position) -> None:
         self._make_step, self._length, self._position = make_step, length, start
-        # One torch thread here: torch would start a whole team for this thread too, which the step's own team waits for.
+        # Torch would start a whole team of threads for this one too, and the step's own team would wait for cores.
         self._pool = ThreadPoolExecutor(1, "bertpipe-steps", initializer=torch.set_num_threads, initargs=(1,))
         self._pending: deque[Future[Step]] = deque()
         self.prepare(start.elapsed_s)
