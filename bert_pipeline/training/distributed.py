@@ -89,10 +89,6 @@ class Ranks:
             received[name] = value
         return received
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        self.gather([0.0])
-
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, on the device and in its queue."""
         if self.count > 1:
