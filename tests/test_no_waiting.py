@@ -32,7 +32,8 @@ def test_no_step_reads_a_value_back(
         model = PretrainingModel(BertForPreTraining(BertConfig(vocab_size=97, **SHAPE, **rates)))
         updates = Optimizers(model.network, PretrainConfig(**given))
         trainer = Trainer(Ranks.of(Accelerator(cpu=True)), model, updates, {"mlm_loss": 1.0, "nsp_loss": 1.0}, seed=0)
-        step = Step([batch._map(mode.from_tensor) for batch in batches], (9, 5), 83, 0, None, Position())
+        parts = [batch._map(mode.from_tensor) for batch in batches]
+        step = Step(parts, (9, 5), tokens=83, examples=5, epoch=0, flops=None, next=Position())
         taken = trainer.take(step, 3, (9.0, 5.0), None, 0.3)
         assert any(updates.state_tensors())
         with pytest.raises(DataDependentOutputException):

@@ -14,6 +14,7 @@ from bert_pipeline.training.checkpoint import Position, load_newest, save_checkp
 from bert_pipeline.training.pretrain import Run
 from bert_pipeline.training.step import Trainer
 from tests.training_runs import (
+    SHAPE,
     counts,
     finish,
     fork_run,
@@ -32,14 +33,15 @@ def test_killed_20_times_it_ends_at_the_same_weights(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     """A save every other step, so that many of the kills fall into one; faults 24 and 25."""
-    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", max_steps=60, checkpoint_every=2)
+    small = {"model": SHAPE, "max_steps": 60, "checkpoint_every": 2}
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", **small)
     fork_run(given).join()
     expected, moments, kills = weights(tmp_path / "alone"), random.Random(0), 0
     for number in range(5):
         out = tmp_path / f"killed-{number}"
         while kills < 4 * (number + 1):
             process = fork_run(given | {"out": out})
-            process.join(moments.uniform(0.2, 1.0))
+            process.join(moments.uniform(0.1, 0.7))
             process.kill()
             process.join()
             kills += process.exitcode == -signal.SIGKILL
@@ -66,13 +68,12 @@ def test_killed_20_times_it_ends_at_the_same_weights(
 def test_a_run_of_another_kind_goes_on_to_the_same_weights(
     changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", **changes)
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", model=SHAPE, **changes)
     fork_run(given).join()
     out = tmp_path / "killed"
     for _ in range(2):
         process = fork_run(given | {"out": out})
         wait_for(lambda: len(list(out.glob("checkpoints/step-*"))) > 1)
-        time.sleep(0.3)
         process.kill()
         process.join()
     process = fork_run(given | {"out": out})
@@ -99,7 +100,7 @@ def test_a_run_by_minutes_goes_on_with_its_clock(examples_folder: Path, wordpiec
     assert process.exitcode == 0
     times = [line["elapsed_s"] for line in metrics(out) if "loss" in line]
     assert times == sorted(times)
-    assert before < 6 <= times[-1] < 8
+    assert before < 5.5 < times[-1] < 8
     following = next(time for time in times if time > before)
     assert following - before < 3
     assert counts(out)["steps"] == metrics(out)[-1]["step"]
