@@ -23,8 +23,9 @@ def test_a_loader_that_is_10_times_too_slow_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(examples_folder, wordpiece_folder, tmp_path / "fast", quiet=False)
-    assert "SLOW DATA" not in capsys.readouterr().out
+    capsys.readouterr()  # on a busy machine even this may wait a little
     lines = [line for line in metrics(tmp_path / "fast") if "loss" in line]
+    assert lines[-1]["data_wait"] < 0.5
     step = 8 * 50 / lines[-1]["tokens_per_second"]
     collate = Examples.collate
 
