@@ -178,8 +178,8 @@ def test_a_row_s_masks_hang_on_seed_epoch_and_row_alone(unit: str, folder: Folde
                 assert alone == [whole[number] for number in part]
                 again = by_row(examples.collate(rows[part], keep, epochs[part]))
                 assert again == [kept[number] for number in part]
-            total += examples.count_masked(rows[own], everything, epochs[own])
-            kept_total += examples.count_masked(rows[own], keep, epochs[own])
+            total += len(examples.collate(rows[own], everything, epochs[own]).masked_index)
+            kept_total += len(examples.collate(rows[own], keep, epochs[own]).masked_index)
         assert total == sum(len(positions) for _, positions, _ in whole)
         assert kept_total == sum(len(positions) for _, positions, _ in kept)
         for (tokens, positions, labels), (some, fewer, fewer_labels) in zip(whole, kept, strict=True):
@@ -196,8 +196,8 @@ def test_the_share_of_drawn_masks_kept_is_the_one_asked_for(folder: Folder) -> N
     rows = np.arange(len(examples))
     total = kept = 0
     for step in range(20):
-        total += examples.count_masked(rows, KeptMasks(1.0, 0, step), at(step, rows))
-        kept += examples.count_masked(rows, KeptMasks(0.3, 0, step), at(step, rows))
+        total += len(examples.collate(rows, KeptMasks(1.0, 0, step), at(step, rows)).masked_index)
+        kept += len(examples.collate(rows, KeptMasks(0.3, 0, step), at(step, rows)).masked_index)
     assert kept / total == pytest.approx(0.3, abs=4.5 * (0.21 / total) ** 0.5)
 
 

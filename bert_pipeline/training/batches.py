@@ -95,13 +95,6 @@ class Examples:
         tokens[begins + masked.values[: len(begins)]] = self._rows.masked_labels[: len(begins)]
         return tokens, offsets
 
-    def count_masked(self, rows: Rows, keep: KeptMasks, epochs: Rows | None = None) -> int:
-        """Number of tokens to predict in the rows."""
-        if self._dynamic is None and keep.share >= 1:
-            return int(self._rows.masked_positions.lengths(rows).sum())
-        numbers = self._mask(rows, self._lay(rows), epochs).numbers
-        return len(numbers) if keep.share >= 1 else int(keep.choose(numbers).sum())
-
     def collate(self, rows: Rows, keep: KeptMasks | None = None, epochs: Rows | None = None) -> FlatBatch:
         """Lay the rows end to end; masks that are not kept give way to the tokens they hide.
 
