@@ -284,9 +284,9 @@ def test_a_wrong_second_section_is_refused(recipe: str, arguments: list[str], sa
 
 
 def test_the_quickstart_cut_short(tmp_path: Path) -> None:
-    """The recipe that a new user meets, with all of its stages but a fraction of its training time."""
+    """The recipe that a new user meets, with all of its stages but a fraction of its text and training time."""
     command = [sys.executable, "-m", "bert_pipeline", "run", "quickstart", "--out", str(tmp_path / "out")]
-    command += ["--set", "pretrain.max_minutes=0.3"]
+    command += ["--set", "corpus.max_documents=1500", "--set", "pretrain.max_minutes=0.3"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
     assert result.returncode == 0, result.stderr
     assert "Read from" in result.stdout
