@@ -102,6 +102,15 @@ def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_run_before() -> None:
+    """Accelerate keeps the settings of a process's first run: forget them."""
+    if "accelerate" in sys.modules:
+        from tests.training_runs import reset_accelerate
+
+        reset_accelerate()
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shared artifacts lie in."""

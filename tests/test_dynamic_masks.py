@@ -31,7 +31,6 @@ from bert_pipeline.training.distributed import Ranks, make_accelerator
 from bert_pipeline.training.inputs import Inputs
 from bert_pipeline.training.pretrain import Run, pretrain
 from tests.stored_rows import load_examples
-from tests.training_runs import reset_accelerate
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ["token", "whole-word", "span"]
@@ -304,7 +303,6 @@ def test_a_step_s_loss_is_divided_by_the_masks_of_its_own_epochs(
         examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=1000,
         batch_size=48, accumulate=3, mask_rate_end=0.1, threads=1, quiet=True,
     )  # fmt: skip
-    reset_accelerate()
     run = Run(config, Inputs.check(config), Ranks.of(make_accelerator(config)), tmp_path)
     totals = []
     for number in range(0, 60, 7):

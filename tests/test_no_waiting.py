@@ -14,7 +14,7 @@ from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.optimizer import Optimizers
 from bert_pipeline.training.step import Step, Trainer
 from tests.flat_rows import flatten, make_rows
-from tests.training_runs import SHAPE, reset_accelerate
+from tests.training_runs import SHAPE
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
@@ -24,7 +24,6 @@ def test_no_step_reads_a_value_back(
 ) -> None:
     """Two parts, forward and backward, norm and update; with the attention of GPUs, too, as far as shapes go."""
     monkeypatch.setattr("bert_pipeline.model.attention.has_varlen_kernel", lambda hidden, size: kernel == "varlen")
-    reset_accelerate()
     given: dict[str, Any] = {"examples": "e", "tokenizer": "t", "out": "o", "max_steps": 10, "optimizer": optimizer}
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     batches = [flatten(make_rows(lengths, 0), True) for lengths in ([12, 25, 7], [30, 9])]
