@@ -10,7 +10,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from bert_pipeline.model.flat_batch import FlatBatch, Reads
 from bert_pipeline.model.kernels import dropout as drop
-from bert_pipeline.model.kernels import spread_rows, take_rows
+from bert_pipeline.model.kernels import product_dtype, spread_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ def has_varlen_kernel(hidden: Tensor, head_size: int) -> bool:
     """Whether `varlen_attn` can work on hidden states like these."""
     if not hidden.is_cuda or not torch.backends.cuda.is_flash_attention_available():
         return False
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
-    is_half = dtype in (torch.float16, torch.bfloat16)
+    is_half = product_dtype(hidden) in (torch.float16, torch.bfloat16)
     is_recent = torch.cuda.get_device_capability(hidden.device) >= (8, 0)
     return is_half and is_recent and head_size % 8 == 0 and head_size <= 256  # flash attention's own limits

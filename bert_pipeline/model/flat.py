@@ -29,7 +29,7 @@ from transformers import (
 
 from bert_pipeline.model.attention import Rows, arrange
 from bert_pipeline.model.flat_batch import FlatBatch
-from bert_pipeline.model.kernels import dropout, masked_cross_entropy, take_rows
+from bert_pipeline.model.kernels import dropout, masked_cross_entropy, product_dtype, take_rows
 from bert_pipeline.model.layer_calls import wrap_call
 
 # All with BERT's encoder layers; a RoBERTa has another head and counts positions from its padding's on.
@@ -79,8 +79,17 @@ def _project(hidden: Tensor, *parts: Any) -> Tensor:
 
 def _add_and_normalize(own: Any, change: Tensor, hidden: Tensor) -> Tensor:
     """What a stock layer's `output` does."""
-    result: Tensor = own.LayerNorm(dropout(own.dense(change), own.dropout.p, own.training) + hidden)
-    return result
+    return _normalize(own.LayerNorm, dropout(own.dense(change), own.dropout.p, own.training) + hidden)
+
+
+def _normalize(norm: Any, hidden: Tensor) -> Tensor:
+    """A norm worked out in fp32, and handed on in the type of the products.
+
+    Autocast alone would hand on fp32: what residual connections carry would take twice the memory traffic.
+    """
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    weight, bias = norm.weight.to(exact), norm.bias.to(exact)
+    return F.layer_norm(hidden.to(exact), norm.normalized_shape, weight, bias, norm.eps).to(product_dtype(hidden))
 
 
 class FlatPath(nn.Module):
@@ -147,4 +156,4 @@ class FlatPath(nn.Module):
         types = own.token_type_embeddings
         total = total + (types(batch.segment_ids) if types.num_embeddings > 1 else types.weight[0])
         total = total + own.position_embeddings(batch.positions + self._first_position)
-        return dropout(own.LayerNorm(total), own.dropout.p, own.training)
+        return dropout(_normalize(own.LayerNorm, total), own.dropout.p, own.training)

@@ -96,13 +96,16 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grads = [torch.zeros_like(x, dtype=exact) if want else None for x, want in zip(inputs, how.wanted, strict=True)]
         matrix, offset = how.prepare(weight, bias)
+        # One block's memory for all of them: it stays in the cache, and the softmax takes the place of its logits.
+        space = torch.empty(min(how.rows, len(hidden)), len(matrix), dtype=how.dtype, device=hidden.device)
         for rows in (slice(start, start + how.rows) for start in range(0, len(hidden), how.rows)):
             block, picked = hidden[rows].to(how.dtype), labels[rows].unsqueeze(1)
-            logits = torch.addmm(offset, block, matrix.t())
-            slope = torch.softmax(logits, 1, dtype=exact)
+            logits = torch.addmm(offset, block, matrix.t(), out=space[: len(block)])
+            peak, right = logits.amax(1), logits.gather(1, picked).to(exact)
+            slope = torch.softmax(logits, 1, dtype=exact, out=logits if how.dtype == exact else None)
             # The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a second pass of
             # exponentials, exact because it is never below 1 / vocabulary.
-            total += (logits.amax(1) - slope.amax(1).log()).sum() - logits.gather(1, picked).to(exact).sum()
+            total += (peak - slope.amax(1).log()).sum() - right.sum()
             if any(how.wanted):
                 slope.scatter_add_(1, picked, slope.new_full(picked.shape, -1.0))
                 how.add_gradients(grads, rows, slope, block, matrix)
@@ -148,6 +151,12 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return _Dropout.apply(x, min(round(p * 2**16), 2**16 - 1))  # type: ignore[no-any-return, no-untyped-call]
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type that a product with `x` has under the surrounding autocast, if any."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def spread_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """Row `i` of `x` at row `index[i]` of a zero matrix of `rows` rows; `index` has no repeats."""
     return _SpreadRows.apply(x, index, rows)  # type: ignore[no-any-return, no-untyped-call]
@@ -178,7 +187,7 @@ def masked_cross_entropy(
     fill = -vocabulary % (multiple or (GPU_VOCABULARY_MULTIPLE if on_gpu else 1))
     blocks = _Blocks(
         rows=rows or (max(1, GPU_LOGITS // (vocabulary + fill)) if on_gpu else CPU_LOGIT_ROWS),
-        dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype,
+        dtype=product_dtype(hidden),
         fill=fill,
         wanted=tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight, bias)),
     )

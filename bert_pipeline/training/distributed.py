@@ -138,7 +138,6 @@ def distribute(
     for parameter in model.parameters():
         dist.broadcast(parameter.data, src=0)
     use_bf16 = accelerator.mixed_precision == "bf16"
-    # What layers hand on stays in fp32, as autocast has it.
     types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if use_bf16 else {}
     policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
     for part in (*layers, model):
