@@ -30,7 +30,7 @@ def write_card(
         "pipeline_tag: fill-mask",
         "---",
         "",
-        "# A BERT pretrained with bertpipe",
+        "# A masked language model pretrained with bertpipe",
         "",
         f"Objective {objective}, examples of up to {length} tokens, {examples.counts['train_documents']:,} documents; "
         f"{position.step:,} steps of {config.batch_size} examples, {position.tokens:,} tokens, optimizer "
