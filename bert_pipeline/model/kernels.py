@@ -25,7 +25,10 @@ class _SpreadRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(index)
-        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, index, x)
+        zeros = x.new_zeros(rows, *x.shape[1:])
+        if torch.compiler.is_compiling():
+            return zeros.index_copy(0, index, x)  # torch 2.11 compiles the copy in place to one without gradient
+        return zeros.index_copy_(0, index, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -22,7 +22,10 @@ class Profiler:
         self.written = False
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         plan = schedule(skip_first=SKIPPED, wait=0, warmup=WARMUP, active=ACTIVE, repeat=1)
-        self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True)
+        # There is one cycle only; without `acc_events` torch 2.11 warns that others would be forgotten.
+        self._profile = profile(
+            activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True, acc_events=True
+        )
         self._profile.start()
 
     def tick(self) -> None:
