@@ -294,10 +294,10 @@ def test_a_full_disk_is_one_message_whoever_says_it(tmp_path: Path, error: Excep
     assert not list(tmp_path.iterdir())
 
 
-def run_on_a_small_disk(place: Path, commands: str) -> subprocess.CompletedProcess[str]:
-    """Run shell commands where `place` is a disk of 200 kB of their own; skip where that is not allowed."""
+def run_on_a_small_disk(place: Path, commands: str, kilobytes: int = 200) -> subprocess.CompletedProcess[str]:
+    """Run shell commands where `place` is a disk of so many kB of their own; skip where that is not allowed."""
     place.mkdir()
-    mount = f"mount -t tmpfs -o size=200k tmpfs '{place}'"
+    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs '{place}'"
     if (
         shutil.which("unshare") is None
         or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode

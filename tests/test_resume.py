@@ -1,7 +1,10 @@
 """Stopping in any way and going on: nothing is lost, nothing is done twice, and the model is the same to the bit."""
 
 import random
+import re
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
 from bert_pipeline.training.pretrain import Run
 from bert_pipeline.training.step import Trainer
+from tests.test_artifact import run_on_a_small_disk
 from tests.training_runs import (
     SHAPE,
+    command,
     counts,
     finish,
     fork_run,
@@ -208,6 +213,21 @@ def test_the_newest_regular_checkpoint_outlives_those_of_stops(tmp_path: Path) -
     found = load_newest(tmp_path, regular=True)
     assert found is not None
     assert found.position.step == 20
+
+
+def test_a_disk_full_of_checkpoints_ends_the_run_soon(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """They are written while both processes train on, which would take hours."""
+    disk, how = tmp_path / "disk", {"num_processes": 2, "max_steps": 1_000_000, "checkpoint_every": 100}
+    words = command(tmp_path / "run.yaml", options(examples_folder, wordpiece_folder, disk / "out", **how))
+    script = f"""{shlex.join([sys.executable, *words])}; echo "exit code $?"; ls {disk}/out/checkpoints"""
+    done = run_on_a_small_disk(disk, script, kilobytes=1200)
+    code, *kept = done.stdout.splitlines()
+    assert (code, kept[:1]) == ("exit code 1", ["step-00000100"]), done.stderr
+    full, ranks = done.stderr.splitlines()
+    assert re.fullmatch(r"bertpipe: .*/step-00000\d00: the disk is full\..*", full)
+    assert ranks.startswith("bertpipe: A training process failed")
 
 
 def test_what_changed_since_the_stop_is_refused_with_a_diff(

@@ -26,6 +26,10 @@ class Hooks:
 
     evaluate: Callable[[], Mapping[str, float]]
     save: Callable[[Position], None]
+    """Begin to write a checkpoint: `settle` waits for it, and raises what kept it from being written."""
+    settle: Callable[[], None]
+    has_failed: Callable[[], bool]
+    """Whether the main process knows already that `settle` will raise: the run then ends."""
     restore: Callable[[int], None]
     """Put weights and optimizer back to the last checkpoint, or to the start; the step tells people where."""
     write_aside: Callable[[int, Step], None]
@@ -64,7 +68,8 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tup
             pass  # it went back to a checkpoint, and its prepared steps were dropped
         position = run.position
         if position.step > run.saved:
-            hooks.save(position)  # a second SIGTERM does not end it
+            hooks.save(position)
+        hooks.settle()  # a second SIGTERM does not end it
     if run.stopping:
         raise Stopped(
             f"Stopped by a signal; step {position.step} is saved. Run the same command again to go on.", run.stopping
@@ -128,9 +133,10 @@ class _Fit:
     def _agree(self, step: Step) -> tuple[float, float | None, list[float]]:
         """The main process's time, and the step's operations and terms of the losses over all ranks.
 
-        All ranks also learn here that one was told to stop, so that they stop at the same step.
+        All ranks also learn here that one was told to stop or could not save, so that they stop at the same step.
         """
-        own = [self._elapsed(), self._stop.number, step.flops or 0.0, *step.totals]
+        stop = self._stop.number or self._hooks.has_failed()
+        own = [self._elapsed(), stop, step.flops or 0.0, *step.totals]
         gathered = self._training.trainer.ranks.gather(own)
         self.stopping = int(gathered[:, 1].max())
         flops, *totals = gathered[:, 2:].sum(0).tolist()

@@ -170,6 +170,8 @@ class Run:
         hooks = Hooks(
             evaluate=lambda: self._evaluate(config.evaluate_rows),
             save=self.state.save,
+            settle=self.state.settle,
+            has_failed=self.state.has_failed,
             restore=self._go_back,
             write_aside=self._write_aside,
             log=write_metrics,

@@ -1,6 +1,7 @@
 """Weights and optimizer of a run: whole in its checkpoints, and in memory as its processes share them out."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,12 +14,17 @@ from bert_pipeline.training.optimizer import Optimizers
 
 
 class TrainingState:
-    """What a checkpoint holds. All processes call each method together; the main one alone reads and writes."""
+    """What a checkpoint holds. All processes call each method together; the main one alone reads and writes.
+
+    Checkpoints are copied to the CPU's memory, and written from there while training goes on.
+    """
 
     def __init__(self, ranks: Ranks, network: nn.Module, optimizer: Optimizers, folder: Path, keep: int) -> None:
         """`network` and `optimizer` as they are trained; checkpoints lie in `folder`, the newest `keep` of them."""
         self._ranks, self._network, self._optimizer = ranks, network, optimizer
         self._folder, self._keep = folder, keep
+        self._writer, self._writing = ThreadPoolExecutor(1), Future[None]()
+        self._writing.set_result(None)
 
     def load_newest(self, *, regular: bool = False, quiet: bool = True) -> Position | None:
         """Take over the newest checkpoint, or the newest regular one; None, and nothing happens, without any."""
@@ -26,6 +32,7 @@ class TrainingState:
 
         def read() -> Position | None:
             nonlocal found
+            self._writing.result()
             found = load_newest(self._folder, regular=regular)
             if found and found.damaged:
                 say(f"damaged, and passed over: {', '.join(found.damaged)}", quiet=quiet)
@@ -38,9 +45,19 @@ class TrainingState:
         return position
 
     def save(self, position: Position) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, as soon as the one before is written; raises as `settle` does."""
+        self.settle()
         weights, state = self.gather_weights(), self._gather(self._optimizer.state_tensors())
-        self._ranks.share(lambda: save_checkpoint(self._folder, position, weights, state, self._keep))
+        if self._ranks.main:
+            self._writing = self._writer.submit(save_checkpoint, self._folder, position, weights, state, self._keep)
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is written, and raise what kept it from that."""
+        self._ranks.share(self._writing.result)
+
+    def has_failed(self) -> bool:
+        """Whether the main process knows already that `settle` will raise."""
+        return self._writing.done() and self._writing.exception() is not None
 
     def reset(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Begin with these weights, which every process has, and a new optimizer."""
@@ -58,4 +75,4 @@ class TrainingState:
 
     def _gather(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
-        return {name: tensor.cpu().contiguous() for name, tensor in gathered if self._ranks.main}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in gathered if self._ranks.main}
