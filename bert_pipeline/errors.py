@@ -29,6 +29,10 @@ class ToldElsewhere(BertpipeError):
         self.exit_code = exit_code
 
 
+class LostRank(BertpipeError):
+    """Another process of the run is gone, or out of reach."""
+
+
 def describe_os_error(error: OSError) -> str:
     """What the system refused, in one line."""
     return f"{error.filename or 'A file'}: {error.strerror or error}."

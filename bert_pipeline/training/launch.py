@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError, describe_os_error
+from bert_pipeline.errors import BertpipeError, LostRank, Stopped, ToldElsewhere, UsageError, describe_os_error
 from bert_pipeline.training.config import PretrainConfig
 from bert_pipeline.training.signals import StopSignal
 
@@ -96,13 +96,15 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         pretrain(config)
+    except LostRank as error:
+        time.sleep(10 * POLL)  # where that process has failed, this one is ended by now, before it says so
+        _fail(rank, str(error), error.exit_code)
     except BertpipeError as error:
         # The launching process says itself that it was stopped.
         _fail(rank, "" if isinstance(error, Stopped | ToldElsewhere) else str(error), error.exit_code)
     except OSError as error:
         _fail(rank, describe_os_error(error), 1)
     except Exception:
-        time.sleep(10 * POLL)  # one that has only lost its partner is ended by now, before it says so
         _fail(rank, traceback.format_exc(), 1)
 
 

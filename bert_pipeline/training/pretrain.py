@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.artifact import Workspace, explain_full_disk, workspace
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
+from bert_pipeline.errors import BertpipeError, LostRank, Stopped, ToldElsewhere
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialize import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.layer_calls import decide_compile
@@ -50,6 +50,8 @@ from bert_pipeline.training.throughput import find_peak, peak_memory
 from bert_pipeline.training.trackers import Trackers, check_trackers
 
 STAGE = "pretrain"
+LOST = ("onnection closed by peer", "onnection reset by peer", "remote process exited", "roken pipe")
+"""What gloo and NCCL say when a process they talk to has gone."""
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
 
 
@@ -72,6 +74,13 @@ def pretrain(config: PretrainConfig) -> None:
             f"The GPU has not enough memory. Run the same command with --accumulate {2 * config.accumulate}, to work "
             "through each step in smaller parts, or with --checkpoint-activations; or start anew (--overwrite) with a "
             "smaller --batch-size."
+        ) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        raise LostRank(
+            "Another process of the run is gone, or its host out of reach; see what it said. Once all are there again, "
+            f"the same commands go on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
         ) from error
     ranks.accelerator.end_training()
 
