@@ -12,6 +12,9 @@ from bert_pipeline.model.flat_batch import FlatBatch, Reads
 from bert_pipeline.model.kernels import dropout as drop
 from bert_pipeline.model.kernels import product_dtype, spread_rows, take_rows
 
+KEPT_WIDTH = 128
+"""Tokens up to which a CPU keeps the weights of attention for the gradients: faster, and still of modest size."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -67,11 +70,15 @@ class Grid:
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
         """Mixed values `[examples × queries, heads × size]` of `[examples, heads, queries or keys, size]`."""
-        if dropout and query.device.type == "cpu":
-            # Torch has no fused kernel for this either; its own way spends most of the time on random numbers.
-            scores = (query * scale) @ key.transpose(-1, -2)
-            scores = scores if self.mask is None else scores.masked_fill(~self.mask, -torch.inf)
-            mixed = drop(torch.softmax(scores, -1), dropout, training=True) @ value
+        if query.device.type == "cpu" and (dropout or self.width <= KEPT_WIDTH):
+            # Torch has no fused kernel with dropout for this either; without, its own works out the weights again.
+            examples, heads = query.shape[:2]
+            bias = query.new_zeros(examples, heads, 1, self.width)
+            if self.mask is not None:
+                bias.masked_fill_(~self.mask, -torch.inf)
+            scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+            weights = drop(torch.softmax(scores, -1), dropout, training=True)
+            mixed = torch.bmm(weights, value.flatten(0, 1)).view(examples, heads, -1, value.shape[-1])
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale
