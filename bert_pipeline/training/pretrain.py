@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig) -> None:
             "smaller --batch-size."
         ) from error
     except RuntimeError as error:
-        if not any(words in str(error) for words in LOST):
+        if ranks.count == 1 or not any(words in str(error) for words in LOST):
             raise
         raise LostRank(
             "Another process of the run is gone, or its host out of reach; see what it said. Once all are there again, "
@@ -196,7 +196,8 @@ class Run:
         )
         if main:
             announce(self.network, self.ranks, start, quiet=config.quiet)
-        with bar("pretraining", 1.0, quiet=config.quiet or not main, counted=False) as progress:
+        progress_bar = bar("pretraining", 1.0, quiet=config.quiet or not main, counted=False)
+        with closing(self.state), progress_bar as progress:
             position, account = fit(training, start, hooks, progress)
         if profiler:
             say(profiler.finish(), quiet=config.quiet)

@@ -55,6 +55,10 @@ class TrainingState:
         """Wait until the last checkpoint is written, and raise what kept it from that."""
         self._ranks.share(self._writing.result)
 
+    def close(self) -> None:
+        """Wait until nothing is written any more, whatever became of it."""
+        self._writer.shutdown()
+
     def has_failed(self) -> bool:
         """Whether the main process knows already that `settle` will raise."""
         return self._writing.done() and self._writing.exception() is not None
