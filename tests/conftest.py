@@ -37,7 +37,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("bertpipe", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("bertpipe")
 
-LONGEST = ["test_readme", "test_resume", "test_recipe", "test_clusters", "test_distributed", "test_corpus"]
+LONGEST = [
+    f"test_{name}"
+    for name in [
+        "clusters",
+        "recipe",
+        "distributed",
+        "resume",
+        "hub",
+        "readme",
+        "corpus",
+        "compile",
+        "examples",
+        "dynamic_masks",
+        "cli",
+    ]
+]
 """Files that take longest: begun first, so that none of them is what all the others wait for at the end."""
 
 
