@@ -15,11 +15,17 @@ import typer
 
 from bert_pipeline.config import ShardedConfig
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere, UsageError, describe_os_error
+from bert_pipeline.errors import (
+    BertpipeError,
+    ReportedByMain,
+    Stopped,
+    UsageError,
+    describe_os_error,
+)
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.options import stage_command
+from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
-from bert_pipeline.training.config import PretrainConfig
 
 app = typer.Typer(
     name="bertpipe",
@@ -30,7 +36,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[Path, typer.Argument(help="Model folder, or the folder of the run that made it.", show_default=False)]
+Model = Annotated[
+    Path,
+    typer.Argument(help="Model folder, or the folder of the run that made it.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone.")]
 
 
@@ -45,22 +54,34 @@ def options(
 
 @app.command("run")
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as quickstart.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe."),
     ] = None,
     through: Annotated[
-        Literal["corpus", "tokenize", "examples", "long_examples", "pretrain"], typer.Option(help="Last stage to run.")
+        Literal["corpus", "tokenize", "examples", "long_examples", "pretrain"],
+        typer.Option(help="Last stage to run."),
     ] = "pretrain",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what was made otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make anew what was made otherwise.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Run a recipe from its source to a model; what is complete is kept, what was stopped goes on."""
     from bert_pipeline.recipe import default_out, find_recipe, read_recipe, run_recipe
 
     path = find_recipe(recipe)
-    run_recipe(read_recipe(path, out or default_out(path), settings or [], overwrite, quiet), through, quiet)
+    run_recipe(
+        read_recipe(path, out or default_out(path), settings or [], overwrite, quiet),
+        through,
+        quiet,
+    )
 
 
 @stage_command(app, "corpus", CorpusConfig)
@@ -100,15 +121,19 @@ def pretrain(config: PretrainConfig) -> None:
 @app.command("evaluate")
 def evaluate(
     model: Model,
-    examples: Annotated[Path, typer.Option(help="Folder made by `bertpipe examples`.", show_default=False)],
-    split: Annotated[Literal["validation", "train"], typer.Option(help="Examples to measure on.")] = "validation",
+    examples: Annotated[
+        Path, typer.Option(help="Folder made by `bertpipe examples`.", show_default=False)
+    ],
+    split: Annotated[
+        Literal["validation", "train"], typer.Option(help="Examples to measure on.")
+    ] = "validation",
     as_json: Json = False,
 ) -> None:
     """Measure a model on masked examples, beside the unigram baseline."""
     from dataclasses import asdict
 
+    from bert_pipeline.pretraining.evaluation import describe, evaluate_folder
     from bert_pipeline.progress import print_pairs
-    from bert_pipeline.training.evaluate import describe, evaluate_folder
 
     evaluation = evaluate_folder(model, examples, split, quiet=as_json)
     if as_json:
@@ -120,25 +145,27 @@ def evaluate(
 @app.command("fill-mask")
 def fill_mask(
     model: Model,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")],
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")
+    ],
     top_k: Annotated[int, typer.Option(help="Candidates for each mask.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Fill the masks in texts."""
     from bert_pipeline.predict.fill_mask import MaskFiller, draw
-    from bert_pipeline.progress import say
+    from bert_pipeline.progress import print_line
 
     filler = MaskFiller(model)
     if as_json:
         print(json.dumps(filler.fill(texts, top_k), ensure_ascii=False))  # noqa: T201
         return
     for text, masks in zip(texts, filler.fill_each(texts, top_k), strict=True):
-        say("\n".join([text, *draw(masks)]))
+        print_line("\n".join([text, *draw(masks)]))
 
 
 def _prepare_workers(config: ShardedConfig) -> None:
     if config.engine == "local" and config.workers > 1:
-        from bert_pipeline.processes import prepare_processes
+        from bert_pipeline.engine.processes import prepare_processes
 
         prepare_processes()
 
@@ -171,8 +198,13 @@ def _name_rank(error: BertpipeError) -> str:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         return str(error)
-    return "" if isinstance(error, ToldElsewhere | UsageError | Stopped) else f"rank {rank}: {error}"
+    return (
+        "" if isinstance(error, ReportedByMain | UsageError | Stopped) else f"rank {rank}: {error}"
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped("Stopped by a signal. What is finished is kept: run the same command again to go on.", number)
+    raise Stopped(
+        "Stopped by a signal. What is finished is kept: run the same command again to go on.",
+        number,
+    )

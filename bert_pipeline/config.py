@@ -5,10 +5,19 @@ fills them from YAML, and the manifest records them.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bert_pipeline.errors import BertpipeError, UsageError
 
@@ -20,6 +29,44 @@ SLURM_SETTINGS = ("tasks_per_job", "max_array_size")
 OWN_SBATCH_OPTIONS = ("array", "job_name", "output", "error", "dependency", "export", "wait")
 
 
+def flag(name: str) -> str:
+    """The command-line option of a field: `--max-steps` for `max_steps`."""
+    return "--" + name.replace("_", "-")
+
+
+def flags(names: Iterable[str]) -> str:
+    """The command-line options of several fields, separated by commas."""
+    return ", ".join(map(flag, names))
+
+
+def _as_tuple(given: object) -> object:
+    return (given,) if isinstance(given, str) else given
+
+
+OneOrMany = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""The type of an option that can be repeated: YAML may give one value or a list."""
+
+
+class Choice:
+    """The names in a registry, as the allowed values of a string option: `Annotated[str, Choice(REGISTRY)]`.
+
+    Validation, the choices in `--help` and the generated documentation all read the registry.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError(f"must be one of {', '.join(self.names)}")
+        return name
+
+
 def available_cores() -> int:
     """Cores that this process may use (a container or `taskset` may grant fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -28,7 +75,9 @@ def available_cores() -> int:
 class StageConfig(BaseModel):
     """What every stage is told. Fields named in `execution` say how to work, never what comes out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
     execution: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "quiet"})
 
     out: Path
@@ -56,21 +105,20 @@ class StageConfig(BaseModel):
 class ShardedConfig(StageConfig):
     """A stage whose work is a pure function of each shard."""
 
-    execution: ClassVar[frozenset[str]] = StageConfig.execution | {"workers", "engine", "engine_option"}
+    execution: ClassVar[frozenset[str]] = StageConfig.execution | {
+        "workers",
+        "engine",
+        "engine_option",
+    }
 
     workers: int = Field(default_factory=available_cores, ge=1)
     """Processes to work with, or tasks at a time on a cluster; the result is the same for any number."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Where the shards are worked on: `local` is processes on this machine, `ray` a Ray cluster, `slurm` array jobs;
     the result is the same."""
-    engine_option: tuple[str, ...] = ()
+    engine_option: OneOrMany = ()
     """KEY=VALUE, may be given several times. For slurm any option of sbatch, such as partition=cpu, time=04:00:00 or
     mem-per-cpu=4G; also tasks_per_job and max_array_size. For ray memory_gb, to reserve for each task."""
-
-    @field_validator("engine_option", mode="before")
-    @classmethod
-    def _list_one_option(cls, given: object) -> object:
-        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check_engine_options(self) -> "ShardedConfig":
@@ -108,7 +156,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BertpipeError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
+        raise BertpipeError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -151,7 +201,7 @@ def build_config(model: type[C], values: dict[str, Any], where: str = "") -> C:
 def _explain(location: tuple[int | str, ...], message: str, given: object) -> str:
     if not location:
         return message.removeprefix("Value error, ")
-    option = "--" + str(location[0]).replace("_", "-")
+    option = flag(str(location[0]))
     if message == "Field required":
         return f"{option} is missing."
     return f"{option}: {message.removeprefix('Value error, ')} (given: {given!r})"

@@ -21,7 +21,7 @@ class Stopped(BertpipeError):
         self.exit_code = 128 + signal_number
 
 
-class ToldElsewhere(BertpipeError):
+class ReportedByMain(BertpipeError):
     """Another process of the run has met the error and prints it."""
 
     def __init__(self, exit_code: int) -> None:
@@ -31,6 +31,10 @@ class ToldElsewhere(BertpipeError):
 
 class LostRank(BertpipeError):
     """Another process of the run is gone, or out of reach."""
+
+
+class SourceUnreachable(BertpipeError):
+    """A source does not respond now, and may at another time."""
 
 
 def describe_os_error(error: OSError) -> str:

@@ -1,37 +1,39 @@
-"""Command-line options made from a stage's config model, so that each option is declared once."""
+"""Command-line options generated from a stage's config model: each option is declared once."""
 
 import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from bert_pipeline.config import ShardedConfig, StageConfig, build_config, read_section
+from bert_pipeline.config import Choice, StageConfig, build_config, flag, read_section
 from bert_pipeline.recipe import SECTIONS
 
 C = TypeVar("C", bound=StageConfig)
-SHARED = frozenset(ShardedConfig.model_fields)
 
 
-def stage_command(app: typer.Typer, name: str, model: type[C]) -> Callable[[Callable[[C], None]], Callable[[C], None]]:
+def stage_command(
+    app: typer.Typer, name: str, model: type[C]
+) -> Callable[[Callable[[C], object]], Callable[[C], object]]:
     """Register a function of one config as `bertpipe <name>`.
 
-    A value comes from the command line, else from the `--config` file's `<name>:` section, else it is the default.
+    A value comes from the command line, else from the `<name>:` section of the `--config` file,
+    else it is the default.
     """
 
-    def register(run: Callable[[C], None]) -> Callable[[C], None]:
+    def register(run: Callable[[C], object]) -> Callable[[C], object]:
         def command(config: Path | None = None, **options: Any) -> None:
             values = read_section(config, name, SECTIONS) if config else {}
             values |= {key: value for key, value in options.items() if value not in (None, [])}
             run(build_config(model, values))
 
-        help_text = f"Recipe file whose `{name}:` section gives options; those on the command line win."
-        config_parameter = _parameter("config", Path | None, typer.Option(help=help_text, show_default=False))
-        # Fields that every stage shares come last: a stage's own options are what people look for.
-        fields = sorted(model.model_fields.items(), key=lambda item: item[0] in SHARED)
+        help_text = f"Recipe whose `{name}:` section sets options; the command line overrides it."
+        config_option = typer.Option(help=help_text, show_default=False)
+        config_parameter = _parameter("config", Path | None, config_option)
+        fields = ordered_fields(model)
         parameters = [*(_from_field(key, field) for key, field in fields), config_parameter]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -41,14 +43,35 @@ def stage_command(app: typer.Typer, name: str, model: type[C]) -> Callable[[Call
     return register
 
 
+def ordered_fields(model: type[StageConfig]) -> list[tuple[str, FieldInfo]]:
+    """The fields of a config as `--help` lists them: a stage's own first, shared ones last."""
+    fields = model.model_fields
+    inherited = [set(getattr(base, "model_fields", {})) for base in model.__mro__[1:]]
+    return sorted(fields.items(), key=lambda item: sum(item[0] in names for names in inherited))
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The values that an option allows, when it allows only some; else nothing."""
+    for annotation in field.metadata:
+        if isinstance(annotation, Choice):
+            return annotation.names
+    literal = _parsed_type(field.annotation)
+    return get_args(literal) if get_origin(literal) is Literal else ()
+
+
 def _from_field(name: str, field: FieldInfo) -> inspect.Parameter:
-    # None means "not given on the line", so that the YAML file can still speak; the help shows the true default.
-    annotation = _on_the_line(field.annotation)
-    flag = "--" + name.replace("_", "-")
-    switch = flag if field.default is False else f"{flag}/--no-{flag[2:]}"
-    flag = switch if annotation is bool else flag
-    option = typer.Option(flag, help=f"{field.description} {_default(field)}".strip(), show_default=False)
-    return _parameter(name, annotation | None, option)
+    # None means "not given on the command line", so that the YAML file can set the value; the help
+    # shows the real default.
+    annotation = _parsed_type(field.annotation)
+    option = flag(name)
+    if annotation is bool and field.default is not False:
+        option = f"{option}/--no-{option[2:]}"
+    if choices := choices_of(field):
+        annotation = Literal[choices]
+    help_text = f"{field.description} {describe_default(field)}".strip()
+    return _parameter(
+        name, annotation | None, typer.Option(option, help=help_text, show_default=False)
+    )
 
 
 def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
@@ -57,7 +80,8 @@ def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
     )
 
 
-def _default(field: FieldInfo) -> str:
+def describe_default(field: FieldInfo) -> str:
+    """The default of an option in brackets; empty when it is unset or off."""
     if field.is_required():
         return "(required)"
     if field.default_factory is not None:
@@ -66,11 +90,13 @@ def _default(field: FieldInfo) -> str:
     return "" if default in (None, False) else f"({default})"
 
 
-def _on_the_line(annotation: Any) -> Any:
-    """The type that Typer parses: the one beside None or a mapping in a union, and a list for a tuple."""
+def _parsed_type(annotation: Any) -> Any:
+    """The type that Typer parses: the one beside None or a mapping in a union, a list for a tuple."""
     if get_origin(annotation) in (Union, types.UnionType):
-        choices = [a for a in get_args(annotation) if a is not type(None) and get_origin(a) is not dict]
-        annotation = str if str in choices else choices[0]
+        members = [
+            a for a in get_args(annotation) if a is not type(None) and get_origin(a) is not dict
+        ]
+        annotation = str if str in members else members[0]
     if get_origin(annotation) is tuple:
         item = get_args(annotation)[0]
         return list[item if isinstance(item, type) else str]  # type: ignore[misc]

@@ -68,7 +68,9 @@ def bar(
         shown = Bar(progress, progress.add_task(title, total=total, note=""))
         ended = threading.Event()
         if describe and not hidden:
-            threading.Thread(target=_keep_describing, args=(shown, describe, ended), daemon=True).start()
+            threading.Thread(
+                target=_keep_describing, args=(shown, describe, ended), daemon=True
+            ).start()
         try:
             yield shown
         finally:
@@ -81,13 +83,15 @@ def _keep_describing(shown: Bar, describe: Callable[[], str], ended: threading.E
             shown.note(describe())
 
 
-def say(message: str, *, quiet: bool = False) -> None:
+def print_line(message: str, *, quiet: bool = False) -> None:
     """Print one line of result."""
     if not quiet:
         out.print(message, markup=False)
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False
+) -> None:
     """Print a small table; the first column is text, the others are figures."""
     if quiet:
         return
@@ -102,7 +106,9 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def print_pairs(title: str, pairs: Sequence[tuple[str, str]], *, quiet: bool = False) -> None:
     """Print a heading and named values below it."""
     width = max(len(name) for name, _ in pairs)
-    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in pairs)]), quiet=quiet)
+    print_line(
+        "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in pairs)]), quiet=quiet
+    )
 
 
 def human_bytes(count: float) -> str:

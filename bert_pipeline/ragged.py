@@ -1,21 +1,34 @@
-"""Lists of different lengths as flat arrays: all values end to end, and the offsets where each list begins."""
+"""Arrays, and lists of different lengths as flat arrays.
+
+A ragged array is all values end to end, and the offsets at which each list begins.
+"""
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+UInt64Array = npt.NDArray[np.uint64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
-def offsets_of(lengths: npt.NDArray[np.generic]) -> Integers:
+def offsets_of(lengths: npt.NDArray[np.generic]) -> Int64Array:
     """Where each list begins, and where the last one ends; int64 of shape (lists + 1,)."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
-def expand(starts: Integers, lengths: Integers) -> Integers:
-    """The places `start`, `start + 1`, … of each list, end to end; int64 of shape (sum of lengths,)."""
+def expand(starts: Int64Array, lengths: Int64Array) -> Int64Array:
+    """The indices `start`, `start + 1`, … of each list, end to end.
+
+    Returns int64 of shape (sum of lengths,).
+    """
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    places: Integers = np.arange(total) + np.repeat(starts - ends + lengths, lengths)
-    return places
+    indices: Int64Array = np.arange(total) + np.repeat(starts - ends + lengths, lengths)
+    return indices

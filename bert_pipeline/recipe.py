@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bert_pipeline.artifact import Manifest
 from bert_pipeline.config import StageConfig, build_config, read_yaml, refuse_unknown
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.progress import say
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.progress import print_line
+from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
-from bert_pipeline.training.config import PretrainConfig
 
 CONFIGS: dict[str, type[StageConfig]] = {
     "corpus": CorpusConfig,
@@ -69,14 +69,20 @@ def find_recipe(name: str) -> Path:
         return path
     package = Path(__file__).parent
     # In a wheel the recipes lie inside the package, in a checkout beside it.
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    folder = next(
+        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None
+    )
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
     if name not in shipped:
-        raise BertpipeError(f"{name}: neither a YAML file nor a shipped recipe ({', '.join(shipped) or 'none found'}).")
+        raise BertpipeError(
+            f"{name}: neither a YAML file nor a shipped recipe ({', '.join(shipped) or 'none found'})."
+        )
     return shipped[name]
 
 
-def read_recipe(path: Path, out: Path, settings: Sequence[str], overwrite: bool, quiet: bool) -> Recipe:
+def read_recipe(
+    path: Path, out: Path, settings: Sequence[str], overwrite: bool, quiet: bool
+) -> Recipe:
     """Read and check a recipe with its `--set` values; `UsageError` names the first thing that is wrong."""
     content = read_yaml(path)
     refuse_unknown(content, SECTIONS, f"{path}: section")
@@ -85,18 +91,24 @@ def read_recipe(path: Path, out: Path, settings: Sequence[str], overwrite: bool,
     stages = {}
     asked = [stage for stage in CONFIGS if stage not in LIKE or stage in content]
     for stage in asked:
-        reads = {option: out / FOLDERS[read] for option, read in READS[stage].items() if read in asked}
+        reads = {
+            option: out / FOLDERS[read] for option, read in READS[stage].items() if read in asked
+        }
         wired = {"out": out / FOLDERS[stage]} | reads
         section = _mapping(content.get(stage), path, stage)
         for option in wired.keys() & section.keys():
-            raise UsageError(f"{path}, {stage}: leave out `{option}`; the run's own folders are used.")
+            raise UsageError(
+                f"{path}, {stage}: leave out `{option}`; the run's own folders are used."
+            )
         alike = _mapping(content.get(LIKE[stage]), path, LIKE[stage]) if stage in LIKE else {}
         values = {"overwrite": overwrite, "quiet": quiet} | alike | section | wired
         stages[stage] = build_config(CONFIGS[stage], values, f"{path}, {stage}: ")
     try:
         probes = tuple(Probe(**probe) for probe in content.get(PROBES) or [])
     except (ValidationError, TypeError):
-        raise UsageError(f"{path}, {PROBES}: a list of {{text: ..., expect: ...}} was expected.") from None
+        raise UsageError(
+            f"{path}, {PROBES}: a list of {{text: ..., expect: ...}} was expected."
+        ) from None
     return Recipe(stages, probes)
 
 
@@ -137,14 +149,20 @@ def _try_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:
 
     filler = MaskFiller(model)
     lines, found = ["Probes, with the expected word in brackets and the first guesses below"], 0
-    for probe, masks in zip(probes, filler.fill_each([probe.text for probe in probes], AMONG), strict=True):
+    for probe, masks in zip(
+        probes, filler.fill_each([probe.text for probe in probes], AMONG), strict=True
+    ):
         words = [candidate["token_str"].strip() for candidate in masks[0]]
         hit = probe.expect.casefold() in (word.casefold() for word in words)
         found += hit
-        lines.append(f"  {'yes' if hit else 'no':<3}  {probe.text.replace(MASK, f'[{probe.expect}]')}")
+        lines.append(
+            f"  {'yes' if hit else 'no':<3}  {probe.text.replace(MASK, f'[{probe.expect}]')}"
+        )
         lines.append(f"       {', '.join(words)}")
-    lines.append(f"probes: the expected word is among the first {AMONG} in {found} of {len(probes)}")
-    say("\n".join(lines), quiet=quiet)
+    lines.append(
+        f"probes: the expected word is among the first {AMONG} in {found} of {len(probes)}"
+    )
+    print_line("\n".join(lines), quiet=quiet)
 
 
 def _mapping(section: object, path: Path, stage: str) -> dict[str, Any]:
@@ -162,7 +180,9 @@ def _apply(content: dict[str, Any], setting: str) -> None:
     name, equals, value = setting.partition("=")
     stage, *fields = name.strip().replace("-", "_").split(".")
     if not equals or not fields or stage not in CONFIGS:
-        raise UsageError(f"--set {setting}: write STAGE.FIELD=VALUE, with STAGE one of {', '.join(CONFIGS)}.")
+        raise UsageError(
+            f"--set {setting}: write STAGE.FIELD=VALUE, with STAGE one of {', '.join(CONFIGS)}."
+        )
     place = content.setdefault(stage, {})
     for key in (stage, *fields[:-1])[1:]:
         place = place.setdefault(key, {}) if isinstance(place, dict) else None

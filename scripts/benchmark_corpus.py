@@ -21,13 +21,13 @@ os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_
 import typer
 from benchmarking import generate_documents, run_and_watch
 
-from bert_pipeline.corpus.clean import Cleaner
+from bert_pipeline.corpus.cleaning.steps import Cleaner
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.dedup.fingerprints import Fingerprints
 from bert_pipeline.corpus.documents import Document
-from bert_pipeline.corpus.fingerprints import Fingerprints
 from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS
 from bert_pipeline.corpus.sentences import split_sentences
-from bert_pipeline.corpus.sources import parse_source
+from bert_pipeline.corpus.sources.registry import parse_source
 from bert_pipeline.progress import out, print_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -37,14 +37,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 def corpus(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="LANGUAGE=GLOB...", help="Text files, such as 'en=books/*.txt'; else some are made."),
+        typer.Argument(
+            metavar="LANGUAGE=GLOB...",
+            help="Text files, such as 'en=books/*.txt'; else some are made.",
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
     megabytes: Annotated[float, typer.Option(help="Text to measure speed on, at most.")] = 4.0,
-    gigabytes: Annotated[float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")] = 0.2,
-    clean: Annotated[str, typer.Option(help="Its cleaning steps, as for `bertpipe corpus`.")] = "basic,exact,near",
+    gigabytes: Annotated[
+        float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")
+    ] = 0.2,
+    clean: Annotated[
+        str, typer.Option(help="Its cleaning steps, as for `bertpipe corpus`.")
+    ] = "basic,exact,near",
     workers: Annotated[int, typer.Option(help="Its worker processes.")] = 4,
-    keep: Annotated[Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")
+    ] = None,
 ) -> None:
     """MB/s of one core, by language; then peak memory and time of the whole stage, with 20% duplicates."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +79,9 @@ def _write_text(folder: Path, size: float) -> Path:
 
 
 def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None:
-    config = CorpusConfig(out=Path("unused"), source=(f"text:{pattern}",), language=language, shard_mb=1e6)
+    config = CorpusConfig(
+        out=Path("unused"), source=(f"text:{pattern}",), language=language, shard_mb=1e6
+    )
     documents = _some_documents(config, megabytes * 1e6)
     texts = [document.text for document in documents]
     size = sum(len(text.encode()) for text in texts)
@@ -86,13 +97,19 @@ def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None
         except Exception as error:
             out.print(f"{steps[0]}: {error}")
             continue
-        jobs[f"cleaning: {steps[0]}"] = (size, lambda cleaner=cleaner: [cleaner.clean(text) for text in texts])
+        jobs[f"cleaning: {steps[0]}"] = (
+            size,
+            lambda cleaner=cleaner: [cleaner.clean(text) for text in texts],
+        )
     for step in WHOLE_CORPUS_STEPS:
         jobs[f"fingerprints: {step}"] = (size, lambda step=step: _fingerprint(step, texts))
     jobs["sentences"] = (size, lambda: [split_sentences(text, language) for text in texts])
     sentences = [sentence for text in texts for sentence in split_sentences(text, language)]
     tokenizer = _train_tokenizer(texts)
-    jobs["tokenizing (WordPiece, 8,000), for comparison"] = (size, lambda: tokenizer.encode_batch_fast(sentences))
+    jobs["tokenizing (WordPiece, 8,000), for comparison"] = (
+        size,
+        lambda: tokenizer.encode_batch_fast(sentences),
+    )
 
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
@@ -124,7 +141,9 @@ def _read(config: CorpusConfig) -> Iterator[Document]:
 def _read_with_datasets(pattern: str) -> Iterator[Any]:
     from datasets import load_dataset
 
-    yield from load_dataset("text", data_files=pattern, split="train", streaming=True, encoding_errors="replace")
+    yield from load_dataset(
+        "text", data_files=pattern, split="train", streaming=True, encoding_errors="replace"
+    )
 
 
 def _some_documents(config: CorpusConfig, limit: float) -> list[Document]:
@@ -157,7 +176,14 @@ def _train_tokenizer(texts: list[str]) -> Any:
 
 
 def _measure_memory(folder: Path, gigabytes: float, clean: str, workers: int) -> int:
-    arguments = ["--source", f"jsonl:{folder}/raw-*.jsonl", "--clean", clean, "--workers", str(workers)]
+    arguments = [
+        "--source",
+        f"jsonl:{folder}/raw-*.jsonl",
+        "--clean",
+        clean,
+        "--workers",
+        str(workers),
+    ]
     run = run_and_watch(["corpus", *arguments, "--out", str(folder / "corpus"), "--overwrite"])
     out.print(
         f"{gigabytes:g} GB, {workers} workers, {clean}: {run.seconds:.0f} s, {gigabytes * 1e3 / run.seconds:.1f} MB/s, "

@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import typer
 from benchmarking import generate_documents, run_and_watch
 
-from bert_pipeline.artifact import read_manifest
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.progress import out, print_table
-from bert_pipeline.shards import iterate_rows
+from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.storage.shards import iterate_rows
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
@@ -40,28 +40,50 @@ BARE = "--bare"
 
 @app.command()
 def examples(
-    source: Annotated[str | None, typer.Argument(help="Such as 'text:wiki/train.txt'; else text is made.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Such as 'text:wiki/train.txt'; else text is made.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
     workers: Annotated[int, typer.Option(help="Processes, or threads of the bare tokenizer.")] = 1,
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 8000,
     max_seq_length: Annotated[int, typer.Option(help="Longest example.")] = 128,
-    passes: Annotated[int, typer.Option(help="Passes, to tell what the second to the last cost.")] = 10,
+    passes: Annotated[
+        int, typer.Option(help="Passes, to tell what the second to the last cost.")
+    ] = 10,
     times: Annotated[int, typer.Option(help="Measure workers on so many copies of the text.")] = 8,
-    gigabytes: Annotated[float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")] = 0.0,
-    keep: Annotated[Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")] = None,
+    gigabytes: Annotated[
+        float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")
+    ] = 0.0,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")
+    ] = None,
 ) -> None:
     """Measure the examples stage."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         corpus = _make_corpus(folder / "corpus", source or _write_text(folder), copies=1)
-        base = {"max_seq_length": max_seq_length, "quiet": True, "overwrite": True, "out": folder / "examples"}
+        base = {
+            "max_seq_length": max_seq_length,
+            "quiet": True,
+            "overwrite": True,
+            "out": folder / "examples",
+        }
         figures: list[list[str]] = []
         for kind in KINDS:
             tokenizer = folder / kind
-            train_tokenizer(TokenizeConfig(out=tokenizer, corpus=corpus, kind=kind, vocab_size=vocab_size, quiet=True))
+            train_tokenizer(
+                TokenizeConfig(
+                    out=tokenizer, corpus=corpus, kind=kind, vocab_size=vocab_size, quiet=True
+                )
+            )
             given = base | {"corpus": corpus, "tokenizer": tokenizer, "dupe_factor": 1}
-            figures.append([*_compare_with_bare(given, rounds, workers), *_compare_passes(given, rounds, passes)])
+            figures.append(
+                [
+                    *_compare_with_bare(given, rounds, workers),
+                    *_compare_passes(given, rounds, passes),
+                ]
+            )
         title = f"{workers} worker(s), {read_manifest(corpus, 'corpus').counts['bytes'] / 1e6:.1f} MB of text"
         names = (
             "MB/s",
@@ -75,7 +97,9 @@ def examples(
         print_table(title, ["", *KINDS], list(zip(names, *figures, strict=True)))
         if times:
             several = _make_corpus(folder / "several", source or _write_text(folder), copies=times)
-            _compare_workers(base | {"corpus": several, "tokenizer": folder / KINDS[0], "dupe_factor": 1}, rounds)
+            _compare_workers(
+                base | {"corpus": several, "tokenizer": folder / KINDS[0], "dupe_factor": 1}, rounds
+            )
         if gigabytes:
             raise typer.Exit(_measure_memory(folder, gigabytes, workers))
 
@@ -92,7 +116,9 @@ def _make_corpus(folder: Path, source: str, copies: int) -> Path:
     for number in range(copies):
         beside = folder.with_name(f"{folder.name}-{number}")
         beside.mkdir(exist_ok=True)
-        for file in sorted(Path().glob(pattern) if not pattern.startswith("/") else Path("/").glob(pattern[1:])):
+        for file in sorted(
+            Path().glob(pattern) if not pattern.startswith("/") else Path("/").glob(pattern[1:])
+        ):
             shutil.copy(file, beside)
         sources.append(f"{kind}:{beside}/*")
     build_corpus(CorpusConfig(out=folder, source=tuple(sources), shard_mb=16, quiet=True))
@@ -158,14 +184,18 @@ def _encode_bare(corpus: Path, tokenizer: Path, threads: int) -> float:
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
     }
     command = [sys.executable, __file__, BARE, str(corpus), str(tokenizer)]
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def _print_bare(corpus: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(folder).tokenizer
     shards = [corpus / name for name in read_manifest(corpus, "corpus").files]
     rows = iterate_rows(shards, ["text", "language"])
-    sentences = [sentence for text, language in rows for sentence in split_sentences(text, language)]
+    sentences = [
+        sentence for text, language in rows for sentence in split_sentences(text, language)
+    ]
     start = time.perf_counter()
     for first in range(0, len(sentences), 4096):
         tokenizer.encode_batch_fast(sentences[first : first + 4096], add_special_tokens=False)
@@ -178,11 +208,28 @@ def _measure_memory(folder: Path, gigabytes: float, workers: int) -> int:
         raw.mkdir(exist_ok=True)
         generate_documents(raw, gigabytes * 1e9)
     source = f"jsonl:{raw}/*.jsonl"
-    build_corpus(CorpusConfig(out=folder / "large", source=(source,), clean=(), workers=workers, quiet=True))
+    build_corpus(
+        CorpusConfig(out=folder / "large", source=(source,), clean=(), workers=workers, quiet=True)
+    )
     for kind in KINDS:
-        arguments = ["--corpus", folder / "large", "--tokenizer", folder / kind, "--out", folder / "large-examples"]
+        arguments = [
+            "--corpus",
+            folder / "large",
+            "--tokenizer",
+            folder / kind,
+            "--out",
+            folder / "large-examples",
+        ]
         run = run_and_watch(
-            ["examples", *map(str, arguments), "--dupe-factor", "1", "--workers", str(workers), "--overwrite"]
+            [
+                "examples",
+                *map(str, arguments),
+                "--dupe-factor",
+                "1",
+                "--workers",
+                str(workers),
+                "--overwrite",
+            ]
         )
         out.print(
             f"{gigabytes:g} GB, {kind}, {workers} workers: {run.seconds:.0f} s, {gigabytes * 1e3 / run.seconds:.1f} "

@@ -27,12 +27,12 @@ from training_contenders import Job
 from training_rows import make_examples, make_tokenizer, open_rows
 
 from bert_pipeline.config import available_cores, read_yaml
+from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.flops import training_flops
-from bert_pipeline.model.presets import make_config
+from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.progress import out, print_table
 from bert_pipeline.tokenizer.load import LoadedTokenizer
-from bert_pipeline.training.order import draw_rows
-from bert_pipeline.training.throughput import peak_of
+from bert_pipeline.training.hardware import peak_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -75,7 +75,15 @@ def settings(on_gpu: bool) -> list[Setting]:
         # most comes first.
         sizes = [(128, 256, "cbad"), (512, 64, "cb"), (128, 1024, "cb"), (512, 256, "cb")]
         return [
-            Setting(f"BERT-base, {batch} × {length}", "bert-base", 30522, length, 0.15, batch, contenders)
+            Setting(
+                f"BERT-base, {batch} × {length}",
+                "bert-base",
+                30522,
+                length,
+                0.15,
+                batch,
+                contenders,
+            )
             for length, batch, contenders in sizes
         ]
     recipe = read_yaml(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
@@ -83,7 +91,14 @@ def settings(on_gpu: bool) -> list[Setting]:
     length = examples["max_seq_length"]
     quickstart = recipe["pretrain"]["model"]
     return [
-        Setting("the quickstart's model, 2 × 128", quickstart, vocab_size, length, examples["mask_rate"], 32),
+        Setting(
+            "the quickstart's model, 2 × 128",
+            quickstart,
+            vocab_size,
+            length,
+            examples["mask_rate"],
+            32,
+        ),
         Setting("4 layers × 256", "bert-mini", vocab_size, length, 0.15, 32),
     ]
 
@@ -91,18 +106,24 @@ def settings(on_gpu: bool) -> list[Setting]:
 @app.command()
 def training(
     rounds: Annotated[int, typer.Option(help="Times that each is measured, at most.", min=1)] = 5,
-    steps: Annotated[int, typer.Option(help="Steps of each contender in a round that count.", min=1)] = 40,
+    steps: Annotated[
+        int, typer.Option(help="Steps of each contender in a round that count.", min=1)
+    ] = 40,
     warm_up: Annotated[int, typer.Option(help="Steps before these.", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
     only: Annotated[str, typer.Option(help="Contenders, by their letters in the table.")] = "abcde",
-    models: Annotated[str | None, typer.Option(help="Only the models with this in their title.")] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Only the models with this in their title.")
+    ] = None,
     minutes: Annotated[
         float, typer.Option(help="End by then, with fewer rounds or contenders if need be.", min=0)
     ] = 7.5,
 ) -> None:
     """Measure training steps."""
     deadline = time.monotonic() + minutes * 60
-    chosen = [one for one in settings(torch.cuda.is_available()) if models is None or models in one.title]
+    chosen = [
+        one for one in settings(torch.cuda.is_available()) if models is None or models in one.title
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         for number, setting in enumerate(chosen):
             share = (deadline - time.monotonic()) / (len(chosen) - number)
@@ -126,7 +147,13 @@ def _compare(
     began = time.monotonic()
     folder.mkdir()
     loaded = make_tokenizer(folder / "tokenizer", setting.vocab_size)
-    make_examples(folder / "examples", loaded, setting.batch * (warm_up + steps), setting.length, setting.mask_rate)
+    make_examples(
+        folder / "examples",
+        loaded,
+        setting.batch * (warm_up + steps),
+        setting.length,
+        setting.mask_rate,
+    )
     tokens, flops = _count_work(folder, loaded, setting, range(warm_up, warm_up + steps))
     found = {letter: Measured() for letter in letters}
     device, failed = "", {}
@@ -164,13 +191,17 @@ def _compare(
         out.print(f"{CONTENDERS[letter][2]}: {reason}", markup=False)
 
 
-def _count_work(folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range) -> tuple[int, float]:
+def _count_work(
+    folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range
+) -> tuple[int, float]:
     """Real tokens of the steps, and the FLOPs that they need."""
     examples, config = (
         open_rows(folder, setting.vocab_size),
         make_config(setting.model, setting.vocab_size, tokenizer.special, None),
     )
-    rows, _ = draw_rows(len(examples), setting.batch * steps.start, setting.batch * len(steps), seed=0)
+    rows, _ = draw_rows(
+        len(examples), setting.batch * steps.start, setting.batch * len(steps), seed=0
+    )
     flops = training_flops(config, examples.collate(rows))
     assert flops is not None
     return examples.count_tokens(rows), flops
@@ -184,7 +215,9 @@ def _run(job: Job, seconds: float) -> dict[str, Any] | str:
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(CONTENDER_SCRIPT), str(given), str(result)]
     try:
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=max(seconds, 0))
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=max(seconds, 0)
+        )
     except subprocess.TimeoutExpired:
         return "no time left (--minutes)"
     if process.returncode:
@@ -194,7 +227,13 @@ def _run(job: Job, seconds: float) -> dict[str, Any] | str:
 
 
 def _print(
-    setting: Setting, found: dict[str, Measured], flops: float, device: str, rounds: int, steps: int, threads: int
+    setting: Setting,
+    found: dict[str, Measured],
+    flops: float,
+    device: str,
+    rounds: int,
+    steps: int,
+    threads: int,
 ) -> None:
     """`flops` are those that a token needs: work that a contender does beside them counts as none."""
     peak = peak_of(device)
@@ -225,8 +264,12 @@ def _print(
 def _ratio(measured: Measured, other: Measured | None) -> str:
     if other is None or other is measured:
         return ""
-    ratios = sorted(speed / other.speed[done] for done, speed in measured.speed.items() if done in other.speed)
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
+    ratios = sorted(
+        speed / other.speed[done] for done, speed in measured.speed.items() if done in other.speed
+    )
+    return (
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def _memory(pid: int) -> list[float]:
     """Bytes held by a process and by each of its children (proportional set sizes)."""
     try:
         parent = psutil.Process(pid)
-        return [float(process.memory_full_info().pss) for process in [parent, *parent.children(recursive=True)]]
+        return [
+            float(process.memory_full_info().pss)
+            for process in [parent, *parent.children(recursive=True)]
+        ]
     except psutil.Error:
         return []  # one has just ended
 

@@ -19,12 +19,12 @@ from training_rows import open_rows
 from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingArguments
 
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
-from bert_pipeline.model.layer_calls import has_compiler
-from bert_pipeline.model.presets import make_config
+from bert_pipeline.model.architectures import make_config
+from bert_pipeline.model.compile import has_compiler
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.pretrain import METRICS, STAGE, pretrain
+from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.tokenizer.load import load_tokenizer
-from bert_pipeline.training.config import PretrainConfig
-from bert_pipeline.training.order import draw_rows
-from bert_pipeline.training.pretrain import METRICS, STAGE, pretrain
 
 LEARNING_RATE = 1e-4
 
@@ -81,7 +81,9 @@ class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, job: Job) -> None:
         self._examples = open_rows(job.folder, job.vocab_size)
-        self._rows, _ = draw_rows(len(self._examples), 0, job.batch * (job.warm_up + job.steps), seed=0)
+        self._rows, _ = draw_rows(
+            len(self._examples), 0, job.batch * (job.warm_up + job.steps), seed=0
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,7 +126,9 @@ def run_classic(job: Job) -> Timing:
     """The loop of the tutorials: rows padded to one length, the model's own loss, plain AdamW, fp32."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, model = PaddedRows(job), make_model(job).to(device).train()
-    loader = torch.utils.data.DataLoader(rows, job.batch, collate_fn=lambda some: pad(some, job.length))
+    loader = torch.utils.data.DataLoader(
+        rows, job.batch, collate_fn=lambda some: pad(some, job.length)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     watch = Stopwatch(job)
     watch.look(0)
@@ -145,7 +149,7 @@ class InOrder(Trainer):
 
 
 class Watching(TrainerCallback):
-    """Reads the clock between the trainer's steps."""
+    """HeadPositions the clock between the trainer's steps."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch
@@ -179,7 +183,13 @@ def run_trainer(job: Job) -> Timing:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        InOrder(make_model(job), arguments, pad, train_dataset=PaddedRows(job), callbacks=[Watching(watch)]).train()
+        InOrder(
+            make_model(job),
+            arguments,
+            pad,
+            train_dataset=PaddedRows(job),
+            callbacks=[Watching(watch)],
+        ).train()
     return watch.timing
 
 
@@ -198,20 +208,28 @@ def run_bertpipe(job: Job) -> Timing:
             max_steps=steps,
             batch_size=job.batch,
             learning_rate=LEARNING_RATE,
-            compile="on" if on_gpu and has_compiler(torch.device("cuda")) else "off",  # as in a run that is long enough
+            compile="on"
+            if on_gpu and has_compiler(torch.device("cuda"))
+            else "off",  # as in a run that is long enough
             log_every=job.warm_up,
             checkpoint_every=steps,
             threads=job.threads,
             quiet=True,
         )
         pretrain(config)
-        lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()
+        ]
     elapsed = {line["step"]: line["elapsed_s"] for line in lines}
     first = elapsed[job.warm_up]
     return Timing(first, elapsed[steps] - first, torch.cuda.max_memory_allocated())
 
 
-RUNS: dict[str, Callable[[Job], Timing]] = {"classic": run_classic, "trainer": run_trainer, "bertpipe": run_bertpipe}
+RUNS: dict[str, Callable[[Job], Timing]] = {
+    "classic": run_classic,
+    "trainer": run_trainer,
+    "bertpipe": run_bertpipe,
+}
 
 
 def main() -> None:

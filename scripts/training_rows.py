@@ -9,21 +9,22 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
-from bert_pipeline.artifact import Input, describe_input, read_manifest, workspace
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.counter_rng import make_key, random_bits
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
-from bert_pipeline.examples.random_bits import make_key, random_bits
-from bert_pipeline.examples.rows import FlatRows, Segments, write_rows
+from bert_pipeline.examples.rows import Segments, UnpaddedRows, write_rows
 from bert_pipeline.examples.schema import SCHEMA, TOKEN_COUNTS
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.ragged import offsets_of
-from bert_pipeline.shards import write_shard
+from bert_pipeline.storage.manifest import Input, describe_input, read_manifest
+from bert_pipeline.storage.shards import write_shard
+from bert_pipeline.storage.workspace import workspace
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import STAGE as TOKENIZE
 from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary, load_tokenizer
 from bert_pipeline.tokenizer.save import save_pretrained
-from bert_pipeline.tokenizer.special import SPECIALS
-from bert_pipeline.training.batches import Examples
+from bert_pipeline.tokenizer.special_tokens import SPECIALS
 
 SHORT = 0.1
 """Share of the rows that are cut to a random length (`short_seq_prob` of the BERT release)."""
@@ -38,11 +39,15 @@ def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=specials["unk"]))
     with workspace(TOKENIZE, config, {}) as work:
         if not work.finished:
-            work.finish({"vocab_size": vocab_size}, save_pretrained(tokenizer, specials, work.folder))
+            work.finish(
+                {"vocab_size": vocab_size}, save_pretrained(tokenizer, specials, work.folder)
+            )
     return load_tokenizer(folder)
 
 
-def make_examples(folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float) -> None:
+def make_examples(
+    folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float
+) -> None:
     """Write `count` pairs of up to `length` tokens: nine tenths full, the others of any length; words by Zipf's law."""
     made_with = folder.with_name("tokenizer")
     config = ExamplesConfig(
@@ -57,7 +62,10 @@ def make_examples(folder: Path, tokenizer: LoadedTokenizer, count: int, length: 
     rows, label = _make_rows(random, tokenizer, count, length)
     rule = MaskRule.of(config, "train", tokenizer.special.mask, tokenizer.vocab_size)
     masks = draw_masks(rows, random_bits(make_key("benchmark", 0), np.arange(count)), rule)
-    inputs = {"corpus": Input("none", "none"), "tokenizer": describe_input(folder, made_with, tokenizer.manifest)}
+    inputs = {
+        "corpus": Input("none", "none"),
+        "tokenizer": describe_input(folder, made_with, tokenizer.manifest),
+    }
     with workspace(EXAMPLES, config, inputs) as work:
         shard, counts_file = work.folder / "train-00000.parquet", work.folder / TOKEN_COUNTS
         write_shard(shard, SCHEMA, _to_batches(rows, masks, label), dict)
@@ -75,12 +83,14 @@ def make_examples(folder: Path, tokenizer: LoadedTokenizer, count: int, length: 
 def open_rows(folder: Path, vocab_size: int) -> Examples:
     """The training rows in the `examples` of a folder."""
     examples = folder / EXAMPLES
-    return Examples.open(examples, read_manifest(examples, EXAMPLES), "train", vocab_size, quiet=True)
+    return Examples.open(
+        examples, read_manifest(examples, EXAMPLES), "train", vocab_size, quiet=True
+    )
 
 
 def _make_rows(
     random: np.random.Generator, tokenizer: LoadedTokenizer, count: int, length: int
-) -> tuple[FlatRows, npt.NDArray[np.bool_]]:
+) -> tuple[UnpaddedRows, npt.NDArray[np.bool_]]:
     words = length - 3  # beside [CLS] and two [SEP]
     sizes = np.where(random.random(count) < SHORT, random.integers(2, words + 1, count), words)
     first = 1 + (random.random(count) * (sizes - 1)).astype(np.int64)
@@ -89,11 +99,15 @@ def _make_rows(
     share = 1 / np.arange(3, 3 + len(ordinary))
     ids = random.choice(ordinary, size=int(parts.sum()), p=share / share.sum()).astype(np.int32)
     label = random.random(count) < 0.5
-    segments = Segments(offsets_of(parts)[:-1], parts, np.arange(count + 1) * 2, label, np.zeros(count, np.bool_))
+    segments = Segments(
+        offsets_of(parts)[:-1], parts, np.arange(count + 1) * 2, label, np.zeros(count, np.bool_)
+    )
     return write_rows(segments, ids, None, tokenizer.special), label
 
 
-def _to_batches(rows: FlatRows, masks: Masks, label: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+def _to_batches(
+    rows: UnpaddedRows, masks: Masks, label: npt.NDArray[np.bool_]
+) -> Iterator[pa.RecordBatch]:
     columns = [
         *(_lists(rows.offsets, values) for values in (masks.tokens, rows.segment_ids)),
         pa.array(label),

@@ -34,7 +34,9 @@ __all__ = ["zstd"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same inputs at every run, and no clock: a test that fails here fails everywhere.
-settings.register_profile("bertpipe", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile(
+    "bertpipe", deadline=None, derandomize=True, database=None, max_examples=40
+)
 settings.load_profile("bertpipe")
 
 LONGEST = [
@@ -57,7 +59,11 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+        )
+    )
 
 
 DOCUMENTS = 40
@@ -68,7 +74,10 @@ def invent_words(random: Random, count: int) -> list[str]:
     """Pronounceable words that no language has, all different."""
     words: dict[str, None] = {}
     while len(words) < count:
-        syllables = [random.choice("bdfgklmnprstvz") + random.choice("aeiou") for _ in range(random.randint(1, 4))]
+        syllables = [
+            random.choice("bdfgklmnprstvz") + random.choice("aeiou")
+            for _ in range(random.randint(1, 4))
+        ]
         words["".join(syllables) + random.choice(["", "", "n", "r", "st"])] = None
     return list(words)
 
@@ -113,7 +122,11 @@ def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
     for number, start in enumerate(range(0, len(texts), per_file)):
         write_jsonl(raw / f"{number:03}.jsonl", texts[start : start + per_file])
     size = max(file.stat().st_size for file in raw.iterdir()) / 1e6
-    build_corpus(CorpusConfig(out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=size, workers=1, quiet=True))
+    build_corpus(
+        CorpusConfig(
+            out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=size, workers=1, quiet=True
+        )
+    )
     return folder
 
 
@@ -121,7 +134,7 @@ def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
 def no_run_before() -> None:
     """Accelerate keeps the settings of a process's first run: forget them."""
     if "accelerate" in sys.modules:
-        from tests.training_runs import reset_accelerate
+        from tests.helpers.training_runs import reset_accelerate
 
         reset_accelerate()
 
@@ -147,7 +160,9 @@ def corpus_folder(artifacts: Path, documents: list[str]) -> Path:
 @pytest.fixture(scope="session")
 def wordpiece_folder(artifacts: Path, corpus_folder: Path) -> Path:
     """An uncased WordPiece tokenizer of 400 entries."""
-    config = TokenizeConfig(out=artifacts / "wordpiece", corpus=corpus_folder, vocab_size=400, workers=1, quiet=True)
+    config = TokenizeConfig(
+        out=artifacts / "wordpiece", corpus=corpus_folder, vocab_size=400, workers=1, quiet=True
+    )
     train_tokenizer(config)
     return config.out
 
@@ -156,14 +171,21 @@ def wordpiece_folder(artifacts: Path, corpus_folder: Path) -> Path:
 def byte_bpe_folder(artifacts: Path, corpus_folder: Path) -> Path:
     """A byte-level BPE tokenizer of 500 entries."""
     config = TokenizeConfig(
-        out=artifacts / "byte-bpe", corpus=corpus_folder, kind="byte-bpe", vocab_size=500, workers=1, quiet=True
+        out=artifacts / "byte-bpe",
+        corpus=corpus_folder,
+        kind="byte-bpe",
+        vocab_size=500,
+        workers=1,
+        quiet=True,
     )
     train_tokenizer(config)
     return config.out
 
 
 @pytest.fixture(scope="session")
-def make_examples(artifacts: Path, corpus_folder: Path, wordpiece_folder: Path) -> Callable[..., Path]:
+def make_examples(
+    artifacts: Path, corpus_folder: Path, wordpiece_folder: Path
+) -> Callable[..., Path]:
     """A function that makes an examples folder beside the others, by options of `bertpipe examples`."""
 
     def make(name: str, **options: object) -> Path:

@@ -9,14 +9,26 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "numpy", "datatrove", "ray"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+    "datatrove",
+    "ray",
+}
 COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask"]
 
 
 def bertpipe(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bert_pipeline", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False
+    )
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=["", *COMMANDS])
@@ -40,7 +52,10 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
         ("run", "--out --set --through --overwrite"),
         ("corpus", "--source --out --workers --engine --overwrite --quiet --config"),
         ("tokenize", "--corpus --out --kind --vocab-size --workers --overwrite --quiet --config"),
-        ("examples", "--corpus --tokenizer --out --max-seq-length --objective --workers --seed --engine --config"),
+        (
+            "examples",
+            "--corpus --tokenizer --out --max-seq-length --objective --workers --seed --engine --config",
+        ),
         (
             "pretrain",
             "--examples --tokenizer --out --model --max-steps --max-minutes --batch-size --accumulate --learning-rate "
@@ -59,7 +74,11 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
     ("arguments", "code", "said"),
     [
         (["corpus", "--out", "x"], 2, "--source is missing"),
-        (["corpus", "--source", "text:nowhere/*.txt", "--out", "x"], 1, "nowhere/*.txt matches no file"),
+        (
+            ["corpus", "--source", "text:nowhere/*.txt", "--out", "x"],
+            1,
+            "nowhere/*.txt matches no file",
+        ),
         (
             ["corpus", "--source", "floppy", "--out", "x"],
             2,
@@ -74,7 +93,11 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
             2,
             "give one of --max-steps, --max-tokens and --max-minutes",
         ),
-        (["run", "nonsense"], 1, "neither a YAML file nor a shipped recipe (bert-base, quickstart)"),
+        (
+            ["run", "nonsense"],
+            1,
+            "neither a YAML file nor a shipped recipe (bert-base, quickstart)",
+        ),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),
         (["fill-mask", "nowhere", "a [MASK]"], 1, "no model folder"),
@@ -82,7 +105,9 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
         (["dance"], 2, "dance"),
     ],
 )
-def test_bad_usage_is_one_clear_message(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+def test_bad_usage_is_one_clear_message(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
     result = bertpipe(*arguments, cwd=tmp_path)
     assert result.returncode == code, result.stderr
     assert said in " ".join(result.stderr.split())
@@ -98,7 +123,9 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_recipe_file_gives_options_and_the_line_wins(corpus_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("tokenize: {kind: byte-bpe, vocab_size: 450}\nexamples: {max_seq_length: 32}\n")
+    recipe.write_text(
+        "tokenize: {kind: byte-bpe, vocab_size: 450}\nexamples: {max_seq_length: 32}\n"
+    )
     given = ["--config", recipe, "--corpus", corpus_folder, "--out", tmp_path / "t"]
     result = bertpipe("tokenize", *given, "--vocab-size", 400)
     assert result.returncode == 0, result.stderr
@@ -106,11 +133,22 @@ def test_a_recipe_file_gives_options_and_the_line_wins(corpus_folder: Path, tmp_
     assert manifest["config"]["kind"] == "byte-bpe"
     assert manifest["counts"]["vocab_size"] == 400
     recipe.write_text("tokenise: {kind: byte-bpe}\n")
-    result = bertpipe("tokenize", "--config", recipe, "--corpus", corpus_folder, "--out", tmp_path / "u")
+    result = bertpipe(
+        "tokenize", "--config", recipe, "--corpus", corpus_folder, "--out", tmp_path / "u"
+    )
     assert result.returncode == 2
     assert "tokenise" in result.stderr
 
 
 def test_quiet_prints_nothing(corpus_folder: Path, tmp_path: Path) -> None:
-    result = bertpipe("tokenize", "--corpus", corpus_folder, "--out", tmp_path / "t", "--vocab-size", 400, "--quiet")
+    result = bertpipe(
+        "tokenize",
+        "--corpus",
+        corpus_folder,
+        "--out",
+        tmp_path / "t",
+        "--vocab-size",
+        400,
+        "--quiet",
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

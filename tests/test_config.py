@@ -14,16 +14,24 @@ from bert_pipeline.config import StageConfig, build_config, read_section, read_y
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.recipe import SECTIONS, read_recipe
 from bert_pipeline.tokenizer.config import TokenizeConfig
-from bert_pipeline.training.config import PretrainConfig
 
-CONFIGS = {"corpus": CorpusConfig, "tokenize": TokenizeConfig, "examples": ExamplesConfig, "pretrain": PretrainConfig}
+CONFIGS = {
+    "corpus": CorpusConfig,
+    "tokenize": TokenizeConfig,
+    "examples": ExamplesConfig,
+    "pretrain": PretrainConfig,
+}
 
 
 def bertpipe(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bert_pipeline", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -49,25 +57,42 @@ def write(path: Path, text: str) -> Path:
         ("corpus:\n  source: [python-docs]\ntokenize:\n  seed: -1\n", "--seed"),
         ("corpus:\n  source: [python-docs]\nexamples:\n  seed: -1\n", "--seed"),
         ("corpus:\n  source: [python-docs]\nexamples:\n  mask_rate: 1.5\n", "--mask-rate"),
-        ("corpus:\n  source: [python-docs]\nexamples:\n  max_seq_length: 12.5\n", "--max-seq-length"),
+        (
+            "corpus:\n  source: [python-docs]\nexamples:\n  max_seq_length: 12.5\n",
+            "--max-seq-length",
+        ),
         ("corpus:\n  source: [python-docs]\nexamples:\n  corpus: elsewhere\n", "`corpus`"),
-        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  max_minutes: 1\n", "--max-minutes"),
+        (
+            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  max_minutes: 1\n",
+            "--max-minutes",
+        ),
         ("corpus:\n  source: [python-docs]\npretrain: {}\n", "--max-steps"),
         (
             "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  batch_size: 3\n  batch_size_start: 2\n",
             "--batch-size",
         ),
-        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  learning_rate: .inf\n", "--learning-rate"),
+        (
+            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  learning_rate: .inf\n",
+            "--learning-rate",
+        ),
         ("corpus:\n  source: [python-docs]\npretrain:\n  max_minutes: .inf\n", "--max-minutes"),
-        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  seed: 4294967296\n", "--seed"),
+        (
+            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  seed: 4294967296\n",
+            "--seed",
+        ),
         ("corpus: [python-docs]\n", "corpus"),
         ("- corpus\n", "section"),
         ("1: 2\n", "section"),
         ("corpus: [\n", "YAML"),
-        ("corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\nprobes:\n  - word\n", "probes"),
+        (
+            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\nprobes:\n  - word\n",
+            "probes",
+        ),
     ],
 )
-def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(tmp_path: Path, text: str, named: str):
+def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(
+    tmp_path: Path, text: str, named: str
+):
     recipe = write(tmp_path / "recipe.yaml", text)
     with pytest.raises(UsageError, match=re.escape(named)) as caught:
         read_recipe(recipe, tmp_path / "run", [], overwrite=False, quiet=True)
@@ -88,7 +113,9 @@ def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(tmp_p
     ],
 )
 def test_a_wrong_set_is_refused(tmp_path: Path, setting: str, named: str):
-    recipe = write(tmp_path / "recipe.yaml", "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n")
+    recipe = write(
+        tmp_path / "recipe.yaml", "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n"
+    )
     with pytest.raises(UsageError, match=re.escape(named)):
         read_recipe(recipe, tmp_path / "run", [setting], overwrite=False, quiet=True)
 
@@ -99,7 +126,9 @@ def test_set_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path: Path):
         "corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: 300\n  min_frequency: 3\n"
         "pretrain:\n  max_steps: 5\n",
     )
-    read = read_recipe(recipe, tmp_path / "run", ["tokenize.vocab-size=400"], overwrite=False, quiet=True)
+    read = read_recipe(
+        recipe, tmp_path / "run", ["tokenize.vocab-size=400"], overwrite=False, quiet=True
+    )
     tokenize = read.stages["tokenize"]
     assert isinstance(tokenize, TokenizeConfig)
     assert (tokenize.vocab_size, tokenize.min_frequency) == (400, 3)
@@ -107,13 +136,25 @@ def test_set_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path: Path):
     assert tokenize.corpus == tmp_path / "run" / "corpus"
 
 
-def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_path: Path, corpus_folder: Path):
+def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(
+    tmp_path: Path, corpus_folder: Path
+):
     recipe = write(
-        tmp_path / "recipe.yaml", "tokenize:\n  vocab_size: 310\n  min_frequency: 1\n  lowercase: false\n  workers: 1\n"
+        tmp_path / "recipe.yaml",
+        "tokenize:\n  vocab_size: 310\n  min_frequency: 1\n  lowercase: false\n  workers: 1\n",
     )
     out = tmp_path / "tokenizer"
     done = bertpipe(
-        "tokenize", "--config", recipe, "--corpus", corpus_folder, "--out", out, "--vocab-size", 290, "--lowercase"
+        "tokenize",
+        "--config",
+        recipe,
+        "--corpus",
+        corpus_folder,
+        "--out",
+        out,
+        "--vocab-size",
+        290,
+        "--lowercase",
     )
     assert done.returncode == 0, done.stderr
     config = read_yaml(out / "manifest.json")["config"]
@@ -129,13 +170,22 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_p
         (["corpus", "--out", "x", "--source", "text:"], "text:"),
         (["corpus", "--out", "x", "--source", "python-docs", "--on-error", "ignore"], "--on-error"),
         (["tokenize", "--out", "x", "--corpus", "c", "--vocab-size", "3"], "--vocab-size"),
-        (["examples", "--out", "x", "--corpus", "c", "--tokenizer", "t", "--mask-rate", "0"], "--mask-rate"),
+        (
+            ["examples", "--out", "x", "--corpus", "c", "--tokenizer", "t", "--mask-rate", "0"],
+            "--mask-rate",
+        ),
         (["run", "recipe-that-is-not-shipped", "--set", "a=b"], "recipe-that-is-not-shipped"),
     ],
 )
-def test_the_command_answers_bad_usage_with_one_message(tmp_path: Path, arguments: list[str], named: str):
+def test_the_command_answers_bad_usage_with_one_message(
+    tmp_path: Path, arguments: list[str], named: str
+):
     done = subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-m", "bert_pipeline", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == (1 if "run" in arguments else 2)
     assert named in done.stderr
@@ -163,11 +213,20 @@ def test_several_wrong_options_are_all_named():
     with pytest.raises(UsageError) as caught:
         build_config(TokenizeConfig, {"kind": "x", "vocab_size": 1})
     message = str(caught.value)
-    assert all(option in message for option in ("--kind", "--vocab-size", "--corpus is missing", "--out is missing"))
+    assert all(
+        option in message
+        for option in ("--kind", "--vocab-size", "--corpus is missing", "--out is missing")
+    )
 
 
 def test_accents_are_an_option_of_wordpiece_alone():
-    values: dict[str, Any] = {"out": "x", "corpus": "c", "kind": "byte-bpe", "vocab_size": 300, "strip_accents": True}
+    values: dict[str, Any] = {
+        "out": "x",
+        "corpus": "c",
+        "kind": "byte-bpe",
+        "vocab_size": 300,
+        "strip_accents": True,
+    }
     with pytest.raises(UsageError, match=r"strip[-_]accents"):
         build_config(TokenizeConfig, values)
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertForPreTraining, pipeline
 
-from bert_pipeline.artifact import read_manifest
+from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.recipe import find_recipe, read_recipe
-from bert_pipeline.shards import iterate_rows
-from bert_pipeline.training.order import draw_rows
+from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.storage.shards import iterate_rows
 from tests.conftest import invent_documents, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,26 @@ probes:
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "bert_pipeline", "run", "recipe.yaml", "--out", "out", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    command = [
+        sys.executable,
+        "-m",
+        "bert_pipeline",
+        "run",
+        "recipe.yaml",
+        "--out",
+        "out",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
 
 
 def fill_mask(folder: Path, text: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "bert_pipeline", "fill-mask", "out", text]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
@@ -65,8 +78,15 @@ def make_folder(folder: Path) -> Path:
 
 def hashes(run: Path) -> dict[str, str]:
     """Hashes of all that must be equal to the byte."""
-    files = [*run.glob("*/*.parquet"), *run.glob("tokenizer/*"), *run.glob("pretrain/model/*"), *run.glob("*/*.npy")]
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = [
+        *run.glob("*/*.parquet"),
+        *run.glob("tokenizer/*"),
+        *run.glob("pretrain/model/*"),
+        *run.glob("*/*.npy"),
+    ]
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +106,13 @@ def test_it_prints_the_figures_and_the_probes(alone: tuple[Path, str]) -> None:
 
 def test_again_it_does_nothing_and_prints_them_again(alone: tuple[Path, str]) -> None:
     folder, _ = alone
-    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()
+    }
     output, _ = finish(start(folder))
-    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()
+    } == before
     assert output.count("already complete") == 4
     assert "masked loss" in output
 
@@ -105,10 +129,16 @@ def test_killed_anywhere_it_ends_at_the_same_bytes(alone: tuple[Path, str], tmp_
     assert kills >= 2
     finish(start(folder))
     assert hashes(folder / "out") == hashes(alone[0] / "out")
-    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name == ".unfinished.json"]
+    assert not [
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith(".tmp") or path.name == ".unfinished.json"
+    ]
 
 
-def test_another_number_of_workers_gives_the_same_bytes(alone: tuple[Path, str], tmp_path: Path) -> None:
+def test_another_number_of_workers_gives_the_same_bytes(
+    alone: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "run")
     workers = [f"--set={stage}.workers=1" for stage in ("corpus", "tokenize", "examples")]
     finish(start(folder, *workers, "--through", "examples"))
@@ -144,17 +174,38 @@ def test_persian_goes_all_the_way_and_keeps_its_joiners(tmp_path: Path) -> None:
     """U+200C binds the parts of a word; a cleaner that takes it for rubbish changes the spelling."""
     rng, texts = random.Random(0), []
     for _ in range(40):
-        sentences = [" ".join(rng.choices(PERSIAN, k=rng.randint(4, 9))) + rng.choice([".", "؟"]) for _ in range(8)]
+        sentences = [
+            " ".join(rng.choices(PERSIAN, k=rng.randint(4, 9))) + rng.choice([".", "؟"])
+            for _ in range(8)
+        ]
         texts.append(" ".join(sentences) + " بهای آن ۳.۵ است.")
     write_jsonl(tmp_path / "texts" / "fa.jsonl", texts)
-    given = ["corpus.language=fa", "tokenize.kind=byte-bpe", "tokenize.vocab_size=330", "pretrain.max_steps=150"]
+    given = [
+        "corpus.language=fa",
+        "tokenize.kind=byte-bpe",
+        "tokenize.vocab_size=330",
+        "pretrain.max_steps=150",
+    ]
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    finish(start(tmp_path, "--set=pretrain.learning_rate=0.003", *(f"--set={value}" for value in given)))
-    read = [text for (text,) in iterate_rows(sorted((tmp_path / "out/corpus").glob("*.parquet")), ["text"])]
+    finish(
+        start(
+            tmp_path, "--set=pretrain.learning_rate=0.003", *(f"--set={value}" for value in given)
+        )
+    )
+    read = [
+        text
+        for (text,) in iterate_rows(sorted((tmp_path / "out/corpus").glob("*.parquet")), ["text"])
+    ]
     assert read == texts
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/pretrain/model")
-    assert tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True).strip() == texts[0]
-    tokens = [row for (row,) in iterate_rows(sorted((tmp_path / "out/examples").glob("train-*")), ["tokens"])]
+    assert (
+        tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True).strip()
+        == texts[0]
+    )
+    tokens = [
+        row
+        for (row,) in iterate_rows(sorted((tmp_path / "out/examples").glob("train-*")), ["tokens"])
+    ]
     assert any("\u200c" in tokenizer.decode(row) for row in tokens)
     output, _ = finish(fill_mask(tmp_path, "او [MASK] خانه‌ای بزرگ را."))
     assert output.splitlines()[0] == "او [MASK] خانه‌ای بزرگ را."
@@ -165,14 +216,20 @@ def test_what_changed_is_refused_and_named_and_replaced_on_request(tmp_path: Pat
     folder = make_folder(tmp_path / "run")
     finish(start(folder, "--through", "examples"))
     old = hashes(folder / "out")
-    _, errors = finish(start(folder, "--through", "examples", "--set", "examples.dupe_factor=2"), code=1)
+    _, errors = finish(
+        start(folder, "--through", "examples", "--set", "examples.dupe_factor=2"), code=1
+    )
     assert "dupe_factor: 4 → 2" in errors
     assert "--overwrite" in errors
     assert hashes(folder / "out") == old
     finish(start(folder, "--through", "examples", "--set", "examples.dupe_factor=2", "--overwrite"))
     new = hashes(folder / "out")
-    assert {name for name in old if old[name] == new.get(name)} >= {name for name in old if "examples" not in name}
-    assert len([name for name in new if "train-" in name]) * 2 == len([name for name in old if "train-" in name])
+    assert {name for name in old if old[name] == new.get(name)} >= {
+        name for name in old if "examples" not in name
+    }
+    assert len([name for name in new if "train-" in name]) * 2 == len(
+        [name for name in old if "train-" in name]
+    )
     (folder / "texts" / "5.jsonl").write_text('{"text": "Another text. It is short."}\n')
     _, errors = finish(start(folder, "--through", "examples"), code=1)
     assert "its content changed" in errors
@@ -185,21 +242,28 @@ def test_what_changed_is_refused_and_named_and_replaced_on_request(tmp_path: Pat
         ("colour: {red: 1}", "section `colour` is unknown"),
         ("corpus: {source: [python-docs], out: x}", "leave out `out`"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: many}", "--max-steps"),
-        ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}", "give one of --max-steps"),
+        (
+            "corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}",
+            "give one of --max-steps",
+        ),
         ("corpus: [python-docs]", "lines were expected"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\nprobes: [a]", "probes"),
         ("corpus: {source: [python-docs", "not valid YAML"),
         ("- corpus", "mapping"),
     ],
 )
-def test_a_wrong_recipe_is_refused_before_anything_is_made(recipe: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_recipe_is_refused_before_anything_is_made(
+    recipe: str, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe)
     _, errors = finish(start(tmp_path), code=2)
     assert said in errors
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_recipes_are_valid(path: Path, tmp_path: Path) -> None:
     assert find_recipe(path.stem) == path
     recipe = read_recipe(path, tmp_path, [], overwrite=False, quiet=True)
@@ -209,7 +273,9 @@ def test_shipped_recipes_are_valid(path: Path, tmp_path: Path) -> None:
 
 def test_the_paper_s_recipe_is_the_paper_s(tmp_path: Path) -> None:
     recipe = read_recipe(find_recipe("bert-base"), tmp_path, [], overwrite=False, quiet=True)
-    short, longer, pretrain = (recipe.stages[stage].content() for stage in ("examples", "long_examples", "pretrain"))
+    short, longer, pretrain = (
+        recipe.stages[stage].content() for stage in ("examples", "long_examples", "pretrain")
+    )
     assert (short["max_seq_length"], short["max_predictions"]) == (128, 20)
     assert longer == short | {"max_seq_length": 512, "max_predictions": 77}
     assert round(pretrain["max_steps"] * pretrain["warmup"]) == 10_000
@@ -220,7 +286,9 @@ def test_the_paper_s_recipe_is_the_paper_s(tmp_path: Path) -> None:
 LONGER = RECIPE + "long_examples: {max_seq_length: 96, dupe_factor: 2}\n"
 
 
-def test_a_second_section_of_examples_trains_the_last_part_of_the_run(alone: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_second_section_of_examples_trains_the_last_part_of_the_run(
+    alone: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "run")
     (folder / "recipe.yaml").write_text(LONGER)
     given = ["pretrain.long_share=0.3", "pretrain.long_batch_size=5", "pretrain.batch_size_start=4"]
@@ -236,7 +304,11 @@ def test_a_second_section_of_examples_trains_the_last_part_of_the_run(alone: tup
     made = read_manifest(folder / "out/examples-long", "examples")
     assert (made.config["max_seq_length"], made.config["dupe_factor"]) == (96, 2)
     assert made.config["validation_fraction"] == 0.1  # as `examples` says
-    short = {name: made for name, made in hashes(folder / "out").items() if not name.startswith("examples-long")}
+    short = {
+        name: made
+        for name, made in hashes(folder / "out").items()
+        if not name.startswith("examples-long")
+    }
     assert short.items() <= hashes(alone[0] / "out").items()
 
     finish(start(folder, *settings))
@@ -244,7 +316,10 @@ def test_a_second_section_of_examples_trains_the_last_part_of_the_run(alone: tup
     for name in ("examples", "examples-long"):
         files = sorted((folder / "out" / name).glob("train-*"))
         lengths[name] = np.array([len(row) for (row,) in iterate_rows(files, ["tokens"])])
-    lines = [json.loads(line) for line in (folder / "out/pretrain/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "out/pretrain/metrics.jsonl").read_text().splitlines()
+    ]
     tokens = np.diff([0, *(line["tokens"] for line in lines if "loss" in line)])
     expected, first = [], 0
     for step in range(21):
@@ -269,13 +344,19 @@ def test_a_second_section_of_examples_trains_the_last_part_of_the_run(alone: tup
 @pytest.mark.parametrize(
     ("recipe", "arguments", "said"),
     [
-        (RECIPE, ["--through", "long_examples"], "--through long_examples: the recipe has no such section"),
+        (
+            RECIPE,
+            ["--through", "long_examples"],
+            "--through long_examples: the recipe has no such section",
+        ),
         (LONGER.replace("max_seq_length: 96", "colour: red"), [], "option `colour` is unknown"),
         (LONGER, ["--set", "pretrain.long_examples=x"], "leave out `long_examples`"),
         (RECIPE, ["--set", "long_examples.corpus=x"], "leave out `corpus`"),
     ],
 )
-def test_a_wrong_second_section_is_refused(recipe: str, arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_a_wrong_second_section_is_refused(
+    recipe: str, arguments: list[str], said: str, tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "run")
     (folder / "recipe.yaml").write_text(recipe)
     _, errors = finish(start(folder, *arguments), code=2)
@@ -285,11 +366,23 @@ def test_a_wrong_second_section_is_refused(recipe: str, arguments: list[str], sa
 
 def test_the_quickstart_cut_short(tmp_path: Path) -> None:
     """The recipe that a new user meets, with all of its stages but a fraction of its text and training time."""
-    command = [sys.executable, "-m", "bert_pipeline", "run", "quickstart", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "bert_pipeline",
+        "run",
+        "quickstart",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     command += ["--set", "corpus.max_documents=1500", "--set", "pretrain.max_minutes=0.3"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"}
+    )
     assert result.returncode == 0, result.stderr
     assert "Read from" in result.stdout
-    assert "the unigram baseline" in result.stdout  # under it, but on a machine with much else to do
+    assert (
+        "the unigram baseline" in result.stdout
+    )  # under it, but on a machine with much else to do
     fill = pipeline("fill-mask", model=str(tmp_path / "out/pretrain/model"))
     assert fill("Raise a [MASK] if the key is not found.")[0]["score"] > 0.01

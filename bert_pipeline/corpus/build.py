@@ -14,9 +14,8 @@ from random import Random
 
 import numpy as np
 
-from bert_pipeline.artifact import Input, Manifest, Workspace, atomic, finished_inputs, workspace
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.dedup import (
+from bert_pipeline.corpus.dedup.duplicates import (
     BEYOND,
     BEYOND_LIMIT,
     EXACT,
@@ -30,14 +29,17 @@ from bert_pipeline.corpus.dedup import (
     plan_pairs,
     write_kept,
 )
-from bert_pipeline.corpus.documents import Source, SourceUnreachable
+from bert_pipeline.corpus.documents import Source
+from bert_pipeline.corpus.finalize import Finalizer, shard_path
 from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS, Counts, PartsJob, Quota, read_parts
-from bert_pipeline.corpus.publish import Publisher, shard_path
-from bert_pipeline.corpus.sources import parse_sources
-from bert_pipeline.corpus.tally import SAMPLES, Tally, print_account
-from bert_pipeline.engine import keep_processes, run_stage
-from bert_pipeline.errors import BertpipeError
-from bert_pipeline.progress import bar, human_bytes, print_table, say
+from bert_pipeline.corpus.sources.registry import parse_sources
+from bert_pipeline.corpus.stats import SAMPLES, CorpusStats, print_stats
+from bert_pipeline.engine.run import keep_processes, run_stage
+from bert_pipeline.errors import BertpipeError, SourceUnreachable
+from bert_pipeline.progress import bar, human_bytes, print_line, print_table
+from bert_pipeline.storage.atomic import save_array
+from bert_pipeline.storage.manifest import Input, Manifest
+from bert_pipeline.storage.workspace import Workspace, finished_inputs, workspace
 
 STAGE = "corpus"
 PARTS = ".parts"
@@ -55,23 +57,25 @@ def build_corpus(config: CorpusConfig) -> Manifest:
         if work.finished:
             shutil.rmtree(config.out / PARTS, ignore_errors=True)
             _refuse_skipped(work.finished.counts, config)
-            say(f"corpus: already complete in {config.out}", quiet=config.quiet)
+            print_line(f"corpus: already complete in {config.out}", quiet=config.quiet)
             if config.explain:
-                print_account(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
+                print_stats(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
         jobs = _plan(work, sources, config)
         write = _deduplicate if _compares(config) else _publish
         with keep_processes():
-            tally, shards = write(work.folder, jobs, config) if jobs else (Tally(), 0)
+            tally, shards = write(work.folder, jobs, config) if jobs else (CorpusStats(), 0)
         counts = tally.to_json()
         if not counts["documents"]:
             if config.explain:
-                print_account(counts, config.clean, explain=True, quiet=config.quiet)
+                print_stats(counts, config.clean, explain=True, quiet=config.quiet)
             raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
         skipped = counts.pop("source")
         _refuse_skipped(skipped, config)
         taken = {spec: source.describe() for spec, source in sources.items()}
-        manifest = work.finish(counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)])
+        manifest = work.finish(
+            counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)]
+        )
         shutil.rmtree(config.out / PARTS, ignore_errors=True)
     _summarise(manifest, config)
     return manifest
@@ -84,7 +88,7 @@ def _describe_inputs(sources: dict[str, Source], config: CorpusConfig) -> dict[s
         # Whoever has the corpus already should not need the network to go on with it.
         if (inputs := finished_inputs(STAGE, config)) is None:
             raise
-        say(
+        print_line(
             f"corpus: {config.out} is complete; its sources give no answer, so whether they changed is not known.",
             quiet=config.quiet,
         )
@@ -93,7 +97,11 @@ def _describe_inputs(sources: dict[str, Source], config: CorpusConfig) -> dict[s
 
 def _refuse_skipped(counts: Counts, config: CorpusConfig) -> None:
     """Raise when an earlier run by `--on-error skip` left out what `fail` does not allow."""
-    left_out = [f"{counts[name]:,} × {name.replace('_', ' ')}" for name in SKIPPED_BY_POLICY if counts.get(name)]
+    left_out = [
+        f"{counts[name]:,} × {name.replace('_', ' ')}"
+        for name in SKIPPED_BY_POLICY
+        if counts.get(name)
+    ]
     if config.on_error == "fail" and left_out:
         raise BertpipeError(
             f"{config.out}: read by --on-error skip, which left out: {', '.join(left_out)}. Give --on-error skip again "
@@ -115,9 +123,9 @@ def _compares(config: CorpusConfig) -> bool:
     return not set(WHOLE_CORPUS_STEPS).isdisjoint(config.clean)
 
 
-def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
+def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[CorpusStats, int]:
     """Read all tasks, and give parts their names as soon as those of earlier tasks have theirs."""
-    publisher = Publisher(folder, jobs[0].quota)
+    publisher = Finalizer(folder, jobs[0].quota)
     done = 0
     while done < len(jobs) and not publisher.is_full and publisher.resume(jobs[done]):
         done += 1
@@ -130,7 +138,9 @@ def _publish(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[
     return publisher.tally, publisher.shards
 
 
-def _read(folder: Path, jobs: Sequence[PartsJob], config: CorpusConfig) -> Generator[list[Counts], None, None]:
+def _read(
+    folder: Path, jobs: Sequence[PartsJob], config: CorpusConfig
+) -> Generator[list[Counts], None, None]:
     """Read tasks; yield the counts of their parts in the order of the tasks, for as long as more is wanted."""
     finished: dict[int, list[Counts]] = {}
     number = 0
@@ -154,7 +164,9 @@ def _written(jobs: Sequence[PartsJob]) -> str:
     return f"{len(sizes):,} parts, {human_bytes(sum(sizes))}"
 
 
-def _deduplicate(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tuple[Tally, int]:
+def _deduplicate(
+    folder: Path, jobs: list[PartsJob], config: CorpusConfig
+) -> tuple[CorpusStats, int]:
     """Read as many tasks as it takes, compare all documents, write those that stay."""
     limit = wanted = jobs[0].quota
     while True:
@@ -183,21 +195,22 @@ def _deduplicate(folder: Path, jobs: list[PartsJob], config: CorpusConfig) -> tu
     return _write_kept(folder, verdicts, config)
 
 
-def _write_kept(folder: Path, verdicts: Verdicts, config: CorpusConfig) -> tuple[Tally, int]:
+def _write_kept(folder: Path, verdicts: Verdicts, config: CorpusConfig) -> tuple[CorpusStats, int]:
     fates = folder / PARTS / "fates.npy"
-    with atomic(fates) as temporary, temporary.open("wb") as file:
-        np.save(file, verdicts.fates, allow_pickle=False)
+    save_array(fates, verdicts.fates)
     jobs: list[KeepJob] = []
     shards = 0
     fate, starts = verdicts.fates, verdicts.parts.starts
     reached = int(np.argmax(fate == BEYOND)) if (fate == BEYOND).any() else len(fate) + 1
-    for path, start, end in zip(verdicts.parts.paths, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+    for path, start, end in zip(
+        verdicts.parts.paths, starts[:-1].tolist(), starts[1:].tolist(), strict=True
+    ):
         if start >= max(reached, 1):
             break
         keeps = bool((fate[start:end] == KEPT).any())
         jobs.append(KeepJob(path, shard_path(folder, shards) if keeps else None, fates, start))
         shards += keeps
-    tally = Tally()
+    tally = CorpusStats()
     counts: dict[int, Counts] = {}
     with bar("writing", len(jobs), quiet=config.quiet) as progress:
         for index, written in run_stage(write_kept, jobs, config, folder):
@@ -215,7 +228,9 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
     if BEYOND_LIMIT in counts["removed"]:
         size = counts["removed"][BEYOND_LIMIT]["bytes"]
         return f"the first document is of {size:,} bytes or more, for which --max-bytes {config.max_bytes} has no room."
-    reasons = [f"{name.replace('_', ' ')}: {count:,}" for name, count in sorted(counts["source"].items())]
+    reasons = [
+        f"{name.replace('_', ' ')}: {count:,}" for name, count in sorted(counts["source"].items())
+    ]
     reasons += [f"{reason}: {line['documents']:,}" for reason, line in counts["removed"].items()]
     left_out = f" Left out: {'; '.join(reasons)}." if reasons else ""
     hint = (
@@ -228,19 +243,27 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
 
 def _summarise(manifest: Manifest, config: CorpusConfig) -> None:
     counts, quiet = manifest.counts, config.quiet
-    say(
+    print_line(
         f"corpus: {counts['documents']:,} documents, {human_bytes(counts['bytes'])} of text "
         f"in {len(manifest.files)} shard{'s' * (len(manifest.files) != 1)} → {config.out}",
         quiet=quiet,
     )
-    skipped = [name for name in sorted(counts) if name.startswith("skipped") or name == "invalid_bytes_replaced"]
+    skipped = [
+        name
+        for name in sorted(counts)
+        if name.startswith("skipped") or name == "invalid_bytes_replaced"
+    ]
     if skipped:
-        say("  " + "; ".join(f"{name.replace('_', ' ')}: {counts[name]:,}" for name in skipped), quiet=quiet)
+        print_line(
+            "  " + "; ".join(f"{name.replace('_', ' ')}: {counts[name]:,}" for name in skipped),
+            quiet=quiet,
+        )
     if config.clean:
-        print_account(counts, config.clean, explain=config.explain, quiet=quiet)
+        print_stats(counts, config.clean, explain=config.explain, quiet=quiet)
     for taken in counts["taken"].values():
         if packages := taken.get("packages"):
             rows = [
-                [name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])] for name, p in packages.items()
+                [name, p["version"], f"{p['documents']:,}", human_bytes(p["bytes"])]
+                for name, p in packages.items()
             ]
             print_table("Read from", ["package", "version", "documents", "text"], rows, quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from bert_pipeline.config import ShardedConfig
+from bert_pipeline.config import OneOrMany, ShardedConfig
 
 Step = Literal[
     "mojibake",
@@ -47,7 +47,9 @@ def _name_steps(given: object) -> object:
     parts = [part.strip() for name in names for part in name.split(",")]
     for part in parts:
         if part not in (*STEP_SETS, *get_args(Step)):
-            raise ValueError(f"{part} is unknown. Sets: {', '.join(STEP_SETS)}. Steps: {', '.join(get_args(Step))}.")
+            raise ValueError(
+                f"{part} is unknown. Sets: {', '.join(STEP_SETS)}. Steps: {', '.join(get_args(Step))}."
+            )
     named = {step for part in parts for step in STEP_SETS.get(part, (part,))}
     return tuple(step for step in get_args(Step) if step in named)
 
@@ -55,9 +57,13 @@ def _name_steps(given: object) -> object:
 class CorpusConfig(ShardedConfig):
     """Turn sources into documents in parquet."""
 
-    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"max_wait", "explain", "on_error"}
+    execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {
+        "max_wait",
+        "explain",
+        "on_error",
+    }
 
-    source: tuple[str, ...] = Field(min_length=1)
+    source: OneOrMany = Field(min_length=1)
     """`python-docs`, `wikitext-2`, `wikitext-103`, `oscar:LANG`, `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB` or
     `parquet:GLOB` (text and jsonl also as .gz, .zst, .bz2 or .xz); may be given several times."""
     text_field: str | None = None
@@ -97,11 +103,6 @@ class CorpusConfig(ShardedConfig):
     shard_mb: float = Field(16.0, gt=0, allow_inf_nan=False)
     """Megabytes of text that a shard takes in, about."""
 
-    @field_validator("source", mode="before")
-    @classmethod
-    def _list_one_source(cls, given: object) -> object:
-        return (given,) if isinstance(given, str) else given
-
     @field_validator("source")
     @classmethod
     def _refuse_bytes(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,7 +123,9 @@ class CorpusConfig(ShardedConfig):
     @model_validator(mode="after")
     def _check_near_threshold(self) -> "CorpusConfig":
         if "near_threshold" in self.model_fields_set and "near" not in self.clean:
-            raise ValueError("--near-threshold: only for the step near, and --clean does not name it.")
+            raise ValueError(
+                "--near-threshold: only for the step near, and --clean does not name it."
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,13 +9,10 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError
 
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("language", pa.string())])
-
-
-class SourceUnreachable(BertpipeError):
-    """A source gives no answer now, and may at another time."""
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("language", pa.string())]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from bert_pipeline.corpus.clean import Cleaner, excerpt
+from bert_pipeline.corpus.cleaning.steps import Cleaner, excerpt
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.dedup.fingerprints import Fingerprints
 from bert_pipeline.corpus.documents import SCHEMA, Document, Task
-from bert_pipeline.corpus.fingerprints import Fingerprints
-from bert_pipeline.corpus.tally import Tally
-from bert_pipeline.shards import finished_counts, write_shard
+from bert_pipeline.corpus.stats import CorpusStats
+from bert_pipeline.storage.shards import finished_counts, write_shard
 
 ROWS_A_BATCH = 256
 BYTES_A_BATCH = 4_000_000
@@ -61,7 +61,10 @@ def read_parts(job: PartsJob) -> list[Counts]:
     """Write parts until the quota is met or the task has no more; return the counts of each, also of those found."""
     parts: list[Counts] = []
     # Not those beyond the quota, which a killed run may have left: the result hangs on the quota alone.
-    while not _is_enough(parts, job.quota) and (counts := finished_counts(job.path(len(parts)))) is not None:
+    while (
+        not _is_enough(parts, job.quota)
+        and (counts := finished_counts(job.path(len(parts)))) is not None
+    ):
         parts.append(counts)
     if _is_enough(parts, job.quota):
         return parts
@@ -79,7 +82,9 @@ def read_parts(job: PartsJob) -> list[Counts]:
 def _is_enough(parts: list[Counts], quota: Quota) -> bool:
     if parts and parts[-1]["ended"]:
         return True
-    return quota.is_met(sum(counts["documents"] for counts in parts), sum(counts["bytes"] for counts in parts))
+    return quota.is_met(
+        sum(counts["documents"] for counts in parts), sum(counts["bytes"] for counts in parts)
+    )
 
 
 def _documents(job: PartsJob, found: Counter[str]) -> Iterator[Document]:
@@ -98,11 +103,16 @@ def _documents(job: PartsJob, found: Counter[str]) -> Iterator[Document]:
     yield from buffer
 
 
-def _write_part(job: PartsJob, path: Path, documents: Iterator[Document], found: Counter[str]) -> Counts:
+def _write_part(
+    job: PartsJob, path: Path, documents: Iterator[Document], found: Counter[str]
+) -> Counts:
     config = job.config
-    tally = Tally()
+    tally = CorpusStats()
     fingerprints = Fingerprints.wanted(config.clean, config.near_threshold)
-    full = Quota(config.max_documents or float("inf"), min(config.shard_mb * 1e6, config.max_bytes or float("inf")))
+    full = Quota(
+        config.max_documents or float("inf"),
+        min(config.shard_mb * 1e6, config.max_bytes or float("inf")),
+    )
     ended = False
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -121,7 +131,9 @@ def _write_part(job: PartsJob, path: Path, documents: Iterator[Document], found:
                 rows, pending = [], 0
         if rows:
             yield _batch(rows, fingerprints)
-        if fingerprints:  # a part that is there has its fingerprints beside it, so they are written first
+        if (
+            fingerprints
+        ):  # a part that is there has its fingerprints beside it, so they are written first
             fingerprints.save(path)
 
     def count() -> Counts:
@@ -132,7 +144,7 @@ def _write_part(job: PartsJob, path: Path, documents: Iterator[Document], found:
     return count()
 
 
-def _clean(document: Document, steps: tuple[str, ...], tally: Tally) -> Document | None:
+def _clean(document: Document, steps: tuple[str, ...], tally: CorpusStats) -> Document | None:
     size = len(document.text.encode("utf-8", "surrogatepass"))
     tally.count_read(size)
     cleaned = _cleaner(steps, document.language).clean(document.text)
@@ -155,4 +167,6 @@ def _batch(rows: list[Document], fingerprints: Fingerprints | None) -> pa.Record
     if fingerprints:
         fingerprints.add([document.text for document in rows])
     columns = zip(*((d.id, d.text, d.source, d.language) for d in rows), strict=True)
-    return pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(column, pa.string()) for column in columns], schema=SCHEMA
+    )

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bert_pipeline.artifact import Manifest, atomic, describe_input, read_manifest, workspace
-from bert_pipeline.engine import keep_processes, run_stage
+from bert_pipeline.config import flags
+from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.examples.account import describe, summarise
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.examples.shard import DOCUMENTS, ExampleJob, forget_store, make_shard
-from bert_pipeline.examples.show import show_examples
 from bert_pipeline.examples.splits import Split, Splits
+from bert_pipeline.examples.summary import describe, summarise
 from bert_pipeline.examples.token_store import TokenStore, encode_piece, forget_encoder, plan_pieces
-from bert_pipeline.progress import bar, say
+from bert_pipeline.progress import bar, print_line
+from bert_pipeline.ragged import Int64Array
+from bert_pipeline.storage.atomic import save_array
+from bert_pipeline.storage.manifest import Manifest, describe_input, read_manifest
+from bert_pipeline.storage.workspace import workspace
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 
 STORE = ".tokens"
@@ -49,14 +52,16 @@ def build_examples(config: ExamplesConfig) -> Manifest:
     }
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
-            say(f"examples: already complete in {config.out}", quiet=config.quiet)
+            print_line(f"examples: already complete in {config.out}", quiet=config.quiet)
             manifest = work.finished
         else:
             with keep_processes():
                 counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
             manifest = work.finish(counts, files)
             summarise(manifest, config)
-        shutil.rmtree(config.out / STORE, ignore_errors=True)  # not before: a kill would cost all the tokenizing
+        shutil.rmtree(
+            config.out / STORE, ignore_errors=True
+        )  # not before: a kill would cost all the tokenizing
     show_examples(config, manifest, loaded)
     return manifest
 
@@ -65,9 +70,13 @@ def _show_only(config: ExamplesConfig) -> Manifest:
     manifest = read_manifest(config.out, STAGE)
     asked = config.content()
     if other := [name for name, value in manifest.config.items() if asked.get(name) != value]:
-        options = ", ".join("--" + name.replace("_", "-") for name in other)
-        raise BertpipeError(f"{config.out}: was made with other {options}. To look at it, give --out and --show alone.")
-    show_examples(config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet)))
+        options = flags(other)
+        raise BertpipeError(
+            f"{config.out}: was made with other {options}. To look at it, give --out and --show alone."
+        )
+    show_examples(
+        config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet))
+    )
     return manifest
 
 
@@ -95,7 +104,7 @@ def _make(
             )
     token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
     counts_file = folder / TOKEN_COUNTS
-    _save(counts_file, token_counts)
+    save_array(counts_file, token_counts)
     forget_store()
     return describe(totals, splits, loaded, config), [*(job.path for job in jobs), counts_file]
 
@@ -118,26 +127,25 @@ def _encode_corpus(
     """Tokenise every piece of the corpus into the token store; adds up the counts."""
     store = folder / STORE
     store.mkdir(exist_ok=True)
-    jobs = plan_pieces(store, config.corpus, corpus, tokenizer, with_starts=config.mask_unit != "token")
+    jobs = plan_pieces(
+        store, config.corpus, corpus, tokenizer, with_starts=config.mask_unit != "token"
+    )
     documents = np.zeros(len(jobs), dtype=np.int64)
     with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(encode_piece, jobs, config, folder):
             documents[index] = counts["documents"]
             totals.update(counts)
             progress.advance()
-    _save(store / DOCUMENTS, documents)
+    save_array(store / DOCUMENTS, documents)
     return TokenStore(store, documents)
-
-
-def _save(path: Path, array: npt.NDArray[np.int64]) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def count_held_out(count: int, config: ExamplesConfig) -> int:
     """How many of `count` documents are held out; `BertpipeError` when too few are left to train on."""
     needed = 2 if config.objective == "mlm+nsp" else 1
-    held_out = max(needed, round(count * config.validation_fraction)) if config.validation_fraction else 0
+    held_out = (
+        max(needed, round(count * config.validation_fraction)) if config.validation_fraction else 0
+    )
     if count - held_out < needed:
         parts = f"{needed} to train on" + (f" and {needed} to hold out" if held_out else "")
         ways = ["Give more documents"]
@@ -156,16 +164,29 @@ def _plan_jobs(
     def job(split: Split, number: int, some: range) -> ExampleJob:
         path = folder / f"{split}-{number:05}.parquet"
         return ExampleJob(
-            path, split, number, some, folder / STORE, held_out, config, loaded.special, loaded.vocab_size
+            path,
+            split,
+            number,
+            some,
+            folder / STORE,
+            held_out,
+            config,
+            loaded.special,
+            loaded.vocab_size,
         )
 
-    train = [job("train", n, range(n % pieces, n % pieces + 1)) for n in range(config.dupe_factor * pieces)]
+    train = [
+        job("train", n, range(n % pieces, n % pieces + 1))
+        for n in range(config.dupe_factor * pieces)
+    ]
     starts = range(0, pieces, VALIDATION_PIECES_TOGETHER) if held_out else range(0)
     together = VALIDATION_PIECES_TOGETHER
-    return train + [job("validation", n, range(s, min(pieces, s + together))) for n, s in enumerate(starts)]
+    return train + [
+        job("validation", n, range(s, min(pieces, s + together))) for n, s in enumerate(starts)
+    ]
 
 
-def _count_tokens(store: TokenStore, splits: Splits, vocab_size: int, quiet: bool) -> npt.NDArray[np.int64]:
+def _count_tokens(store: TokenStore, splits: Splits, vocab_size: int, quiet: bool) -> Int64Array:
     """Occurrences of each id in the training documents."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     with bar("counting tokens", len(store.first) - 1, quiet=quiet) as progress:

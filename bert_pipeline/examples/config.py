@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.artifact import read_manifest
 from bert_pipeline.config import ShardedConfig
+from bert_pipeline.storage.manifest import read_manifest
 
 
 class ExamplesConfig(ShardedConfig):
@@ -63,11 +63,20 @@ class ExamplesConfig(ShardedConfig):
     @classmethod
     def _take_what_made_it(cls, given: Any) -> Any:
         """Where only a finished folder is to be shown, its own settings are what was asked for."""
-        if not given.get("show") or "corpus" in given or not isinstance(given.get("out"), str | Path):
+        if (
+            not given.get("show")
+            or "corpus" in given
+            or not isinstance(given.get("out"), str | Path)
+        ):
             return given
         out = Path(os.path.expanduser(given["out"]))  # noqa: PTH111 (as for every --out)
         made = read_manifest(out, "examples")
-        return made.config | {"tokenizer": out / made.inputs["tokenizer"].path} | given | {"corpus": out}
+        return (
+            made.config
+            | {"tokenizer": out / made.inputs["tokenizer"].path}
+            | given
+            | {"corpus": out}
+        )
 
     @property
     def shows_only(self) -> bool:
@@ -81,5 +90,7 @@ class ExamplesConfig(ShardedConfig):
                 f"--mask-share {self.mask_share:g} and --random-share {self.random_share:g} add up to more than 1."
             )
         if self.across_documents and self.objective != "mlm":
-            raise ValueError(f"--across-documents: {self.objective} pairs sentences; use --objective mlm.")
+            raise ValueError(
+                f"--across-documents: {self.objective} pairs sentences; use --objective mlm."
+            )
         return self

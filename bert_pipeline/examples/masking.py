@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.examples.random_bits import Bits, as_choice, as_share, random_bits
-from bert_pipeline.examples.rows import FlatRows
+from bert_pipeline.examples.counter_rng import as_choice, as_share, random_bits
+from bert_pipeline.examples.rows import UnpaddedRows
 from bert_pipeline.examples.splits import Split
-from bert_pipeline.ragged import expand, offsets_of
-from bert_pipeline.tokenizer.encode import Flags, Ids, Offsets
+from bert_pipeline.ragged import BoolArray, Int32Array, Int64Array, UInt64Array, expand, offsets_of
 
 SPAN_STOP, LONGEST_SPAN = 0.2, 10
 """Spans have 1 to 10 words, geometrically fewer long ones (SpanBERT, Joshi et al. 2020, section 3.1)."""
@@ -42,7 +41,15 @@ class MaskRule:
         """The rule for the examples of a split."""
         rate = config.mask_rate if split == "train" else config.validation_mask_rate
         limit = config.max_predictions or math.ceil(rate * config.max_seq_length)
-        return cls(config.mask_unit, rate, limit, config.mask_share, config.random_share, mask_id, vocab_size)
+        return cls(
+            config.mask_unit,
+            rate,
+            limit,
+            config.mask_share,
+            config.random_share,
+            mask_id,
+            vocab_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +59,13 @@ class Masks:
     `tokens` are all rows' tokens with the masks applied, int32 of shape (tokens,).
     """
 
-    tokens: Ids
-    positions: Ids
-    labels: Ids
-    offsets: Offsets
+    tokens: Int32Array
+    positions: Int32Array
+    labels: Int32Array
+    offsets: Int64Array
 
 
-def draw_masks(rows: FlatRows, keys: Bits, rule: MaskRule) -> Masks:
+def draw_masks(rows: UnpaddedRows, keys: UInt64Array, rule: MaskRule) -> Masks:
     """Mask the rows; `keys` is uint64 of shape (rows,).
 
     A row of length n gets min(max_predictions, max(1, round(rate · n))) tokens to predict, never more than it has.
@@ -66,7 +73,9 @@ def draw_masks(rows: FlatRows, keys: Bits, rule: MaskRule) -> Masks:
     """
     lengths = np.diff(rows.offsets)
     wanted = np.maximum(1, np.rint(rule.rate * lengths)).astype(np.int64)
-    wanted = np.minimum(np.minimum(wanted, rule.max_predictions), _sum_rows(~rows.is_special, rows.offsets))
+    wanted = np.minimum(
+        np.minimum(wanted, rule.max_predictions), _sum_rows(~rows.is_special, rows.offsets)
+    )
     row_of = np.repeat(np.arange(len(lengths)), lengths)
     if rule.unit == "token":
         chosen = _choose_tokens(rows, keys, row_of, wanted)
@@ -75,7 +84,11 @@ def draw_masks(rows: FlatRows, keys: Bits, rule: MaskRule) -> Masks:
     else:
         words = _Words.of(rows, keys, row_of)
         whole = rule.unit == "whole-word"
-        anchor = _choose_words(rows, words, wanted, rule) if whole else _choose_spans(rows, keys, words, wanted)
+        anchor = (
+            _choose_words(rows, words, wanted, rule)
+            if whole
+            else _choose_spans(rows, keys, words, wanted)
+        )
         where = np.flatnonzero(anchor >= 0)
         unit = where if whole else anchor[where]
     row, labels = row_of[where], rows.tokens[where]
@@ -83,18 +96,22 @@ def draw_masks(rows: FlatRows, keys: Bits, rule: MaskRule) -> Masks:
     tokens = rows.tokens.copy()
     # The tokens of a span share one fate (SpanBERT, 3.1); others have each their own (Devlin et al. 2019, 3.1).
     kind = as_share(random_bits(keys[row], (unit - rows.offsets[row]).astype(np.uint64) + _KIND))
-    identity = as_choice(random_bits(keys[row], position.astype(np.uint64) + _IDENTITY), rule.vocab_size)
+    identity = as_choice(
+        random_bits(keys[row], position.astype(np.uint64) + _IDENTITY), rule.vocab_size
+    )
     replaced = np.where(kind < rule.mask_share + rule.random_share, identity, labels)
     tokens[where] = np.where(kind < rule.mask_share, rule.mask_id, replaced)
     offsets = offsets_of(np.bincount(row, minlength=len(lengths)))
     return Masks(tokens, position.astype(np.int32), labels, offsets)
 
 
-def _sum_rows(values: npt.NDArray[np.generic], offsets: Offsets) -> Offsets:
+def _sum_rows(values: npt.NDArray[np.generic], offsets: Int64Array) -> Int64Array:
     return np.diff(offsets_of(values)[offsets])
 
 
-def _choose_tokens(rows: FlatRows, keys: Bits, row_of: Offsets, wanted: Offsets) -> Flags:
+def _choose_tokens(
+    rows: UnpaddedRows, keys: UInt64Array, row_of: Int64Array, wanted: Int64Array
+) -> BoolArray:
     """Evenly, `wanted` of each row's ordinary tokens; bool of shape (tokens,)."""
     position = np.arange(len(row_of)) - np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
     bits = random_bits(keys[row_of], position)
@@ -115,7 +132,9 @@ _POSITION = (1 << _POSITION_BITS) - 1
 _ROWS_TOGETHER = 1 << (64 - 1 - _RANDOM_BITS - _POSITION_BITS)
 
 
-def _pack(row: Offsets, last: Flags | None, bits: Bits, position: Offsets, rows: int) -> Bits:
+def _pack(
+    row: Int64Array, last: BoolArray | None, bits: UInt64Array, position: Int64Array, rows: int
+) -> UInt64Array:
     """Integers that sort by row, then randomly (those marked `last` after the others), and end in the position."""
     assert rows <= _ROWS_TOGETHER
     packed = bits >> np.uint64(64 - _RANDOM_BITS)
@@ -131,15 +150,15 @@ def _pack(row: Offsets, last: Flags | None, bits: Bits, position: Offsets, rows:
 class _Words:
     """The words of all rows, within each row in random order."""
 
-    start: Offsets
+    start: Int64Array
     """First token, numbered through all rows."""
-    length: Offsets
-    row: Offsets
-    first: Offsets
+    length: Int64Array
+    row: Int64Array
+    first: Int64Array
     """Row r's words are `first[r]`..`first[r + 1] - 1`."""
 
     @classmethod
-    def of(cls, rows: FlatRows, keys: Bits, row_of: Offsets) -> "_Words":
+    def of(cls, rows: UnpaddedRows, keys: UInt64Array, row_of: Int64Array) -> "_Words":
         assert rows.starts is not None
         edges = np.flatnonzero(rows.starts | rows.is_special)
         length = np.diff(np.append(edges, len(row_of)))
@@ -147,12 +166,16 @@ class _Words:
         start, length = edges[ordinary], length[ordinary]
         row = row_of[start]
         position = start - rows.offsets[row]
-        order = np.argsort(_pack(row, None, random_bits(keys[row], position), position, len(rows.offsets) - 1))
+        order = np.argsort(
+            _pack(row, None, random_bits(keys[row], position), position, len(rows.offsets) - 1)
+        )
         start, length, row = start[order], length[order], row[order]
         return cls(start, length, row, np.searchsorted(row, np.arange(len(rows.offsets))))
 
 
-def _choose_words(rows: FlatRows, words: _Words, wanted: Offsets, rule: MaskRule) -> Offsets:
+def _choose_words(
+    rows: UnpaddedRows, words: _Words, wanted: Int64Array, rule: MaskRule
+) -> Int64Array:
     """Words in random order, passing over each that would exceed what is still wanted (the release's
     `do_whole_word_mask`). A row in which no word fits gets its first shortest word, if `max_predictions` has room.
 
@@ -175,19 +198,23 @@ def _choose_words(rows: FlatRows, words: _Words, wanted: Offsets, rule: MaskRule
         alive = alive[~fits]
     empty = np.flatnonzero((left == wanted) & (wanted > 0))
     if len(empty):
-        shortest = np.lexsort((np.arange(len(words.row)), words.length, words.row))[words.first[empty]]
+        shortest = np.lexsort((np.arange(len(words.row)), words.length, words.row))[
+            words.first[empty]
+        ]
         taken.append(shortest[words.length[shortest] <= rule.max_predictions])
     chosen = np.concatenate(taken) if taken else np.empty(0, np.int64)
     return _mark(len(rows.tokens), words.start[chosen], words.length[chosen])
 
 
-def _mark(tokens: int, start: Offsets, length: Offsets) -> Offsets:
+def _mark(tokens: int, start: Int64Array, length: Int64Array) -> Int64Array:
     anchor = np.full(tokens, -1, dtype=np.int64)
     anchor[expand(start, length)] = np.repeat(start, length)
     return anchor
 
 
-def _choose_spans(rows: FlatRows, keys: Bits, words: _Words, wanted: Offsets) -> Offsets:
+def _choose_spans(
+    rows: UnpaddedRows, keys: UInt64Array, words: _Words, wanted: Int64Array
+) -> Int64Array:
     """Spans of whole words from random words on, until `wanted` tokens are covered; the last span is cut there.
 
     Words are tried as beginnings in random order, those that are covered already are passed over, and no span reaches
@@ -195,12 +222,18 @@ def _choose_spans(rows: FlatRows, keys: Bits, words: _Words, wanted: Offsets) ->
     """
     chances = SPAN_STOP * (1 - SPAN_STOP) ** np.arange(LONGEST_SPAN)
     longer_than = np.cumsum(chances / chances.sum())[:-1]
-    bits = random_bits(keys[words.row], (words.start - rows.offsets[words.row]).astype(np.uint64) + _SPAN)
+    bits = random_bits(
+        keys[words.row], (words.start - rows.offsets[words.row]).astype(np.uint64) + _SPAN
+    )
     span_words = 1 + np.searchsorted(longer_than, as_share(bits), side="right")
-    edges = np.flatnonzero(rows.starts | rows.is_special) if rows.starts is not None else words.start
+    edges = (
+        np.flatnonzero(rows.starts | rows.is_special) if rows.starts is not None else words.start
+    )
     special = np.flatnonzero(rows.is_special)
     last_edge = np.minimum(np.searchsorted(edges, words.start) + span_words, len(edges) - 1)
-    end = np.minimum(edges[last_edge], special[np.searchsorted(special, words.start)])  # every row ends in a separator
+    end = np.minimum(
+        edges[last_edge], special[np.searchsorted(special, words.start)]
+    )  # every row ends in a separator
 
     anchor = np.full(len(rows.tokens), -1, dtype=np.int64)
     left, word = wanted.copy(), words.first[:-1].copy()

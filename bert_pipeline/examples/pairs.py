@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
-import numpy.typing as npt
+
+from bert_pipeline.ragged import Int64Array
 
 Bounds = Sequence[int]
 """Where sentences begin in the ids, and where the last one ends."""
@@ -24,7 +25,13 @@ Where `wanted` is above 0, B is still to be taken from another document than `do
 
 
 def plan_next_sentences(
-    pairs: list[Pair], bounds: Bounds, first: int, last: int, document: int, target: int, random: Random
+    pairs: list[Pair],
+    bounds: Bounds,
+    first: int,
+    last: int,
+    document: int,
+    target: int,
+    random: Random,
 ) -> None:
     """Pairs for next-sentence prediction out of the document that is sentences `first`..`last - 1`.
 
@@ -47,7 +54,13 @@ def plan_next_sentences(
 
 
 def plan_sentence_order(
-    pairs: list[Pair], bounds: Bounds, first: int, last: int, document: int, target: int, random: Random
+    pairs: list[Pair],
+    bounds: Bounds,
+    first: int,
+    last: int,
+    document: int,
+    target: int,
+    random: Random,
 ) -> None:
     """Pairs for sentence-order prediction: two runs that follow one another, swapped at even odds (label True).
 
@@ -120,8 +133,8 @@ def draw_target(room: int, short_seq_prob: float, random: Random) -> int:
 
 
 def truncate(
-    a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], room: int, random: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    a: Int64Array, b: Int64Array, room: int, random: np.random.Generator
+) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
     """What segments of `a` and `b` tokens lose: from the front and back of A, from the front and back of B.
 
     The release drops tokens one by one from the longer segment (from B where they are equal), each from the front or

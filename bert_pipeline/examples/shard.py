@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.counter_rng import make_key, make_seed, random_bits
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
 from bert_pipeline.examples.pairs import (
     Pair,
@@ -23,19 +22,25 @@ from bert_pipeline.examples.pairs import (
     plan_sentence_order,
     truncate,
 )
-from bert_pipeline.examples.random_bits import make_key, make_seed, random_bits
-from bert_pipeline.examples.rows import FlatRows, Segments, write_rows
+from bert_pipeline.examples.rows import Segments, UnpaddedRows, write_rows
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.token_store import Places, TokenStore
-from bert_pipeline.ragged import expand
-from bert_pipeline.shards import finished_counts, write_shard
-from bert_pipeline.tokenizer.encode import Flags, Offsets
+from bert_pipeline.ragged import Array, BoolArray, expand
+from bert_pipeline.storage.shards import finished_counts, list_column, write_shard
 from bert_pipeline.tokenizer.load import SpecialIds
 
 DOCUMENTS = "documents.npy"
 """Beside the pieces of the token store: the number of documents in each, int64 of shape (pieces,)."""
-COUNTED = ("rows", "tokens", "masked", "without_prediction", "masked_special", "truncated", "random_next")
+COUNTED = (
+    "rows",
+    "tokens",
+    "masked",
+    "without_prediction",
+    "masked_special",
+    "truncated",
+    "random_next",
+)
 TOKENS_TOGETHER = 1 << 17
 """Tokens of rows to write at a time, about: few enough for the processor's caches."""
 
@@ -71,7 +76,12 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
     if (finished := finished_counts(job.path)) is not None:
         return finished
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
-    write_shard(job.path, shard_schema(job.config, job.split), _make_batches(job, counts), lambda: dict(counts))
+    write_shard(
+        job.path,
+        shard_schema(job.config, job.split),
+        _make_batches(job, counts),
+        lambda: dict(counts),
+    )
     return dict(counts)
 
 
@@ -99,26 +109,32 @@ def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBa
 
 def _plan(
     job: ExampleJob, piece: int, store: TokenStore, splits: Splits, random: np.random.Generator
-) -> tuple[Segments, npt.NDArray[Any], Flags | None]:
+) -> tuple[Segments, Array, BoolArray | None]:
     """Segments of all examples of a piece, and the ids (and words' beginnings) that they are runs of."""
     arrays = store.open(piece)
     config = job.config
     chosen = splits.members(job.split, *store.first[piece : piece + 2].tolist())
     chosen = random.permutation(chosen)
     local = chosen - store.first[piece]
-    documents = list(zip(arrays.documents[local].tolist(), arrays.documents[local + 1].tolist(), strict=True))
+    documents = list(
+        zip(arrays.documents[local].tolist(), arrays.documents[local + 1].tolist(), strict=True)
+    )
     bounds: list[int] = arrays.sentences.tolist()
     draw = Random(random.bytes(16))
     if config.objective == "mlm":
         runs = Runs()
         room = config.max_seq_length - 2
-        plan_full_sentences(runs, bounds, documents, room, config.short_seq_prob, draw, config.across_documents)
+        plan_full_sentences(
+            runs, bounds, documents, room, config.short_seq_prob, draw, config.across_documents
+        )
         return _lay_runs(runs), arrays.ids, arrays.starts
     pairs: list[Pair] = []
     room = config.max_seq_length - 3
     plan = plan_next_sentences if config.objective == "mlm+nsp" else plan_sentence_order
     for number, (first, last) in zip(chosen.tolist(), documents, strict=True):
-        plan(pairs, bounds, first, last, number, draw_target(room, config.short_seq_prob, draw), draw)
+        plan(
+            pairs, bounds, first, last, number, draw_target(room, config.short_seq_prob, draw), draw
+        )
     return _lay_pairs(pairs, arrays.ids, arrays.starts, room, job.split, store, splits, random)
 
 
@@ -129,29 +145,44 @@ def _lay_runs(runs: Runs) -> Segments:
 
 
 def _lay_pairs(
-    pairs: list[Pair], ids: npt.NDArray[Any], starts: Flags | None, room: int, split: Split, store: TokenStore,
+    pairs: list[Pair], ids: Array, starts: BoolArray | None, room: int, split: Split, store: TokenStore,
     splits: Splits, random: np.random.Generator,
-) -> tuple[Segments, npt.NDArray[Any], Flags | None]:  # fmt: skip
+) -> tuple[Segments, Array, BoolArray | None]:  # fmt: skip
     """Give random nexts their second segments, read behind the piece's own ids, and cut pairs to `room` tokens."""
-    a_start, a_stop, b_start, b_stop, label, wanted, document = np.array(pairs, dtype=np.int64).reshape(-1, 7).T
+    a_start, a_stop, b_start, b_stop, label, wanted, document = (
+        np.array(pairs, dtype=np.int64).reshape(-1, 7).T
+    )
     elsewhere = np.flatnonzero(wanted)
     if len(elsewhere):
         others = splits.draw_others(split, document[elsewhere], store.first, random)
         places = store.find_sentences(others, random.random(len(others)), wanted[elsewhere])
         b_start[elsewhere], b_stop[elsewhere] = places.start, places.stop
     front_a, back_a, front_b, back_b = truncate(a_stop - a_start, b_stop - b_start, room, random)
-    a_start, a_stop, b_start, b_stop = a_start + front_a, a_stop - back_a, b_start + front_b, b_stop - back_b
+    a_start, a_stop, b_start, b_stop = (
+        a_start + front_a,
+        a_stop - back_a,
+        b_start + front_b,
+        b_stop - back_b,
+    )
     if len(elsewhere):
         # Read only what is left of them: without full stops a text is one long sentence.
         found = store.read(Places(places.piece, b_start[elsewhere], b_stop[elsewhere]))
         b_start[elsewhere] = len(ids) + found.offsets[:-1]
         b_stop[elsewhere] = len(ids) + found.offsets[1:]
         ids = np.concatenate([ids, found.ids])
-        starts = None if starts is None or found.starts is None else np.concatenate([starts, found.starts])
+        starts = (
+            None
+            if starts is None or found.starts is None
+            else np.concatenate([starts, found.starts])
+        )
     start, stop = np.stack([a_start, b_start], axis=1), np.stack([a_stop, b_stop], axis=1)
     first = np.arange(len(a_start) + 1) * 2
     truncated = front_a + back_a + front_b + back_b > 0
-    return Segments(start.ravel(), (stop - start).ravel(), first, label.astype(np.bool_), truncated), ids, starts
+    return (
+        Segments(start.ravel(), (stop - start).ravel(), first, label.astype(np.bool_), truncated),
+        ids,
+        starts,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -166,12 +197,18 @@ def forget_store() -> None:
     _open_store.cache_clear()
 
 
-def _no_masks(rows: FlatRows) -> Masks:
+def _no_masks(rows: UnpaddedRows) -> Masks:
     none = np.empty(0, dtype=np.int32)
     return Masks(rows.tokens, none, none, np.zeros(len(rows.offsets), dtype=np.int64))
 
 
-def _count(rows: FlatRows, masks: Masks, label: Flags | None, truncated: Flags, special: SpecialIds) -> dict[str, int]:
+def _count(
+    rows: UnpaddedRows,
+    masks: Masks,
+    label: BoolArray | None,
+    truncated: BoolArray,
+    special: SpecialIds,
+) -> dict[str, int]:
     # By id, not by place: text gives these ids in no tokenizer with an unknown token, so one would be a fault of ours.
     forbidden = [special.pad, special.cls, special.sep, special.mask]
     return {
@@ -185,7 +222,9 @@ def _count(rows: FlatRows, masks: Masks, label: Flags | None, truncated: Flags, 
     }
 
 
-def to_batch(rows: FlatRows, masks: Masks, label: Flags | None, job: ExampleJob) -> pa.RecordBatch:
+def to_batch(
+    rows: UnpaddedRows, masks: Masks, label: BoolArray | None, job: ExampleJob
+) -> pa.RecordBatch:
     """The rows as Arrow columns, without a Python object for any token."""
     schema = shard_schema(job.config, job.split)
     offsets, tokens, segment_ids, starts = rows.offsets, masks.tokens, rows.segment_ids, rows.starts
@@ -194,8 +233,8 @@ def to_batch(rows: FlatRows, masks: Masks, label: Flags | None, job: ExampleJob)
         count = len(offsets) - 1
         targets = expand(np.arange(count) * length, np.diff(offsets))
 
-        def fill(values: npt.NDArray[Any], filler: int) -> npt.NDArray[Any]:
-            filled: npt.NDArray[Any] = np.full(count * length, filler, dtype=values.dtype)
+        def fill(values: Array, filler: int) -> Array:
+            filled: Array = np.full(count * length, filler, dtype=values.dtype)
             filled[targets] = values
             return filled
 
@@ -203,16 +242,12 @@ def to_batch(rows: FlatRows, masks: Masks, label: Flags | None, job: ExampleJob)
         starts = None if starts is None else fill(starts, True)
         offsets = np.arange(count + 1) * length
     columns = [
-        _lists(offsets, tokens),
-        _lists(offsets, segment_ids),
+        list_column(tokens, offsets),
+        list_column(segment_ids, offsets),
         pa.nulls(len(offsets) - 1, pa.bool_()) if label is None else pa.array(label),
-        _lists(masks.offsets, masks.positions),
-        _lists(masks.offsets, masks.labels),
+        list_column(masks.positions, masks.offsets),
+        list_column(masks.labels, masks.offsets),
     ]
     if WORD_STARTS.name in schema.names and starts is not None:
-        columns.append(_lists(offsets, starts))
+        columns.append(list_column(starts, offsets))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _lists(offsets: Offsets, values: npt.NDArray[Any]) -> pa.Array:
-    return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values))

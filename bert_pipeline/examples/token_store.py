@@ -12,17 +12,24 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from bert_pipeline.artifact import Manifest, atomic
 from bert_pipeline.corpus.sentences import split_sentences
-from bert_pipeline.ragged import expand, offsets_of
-from bert_pipeline.shards import COUNTS, count_rows, iterate_range
-from bert_pipeline.tokenizer.encode import Flags, Ids, Offsets, SentenceEncoder
+from bert_pipeline.ragged import (
+    Array,
+    BoolArray,
+    FloatArray,
+    Int32Array,
+    Int64Array,
+    expand,
+    offsets_of,
+)
+from bert_pipeline.storage.atomic import atomic
+from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.shards import COUNTS, count_rows, iterate_range
+from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import load_tokenizer
 
 PIECES, PIECE_BYTES = 16, 1_000_000
@@ -50,7 +57,9 @@ def piece_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05}.arrow"
 
 
-def plan_pieces(folder: Path, corpus: Path, manifest: Manifest, tokenizer: Path, with_starts: bool) -> list[EncodeJob]:
+def plan_pieces(
+    folder: Path, corpus: Path, manifest: Manifest, tokenizer: Path, with_starts: bool
+) -> list[EncodeJob]:
     """The pieces of a corpus: a pure function of the corpus, so that the result is the same for any workers."""
     jobs: list[EncodeJob] = []
     size = manifest.counts["bytes"] / max(1, len(manifest.files))
@@ -69,7 +78,12 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
     if (finished := _finished_counts(job.path)) is not None:
         return finished
     encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_starts)
-    ids, sentences, owners, starts = [np.empty(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
+    ids, sentences, owners, starts = (
+        [np.empty(0, np.int32)],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+        [],
+    )
     for texts, documents in _batches(job):
         encoded = encoder.encode(texts)
         kept = encoded.lengths > 0  # a sentence of control characters alone may leave nothing
@@ -81,7 +95,9 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
     arrays = {
         "ids": np.concatenate(ids).astype(np.uint16 if vocab_size <= 1 << 16 else np.int32),
         "sentences": offsets_of(np.concatenate(sentences)),
-        "documents": offsets_of(in_document[in_document > 0]),  # one that lost all its sentences is none
+        "documents": offsets_of(
+            in_document[in_document > 0]
+        ),  # one that lost all its sentences is none
     }
     if job.with_starts:
         arrays["starts"] = np.concatenate([np.empty(0, np.bool_), *starts]).view(np.uint8)
@@ -147,8 +163,10 @@ def _cut(sentence: str) -> Iterator[str]:
         yield sentence
 
 
-def _write(path: Path, arrays: dict[str, npt.NDArray[Any]], counts: dict[str, int]) -> None:
-    columns = [pa.LargeListArray.from_arrays([0, len(array)], pa.array(array)) for array in arrays.values()]
+def _write(path: Path, arrays: dict[str, Array], counts: dict[str, int]) -> None:
+    columns = [
+        pa.LargeListArray.from_arrays([0, len(array)], pa.array(array)) for array in arrays.values()
+    ]
     batch = pa.record_batch(columns, names=list(arrays))
     schema = batch.schema.with_metadata({COUNTS: json.dumps(counts)})
     with atomic(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
@@ -163,27 +181,27 @@ class Piece:
         self._map = pa.memory_map(str(path))
         self._batch = pa.ipc.open_file(self._map).get_batch(0)
 
-    def _view(self, name: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = self._batch.column(name).values.to_numpy()
+    def _view(self, name: str) -> Array:
+        array: Array = self._batch.column(name).values.to_numpy()
         return array
 
     @cached_property
-    def ids(self) -> npt.NDArray[Any]:
+    def ids(self) -> Array:
         """All ids, uint16 or int32 of shape (ids,)."""
         return self._view("ids")
 
     @cached_property
-    def sentences(self) -> Offsets:
+    def sentences(self) -> Int64Array:
         """Where sentences begin in the ids, and where the last one ends."""
         return self._view("sentences")
 
     @cached_property
-    def documents(self) -> Offsets:
+    def documents(self) -> Int64Array:
         """Where documents begin in the sentences, and where the last one ends."""
         return self._view("documents")
 
     @cached_property
-    def starts(self) -> Flags | None:
+    def starts(self) -> BoolArray | None:
         """Which ids begin a word, in a store made with them."""
         return self._view("starts").view(np.bool_) if "starts" in self._batch.schema.names else None
 
@@ -192,24 +210,24 @@ class Piece:
 class Runs:
     """Runs of ids end to end: run r is `ids[offsets[r]:offsets[r + 1]]`; `starts` beside them, if there are any."""
 
-    ids: Ids
-    starts: Flags | None
-    offsets: Offsets
+    ids: Int32Array
+    starts: BoolArray | None
+    offsets: Int64Array
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
     """Runs of ids where they lie: ids `start:stop` of a piece."""
 
-    piece: Offsets
-    start: Offsets
-    stop: Offsets
+    piece: Int64Array
+    start: Int64Array
+    stop: Int64Array
 
 
 class TokenStore:
     """All pieces, with documents numbered through: piece p holds documents `first[p]`..`first[p + 1] - 1`."""
 
-    def __init__(self, folder: Path, documents: Sequence[int] | Offsets) -> None:
+    def __init__(self, folder: Path, documents: Sequence[int] | Int64Array) -> None:
         self._folder = folder
         self.first = offsets_of(np.asarray(documents, dtype=np.int64))
 
@@ -220,7 +238,9 @@ class TokenStore:
         """Map a piece into memory, until the result is dropped."""
         return Piece(piece_path(self._folder, piece))
 
-    def find_sentences(self, documents: Offsets, shares: npt.NDArray[np.float64], wanted: Offsets) -> Places:
+    def find_sentences(
+        self, documents: Int64Array, shares: FloatArray, wanted: Int64Array
+    ) -> Places:
         """For each document, where its sentences lie from the one at `share` (0 to 1) of it on.
 
         As many as reach `wanted` ids, one at least, or up to the document's end.
@@ -247,14 +267,17 @@ class TokenStore:
         for number in np.unique(places.piece).tolist():
             here = np.flatnonzero(places.piece == number)
             piece = self.open(number)
-            targets, sources = expand(offsets[here], lengths[here]), expand(places.start[here], lengths[here])
+            targets, sources = (
+                expand(offsets[here], lengths[here]),
+                expand(places.start[here], lengths[here]),
+            )
             ids[targets] = piece.ids[sources]
             if piece.starts is not None:
                 starts[targets] = piece.starts[sources]
                 with_starts = True
         return Runs(ids, starts if with_starts else None, offsets)
 
-    def count_tokens(self, piece: int, left_out: Offsets, vocab_size: int) -> npt.NDArray[np.int64]:
+    def count_tokens(self, piece: int, left_out: Int64Array, vocab_size: int) -> Int64Array:
         """Occurrences of each id in a piece, but for the documents left out; int64 of shape (vocab_size,)."""
         arrays = self.open(piece)
         counts = np.bincount(arrays.ids, minlength=vocab_size)

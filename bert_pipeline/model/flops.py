@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from bert_pipeline.model.flat import has_flat_path
-from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.unpadded import supports_unpadded
+from bert_pipeline.model.unpadded_batch import UnpaddedBatch
 
 FORWARD_AND_BACKWARD = 3  # a product's two gradients are products of the same size
 
 
-def training_flops(config: Any, batch: FlatBatch) -> float | None:
+def training_flops(config: Any, batch: UnpaddedBatch) -> float | None:
     """FLOPs of a step on a batch (on the CPU) of real tokens; None for architectures without the flat path.
 
     A multiply-add is 2. Matrix products alone count, and only work that the step needs: padding, activations computed
     again and whatever of the last layer no head reads do not.
     """
-    if not has_flat_path(config):
+    if not supports_unpadded(config):
         return None
     assert batch.reads is not None
     lengths, reads_of_examples = batch.cu_seqlens.diff(), batch.reads.cu_seqlens.diff()
@@ -32,4 +32,6 @@ def training_flops(config: Any, batch: FlatBatch) -> float | None:
     vocabulary_head = masked * (hidden**2 + hidden * config.vocab_size)
     pair_head = pairs * (hidden**2 + hidden * 2)
     attention = keys_and_values + queries + scores_and_mixture + attention_output
-    return float(2 * FORWARD_AND_BACKWARD * (attention + feed_forward + vocabulary_head + pair_head))
+    return float(
+        2 * FORWARD_AND_BACKWARD * (attention + feed_forward + vocabulary_head + pair_head)
+    )

@@ -27,7 +27,9 @@ class _SpreadRows(torch.autograd.Function):
         ctx.save_for_backward(index)
         zeros = x.new_zeros(rows, *x.shape[1:])
         if torch.compiler.is_compiling():
-            return zeros.index_copy(0, index, x)  # torch 2.11 compiles the copy in place to one without gradient
+            return zeros.index_copy(
+                0, index, x
+            )  # torch 2.11 compiles the copy in place to one without gradient
         return zeros.index_copy_(0, index, x)
 
     @staticmethod
@@ -70,7 +72,12 @@ class _Blocks:
         return F.pad(weight, (0, 0, 0, self.fill)), F.pad(bias, (0, self.fill), value=lowest)
 
     def add_gradients(
-        self, grads: Sequence[Tensor | None], rows: slice, slope: Tensor, block: Tensor, matrix: Tensor
+        self,
+        grads: Sequence[Tensor | None],
+        rows: slice,
+        slope: Tensor,
+        block: Tensor,
+        matrix: Tensor,
     ) -> None:
         """Add what the slope of the loss by a block's logits gives."""
         grad_hidden, grad_weight, grad_bias = grads
@@ -94,18 +101,27 @@ class _MaskedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, how: _Blocks) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, how: _Blocks
+    ) -> Tensor:
         inputs, exact = (hidden, weight, bias), torch.promote_types(how.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        grads = [torch.zeros_like(x, dtype=exact) if want else None for x, want in zip(inputs, how.wanted, strict=True)]
+        grads = [
+            torch.zeros_like(x, dtype=exact) if want else None
+            for x, want in zip(inputs, how.wanted, strict=True)
+        ]
         matrix, offset = how.prepare(weight, bias)
         # One block's memory for all of them: it stays in the cache, and the softmax takes the place of its logits.
-        space = torch.empty(min(how.rows, len(hidden)), len(matrix), dtype=how.dtype, device=hidden.device)
+        space = torch.empty(
+            min(how.rows, len(hidden)), len(matrix), dtype=how.dtype, device=hidden.device
+        )
         for rows in (slice(start, start + how.rows) for start in range(0, len(hidden), how.rows)):
             block, picked = hidden[rows].to(how.dtype), labels[rows].unsqueeze(1)
             logits = torch.addmm(offset, block, matrix.t(), out=space[: len(block)])
             peak, right = logits.amax(1), logits.gather(1, picked).to(exact)
-            slope = torch.softmax(logits, 1, dtype=exact, out=logits if how.dtype == exact else None)
+            slope = torch.softmax(
+                logits, 1, dtype=exact, out=logits if how.dtype == exact else None
+            )
             # The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a second pass of
             # exponentials, exact because it is never below 1 / vocabulary.
             total += (peak - slope.amax(1).log()).sum() - right.sum()
@@ -130,7 +146,9 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(
+            -(2**63), None
+        )
         kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
         ctx.save_for_backward(kept)
         ctx.scale = 2**16 / (2**16 - dropped)
@@ -149,7 +167,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or not p:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # the compiler has a fast generator of its own
+    if (
+        x.device.type != "cpu" or torch.compiler.is_compiling()
+    ):  # the compiler has a fast generator of its own
         return F.dropout(x, p)
     return _Dropout.apply(x, min(round(p * 2**16), 2**16 - 1))  # type: ignore[no-any-return, no-untyped-call]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.attention import Grid
-from bert_pipeline.model.flat_batch import FlatBatch
+from bert_pipeline.model.compile import wrap_call
 from bert_pipeline.model.kernels import take_rows
-from bert_pipeline.model.layer_calls import wrap_call
+from bert_pipeline.model.unpadded_batch import UnpaddedBatch
 
 
 class PaddedPath(nn.Module):
@@ -33,7 +33,9 @@ class PaddedPath(nn.Module):
         self.network = network
         for layer in self.layers:
             layer.forward = wrap_call(layer.forward, **how)
-        self._with_segments = "token_type_ids" in takes and getattr(network.config, "type_vocab_size", 0) > 1
+        self._with_segments = (
+            "token_type_ids" in takes and getattr(network.config, "type_vocab_size", 0) > 1
+        )
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -41,9 +43,13 @@ class PaddedPath(nn.Module):
         kinds: dict[type, list[nn.Module]] = {}
         for module in _listed(self.network):
             kinds.setdefault(type(module), []).append(module)
-        return max(kinds.values(), key=lambda them: sum(p.numel() for it in them for p in it.parameters()), default=[])
+        return max(
+            kinds.values(),
+            key=lambda them: sum(p.numel() for it in them for p in it.parameters()),
+            default=[],
+        )
 
-    def forward(self, batch: FlatBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, batch: UnpaddedBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """As `FlatPath.forward`, without a pair task."""
         scores = self._score(batch)
         if logits:
@@ -51,7 +57,7 @@ class PaddedPath(nn.Module):
         mlm = F.cross_entropy(scores.float(), batch.masked_labels, reduction="sum")
         return mlm, mlm.new_zeros(())
 
-    def _score(self, batch: FlatBatch) -> Tensor:
+    def _score(self, batch: UnpaddedBatch) -> Tensor:
         """Logits `[M, vocabulary]` of the masked tokens."""
         grid = Grid.of(batch)
         pad = self.network.config.pad_token_id or 0
@@ -82,7 +88,9 @@ def _scored_at(decoder: nn.Module | None, rows: Tensor, shape: tuple[int, int]) 
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = args
-        return (take_rows(hidden.flatten(0, 1), rows), *rest) if hidden.shape[:-1] == shape else args
+        return (
+            (take_rows(hidden.flatten(0, 1), rows), *rest) if hidden.shape[:-1] == shape else args
+        )
 
     hook = decoder.register_forward_pre_hook(gather) if decoder is not None else None
     try:

@@ -35,7 +35,11 @@ def parameter_kinds(network: Any) -> dict[str, Kind]:
 
 def _outside_of_encoder(network: Any) -> set[torch.Tensor]:
     """Parameters of embeddings, of what scores the vocabulary, and of BERT's head for sentence pairs."""
-    modules: list[nn.Module | None] = [it for it in network.modules() if isinstance(it, nn.Embedding)]
+    modules: list[nn.Module | None] = [
+        it for it in network.modules() if isinstance(it, nn.Embedding)
+    ]
     modules += [network.get_output_embeddings(), getattr(network.base_model, "pooler", None)]
     modules.append(getattr(getattr(network, "cls", None), "seq_relationship", None))
-    return {parameter for module in modules if module is not None for parameter in module.parameters()}
+    return {
+        parameter for module in modules if module is not None for parameter in module.parameters()
+    }

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForMaskedLM, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.model.presets import count_positions
+from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.predict.load import find_model, load_auto_tokenizer, load_model
 
 MASK = "[MASK]"
@@ -20,7 +20,9 @@ class MaskFiller:
         folder = find_model(model)
         self._tokenizer = load_auto_tokenizer(folder)
         if self._tokenizer.mask_token is None:
-            raise BertpipeError(f"{folder}: its tokenizer has no mask token, so there is nothing to fill.")
+            raise BertpipeError(
+                f"{folder}: its tokenizer has no mask token, so there is nothing to fill."
+            )
         network = load_model(folder, AutoModelForMaskedLM)
         self._length = count_positions(network.config)
         self._vocab_size = network.config.vocab_size
@@ -33,12 +35,16 @@ class MaskFiller:
         A text longer than the model's positions is cut. Raises `BertpipeError` naming a text without a mask (in reach).
         """
         if not 1 <= top_k <= self._vocab_size:
-            raise UsageError(f"--top-k {top_k}: must lie between 1 and the vocabulary's {self._vocab_size}.")
+            raise UsageError(
+                f"--top-k {top_k}: must lie between 1 and the vocabulary's {self._vocab_size}."
+            )
         marked = [text.replace(MASK, self._tokenizer.mask_token) for text in texts]
         for number, text in enumerate(marked, start=1):
             self._check(number, text)
         kwargs = {"truncation": True, "max_length": self._length}
-        return self._pipeline(marked[0] if len(marked) == 1 else marked, top_k=top_k, tokenizer_kwargs=kwargs)
+        return self._pipeline(
+            marked[0] if len(marked) == 1 else marked, top_k=top_k, tokenizer_kwargs=kwargs
+        )
 
     def fill_each(self, texts: Sequence[str], top_k: int) -> list[list[list[dict[str, Any]]]]:
         """The same for every text as a list of masks, however many there are."""
@@ -51,8 +57,12 @@ class MaskFiller:
         if mask_id in ids:
             return
         if self._tokenizer.mask_token in text:
-            raise BertpipeError(f"Text {number}: its {MASK} lies beyond the {self._length} tokens that are read.")
-        raise BertpipeError(f"Text {number} has no {MASK}: {text[:60]!r}. Write {MASK} where a word is to be found.")
+            raise BertpipeError(
+                f"Text {number}: its {MASK} lies beyond the {self._length} tokens that are read."
+            )
+        raise BertpipeError(
+            f"Text {number} has no {MASK}: {text[:60]!r}. Write {MASK} where a word is to be found."
+        )
 
 
 def draw(masks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -62,6 +72,9 @@ def draw(masks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         if len(masks) > 1:
             lines.append(f"  mask {number}")
         for candidate in candidates:
-            share, word = candidate["score"], candidate["token_str"].strip() or repr(candidate["token_str"])
+            share, word = (
+                candidate["score"],
+                candidate["token_str"].strip() or repr(candidate["token_str"]),
+            )
             lines.append(f"  {share:6.1%} {'█' * round(20 * share):<20} {word}")
     return lines

@@ -11,8 +11,12 @@ def find_model(path: Path) -> Path:
     for candidate in (path, path / "model", path / "pretrain" / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    unfinished = " Its training has not finished: run it again." if (path / "checkpoints").is_dir() else ""
-    raise BertpipeError(f"{path}: no model folder (one with config.json and model.safetensors).{unfinished}")
+    unfinished = (
+        " Its training has not finished: run it again." if (path / "checkpoints").is_dir() else ""
+    )
+    raise BertpipeError(
+        f"{path}: no model folder (one with config.json and model.safetensors).{unfinished}"
+    )
 
 
 def load_model(folder: Path, auto_class: Any) -> Any:

@@ -29,7 +29,9 @@ class Alphabet:
     """Whether `room` ended before enough of the text was covered."""
 
 
-def choose_alphabet(counts: Counter[str], tokenizer: Tokenizer, size: int | None, room: int) -> Alphabet:
+def choose_alphabet(
+    counts: Counter[str], tokenizer: Tokenizer, size: int | None, room: int
+) -> Alphabet:
     """The `size` most frequent characters; or as many as cover enough of the text with at most `room` entries."""
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     entries = {char: _entries(tokenizer, char) for char in ranked}
@@ -45,7 +47,9 @@ def choose_alphabet(counts: Counter[str], tokenizer: Tokenizer, size: int | None
     )
 
 
-def _cover(ranked: list[str], counts: Counter[str], entries: dict[str, list[str]], room: int) -> int:
+def _cover(
+    ranked: list[str], counts: Counter[str], entries: dict[str, list[str]], room: int
+) -> int:
     missing, limit = counts.total() * COVERAGE, 0
     for char in ranked:
         room -= len(entries[char])
@@ -71,6 +75,8 @@ def count_characters(sample: Sample, tokenizer: Tokenizer) -> Counter[str]:
 
 def _entries(tokenizer: Tokenizer, char: str) -> list[str]:
     """A character as a word begins, and as it goes on, unless it is always a word of its own."""
-    within = tokenizer.normalizer.normalize_str("a" + char)  # which puts spaces around Chinese characters
+    within = tokenizer.normalizer.normalize_str(
+        "a" + char
+    )  # which puts spaces around Chinese characters
     continues = len(tokenizer.pre_tokenizer.pre_tokenize_str(within)) == 1
     return [char, CONTINUED + char] if continues else [char]

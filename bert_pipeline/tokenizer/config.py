@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from bert_pipeline.config import StageConfig, available_cores
+from bert_pipeline.config import OneOrMany, StageConfig, available_cores, flags
 
 ONLY_WORDPIECE = ("strip_accents", "chinese_characters", "alphabet_size", "id_layout")
 TRAINING = (
@@ -20,7 +20,12 @@ ORIGINAL_UNUSED = 99
 class TokenizeConfig(StageConfig):
     """Train a tokenizer on a corpus, or take an existing one."""
 
-    execution: ClassVar[frozenset[str]] = StageConfig.execution | {"corpus", "workers", "compare", "max_wait"}
+    execution: ClassVar[frozenset[str]] = StageConfig.execution | {
+        "corpus",
+        "workers",
+        "compare",
+        "max_wait",
+    }
 
     corpus: Path
     """Folder made by `bertpipe corpus`."""
@@ -55,23 +60,18 @@ class TokenizeConfig(StageConfig):
     google-bert/bert-base-uncased. Options of training do not go with it."""
     revision: str | None = None
     """Branch, tag or commit of a tokenizer on the hub."""
-    compare: tuple[str, ...] = ()
+    compare: OneOrMany = ()
     """Another tokenizer, a folder or a name on the hub, to be measured on the same text; may be given several times."""
     max_wait: float = Field(120, ge=0)
     """Seconds to keep trying while the hub gives nothing."""
     workers: int = Field(default_factory=available_cores, ge=1)
     """Threads to count with; the result is the same for any number."""
 
-    @field_validator("compare", mode="before")
-    @classmethod
-    def _list_one_tokenizer(cls, given: object) -> object:
-        return (given,) if isinstance(given, str) else given
-
     @model_validator(mode="after")
-    def _check_training_options(self) -> "TokenizeConfig":
+    def _check_trainingflags(self) -> "TokenizeConfig":
         given = [option for option in TRAINING if option in self.model_fields_set]
         if self.tokenizer is not None and given:
-            raise ValueError(f"--tokenizer takes a tokenizer as it is: leave out {_options(given)}.")
+            raise ValueError(f"--tokenizer takes a tokenizer as it is: leave out {flags(given)}.")
         if self.tokenizer is None and self.revision is not None:
             raise ValueError("--revision: only for a --tokenizer on the hub, and none is given.")
         return self
@@ -80,23 +80,27 @@ class TokenizeConfig(StageConfig):
     def _check_kind(self) -> "TokenizeConfig":
         only_wordpiece = [option for option in ONLY_WORDPIECE if option in self.model_fields_set]
         if self.kind == "byte-bpe" and only_wordpiece:
-            raise ValueError(f"byte-bpe knows no {_options(only_wordpiece)}; leave it out.")
+            raise ValueError(f"byte-bpe knows no {flags(only_wordpiece)}; leave it out.")
         if self.kind == "wordpiece" and self.specials != "bert":
-            raise ValueError(f"--specials {self.specials}: only for --kind byte-bpe; wordpiece has BERT's.")
+            raise ValueError(
+                f"--specials {self.specials}: only for --kind byte-bpe; wordpiece has BERT's."
+            )
         if self.id_layout == "original" and self.unused_slots < ORIGINAL_UNUSED:
-            raise ValueError(f"--unused {self.unused}: --id-layout original has at least {ORIGINAL_UNUSED}.")
+            raise ValueError(
+                f"--unused {self.unused}: --id-layout original has at least {ORIGINAL_UNUSED}."
+            )
         return self
 
     @property
     def unused_slots(self) -> int:
         """How many entries are kept free."""
-        return self.unused if self.unused is not None else ORIGINAL_UNUSED * (self.id_layout == "original")
+        return (
+            self.unused
+            if self.unused is not None
+            else ORIGINAL_UNUSED * (self.id_layout == "original")
+        )
 
     def content(self) -> dict[str, Any]:
         """The settings that decide the result; how to train is none where nothing is trained."""
         without = set(TRAINING) if self.tokenizer is not None else set()
         return {name: value for name, value in super().content().items() if name not in without}
-
-
-def _options(names: list[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)

@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.ragged import expand, offsets_of
+from bert_pipeline.ragged import Array, BoolArray, Int32Array, Int64Array, expand, offsets_of
 from bert_pipeline.tokenizer.load import LoadedTokenizer
-
-Ids = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
-Offsets = npt.NDArray[np.int64]
 
 TOGETHER, OVERHEAD = 500_000, 50
 """Characters to hand to the tokenizer at a time, each sentence counting for `OVERHEAD` more: what it returns takes a
@@ -49,9 +44,9 @@ class Encoded:
     Words are the tokenizer's own (what its pre-tokenizer parts), whatever its pieces look like. None when not asked.
     """
 
-    ids: Ids
-    lengths: Offsets
-    starts: Flags | None
+    ids: Int32Array
+    lengths: Int64Array
+    starts: BoolArray | None
 
 
 def parts_at_spaces(tokenizer: Any) -> bool:
@@ -62,18 +57,27 @@ def parts_at_spaces(tokenizer: Any) -> bool:
         return False
     normalizers = _flatten(settings["normalizer"], "normalizers")
     pre_tokenizers = _flatten(settings["pre_tokenizer"], "pretokenizers")
-    harmless = KEEP_SPACES if any(each["type"] == "ByteLevel" for each in pre_tokenizers) else NORMALIZERS
+    harmless = (
+        KEEP_SPACES if any(each["type"] == "ByteLevel" for each in pre_tokenizers) else NORMALIZERS
+    )
     return (
         bool(pre_tokenizers)
         and all(each["type"] in harmless for each in normalizers)
-        and all(each["type"] in PRE_TOKENIZERS and each.get("use_regex", True) for each in pre_tokenizers)
+        and all(
+            each["type"] in PRE_TOKENIZERS and each.get("use_regex", True)
+            for each in pre_tokenizers
+        )
     )
 
 
 def _flatten(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     if part is None:
         return []
-    return [each for item in part[inner] for each in _flatten(item, inner)] if part["type"] == "Sequence" else [part]
+    return (
+        [each for item in part[inner] for each in _flatten(item, inner)]
+        if part["type"] == "Sequence"
+        else [part]
+    )
 
 
 class _Words(dict[str, int]):
@@ -98,7 +102,10 @@ class SentenceEncoder:
     def __init__(self, loaded: LoadedTokenizer, with_starts: bool) -> None:
         self._tokenizer, self._with_starts = loaded.tokenizer, with_starts
         special = loaded.special
-        self._unknown, self._special = special.unk, (special.pad, special.cls, special.sep, special.mask)
+        self._unknown, self._special = (
+            special.unk,
+            (special.pad, special.cls, special.sep, special.mask),
+        )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -115,14 +122,20 @@ class SentenceEncoder:
         words = joined.replace(" ", BREAK + " ").split(BREAK)
         numbers = np.fromiter(map(self._words.__getitem__, words), dtype=np.int64, count=len(words))
         self._learn()
-        counts = np.fromiter((sentence.count(" ") + 1 for sentence in sentences), dtype=np.int64, count=len(sentences))
+        counts = np.fromiter(
+            (sentence.count(" ") + 1 for sentence in sentences),
+            dtype=np.int64,
+            count=len(sentences),
+        )
         first_word = offsets_of(counts)[:-1]
         odd = np.flatnonzero(np.logical_or.reduceat(numbers == ODD, first_word))
         if len(odd):
             encoded = self._mix(sentences, odd, numbers, counts)
         else:
             lengths = np.add.reduceat(self._lengths[numbers], first_word)
-            encoded = Encoded(self._look_up(self._ids, numbers), lengths, self._look_up_starts(numbers))
+            encoded = Encoded(
+                self._look_up(self._ids, numbers), lengths, self._look_up_starts(numbers)
+            )
         if len(self._words) > REMEMBERED:
             self._forget()
         return encoded
@@ -146,21 +159,25 @@ class SentenceEncoder:
         self._lengths = np.concatenate([self._lengths, new.lengths])
         self._offsets = offsets_of(self._lengths)
 
-    def _look_up(self, table: npt.NDArray[Any], numbers: Offsets) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = table[expand(self._offsets[numbers], self._lengths[numbers])]
+    def _look_up(self, table: Array, numbers: Int64Array) -> Array:
+        found: Array = table[expand(self._offsets[numbers], self._lengths[numbers])]
         return found
 
-    def _look_up_starts(self, numbers: Offsets) -> Flags | None:
+    def _look_up_starts(self, numbers: Int64Array) -> BoolArray | None:
         return self._look_up(self._starts, numbers) if self._with_starts else None
 
-    def _mix(self, sentences: Sequence[str], odd: Offsets, numbers: Offsets, counts: Offsets) -> Encoded:
+    def _mix(
+        self, sentences: Sequence[str], odd: Int64Array, numbers: Int64Array, counts: Int64Array
+    ) -> Encoded:
         """Sentences with an odd word by the tokenizer, all others by the table, in the order given."""
         whole = self._encode_whole([sentences[number] for number in odd.tolist()])
         is_odd = np.zeros(len(sentences), dtype=np.bool_)
         is_odd[odd] = True
         word_is_odd = np.repeat(is_odd, counts)
         known = np.where(word_is_odd, 0, numbers)
-        lengths = np.add.reduceat(np.where(word_is_odd, 0, self._known_lengths(known)), offsets_of(counts)[:-1])
+        lengths = np.add.reduceat(
+            np.where(word_is_odd, 0, self._known_lengths(known)), offsets_of(counts)[:-1]
+        )
         lengths[odd] = whole.lengths
         token_is_odd = np.repeat(is_odd, lengths)
         ids = np.empty(len(token_is_odd), dtype=np.int32)
@@ -175,10 +192,12 @@ class SentenceEncoder:
                 starts[~token_is_odd] = self._look_up(self._starts, plain)
         return Encoded(ids, lengths, starts)
 
-    def _known_lengths(self, numbers: Offsets) -> Offsets:
-        return self._lengths[numbers] if len(self._lengths) else np.zeros(len(numbers), dtype=np.int64)
+    def _known_lengths(self, numbers: Int64Array) -> Int64Array:
+        return (
+            self._lengths[numbers] if len(self._lengths) else np.zeros(len(numbers), dtype=np.int64)
+        )
 
-    def _hide_special(self, ids: Ids) -> Ids:
+    def _hide_special(self, ids: Int32Array) -> Int32Array:
         """A vocabulary of whole words may hold the special tokens' names: in a text they are unknown words."""
         if self._unknown is not None and (found := np.isin(ids, self._special)).any():
             ids[found] = self._unknown
@@ -199,9 +218,13 @@ class SentenceEncoder:
         return numbered
 
     def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
-        encode = self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
+        encode = (
+            self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
+        )
         sizes = np.cumsum([len(sentence) + OVERHEAD for sentence in sentences])
-        batches = np.split(np.arange(len(sentences)), np.flatnonzero(np.diff(sizes // TOGETHER)) + 1)
+        batches = np.split(
+            np.arange(len(sentences)), np.flatnonzero(np.diff(sizes // TOGETHER)) + 1
+        )
         lengths = np.zeros(len(sentences), dtype=np.int64)
         ids, starts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.bool_)]
         for numbers in batches:
@@ -210,17 +233,29 @@ class SentenceEncoder:
                 encodings = encode(texts, add_special_tokens=False)
             except BertpipeError:  # a signal's
                 raise
-            except Exception as error:  # the library's only kind, such as for a word that it has no token for
-                raise BertpipeError(f"The tokenizer cannot encode the corpus ({error}). Take another one.") from None
+            except (
+                Exception
+            ) as error:  # the library's only kind, such as for a word that it has no token for
+                raise BertpipeError(
+                    f"The tokenizer cannot encode the corpus ({error}). Take another one."
+                ) from None
             batch = [encoding.ids for encoding in encodings]
             lengths[numbers] = [len(each) for each in batch]
-            ids.append(self._hide_special(np.fromiter((i for each in batch for i in each), dtype=np.int32)))
+            ids.append(
+                self._hide_special(np.fromiter((i for each in batch for i in each), dtype=np.int32))
+            )
             if self._with_starts:
-                starts.append(_find_starts([self._number_words(*pair) for pair in zip(texts, encodings, strict=True)]))
-        return Encoded(np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None)
+                starts.append(
+                    _find_starts(
+                        [self._number_words(*pair) for pair in zip(texts, encodings, strict=True)]
+                    )
+                )
+        return Encoded(
+            np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None
+        )
 
 
-def _find_starts(word_ids: Sequence[Sequence[int | None]]) -> Flags:
+def _find_starts(word_ids: Sequence[Sequence[int | None]]) -> BoolArray:
     """An id begins a word when its word is not that of the id before it in the same sentence."""
     flat = np.fromiter((-1 if w is None else w for each in word_ids for w in each), dtype=np.int64)
     starts = np.ones(len(flat), dtype=np.bool_)

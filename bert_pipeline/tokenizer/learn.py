@@ -7,13 +7,24 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from bert_pipeline.artifact import Manifest
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.progress import say
-from bert_pipeline.tokenizer.alphabet import CONTINUED, FEWEST, Alphabet, choose_alphabet, count_characters
+from bert_pipeline.progress import print_line
+from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.tokenizer.alphabet import (
+    CONTINUED,
+    FEWEST,
+    Alphabet,
+    choose_alphabet,
+    count_characters,
+)
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.sample import Sample, bound_sample
-from bert_pipeline.tokenizer.special import SPECIALS, mark_specials, reserve_entries, surround_texts
+from bert_pipeline.tokenizer.special_tokens import (
+    SPECIALS,
+    mark_specials,
+    reserve_entries,
+    surround_texts,
+)
 
 
 def learn_vocabulary(
@@ -26,7 +37,9 @@ def learn_vocabulary(
     # Read by the Rust side when its thread pool first starts.
     os.environ["RAYON_NUM_THREADS"] = str(config.workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if config.workers > 1 else "false"
-    new, learn = (_new_wordpiece, _learn_wordpiece) if config.kind == "wordpiece" else (_new_bpe, _learn_bpe)
+    new, learn = (
+        (_new_wordpiece, _learn_wordpiece) if config.kind == "wordpiece" else (_new_bpe, _learn_bpe)
+    )
     splitter = new(config)
     megabytes = config.sample_mb or bound_sample(splitter, some_text)
     sample = Sample(config.corpus, corpus, megabytes, config.seed, config.quiet)
@@ -56,7 +69,9 @@ def _new_wordpiece(config: TokenizeConfig) -> Tokenizer:
     return tokenizer
 
 
-def _learn_wordpiece(tokenizer: Tokenizer, sample: Sample, config: TokenizeConfig) -> tuple[Tokenizer, dict[str, Any]]:
+def _learn_wordpiece(
+    tokenizer: Tokenizer, sample: Sample, config: TokenizeConfig
+) -> tuple[Tokenizer, dict[str, Any]]:
     """WordPiece (Devlin et al. 2019).
 
     The trainer numbers characters in the order of a hash map, so ties between merges fall differently at every run.
@@ -72,12 +87,19 @@ def _learn_wordpiece(tokenizer: Tokenizer, sample: Sample, config: TokenizeConfi
         vocabulary = _learn_pieces(tokenizer, sample, alphabet, config)
     if alphabet.is_cut:
         _tell_unknown(alphabet, config)
-    tokenizer = _with_model(tokenizer, models.WordPiece(vocabulary, unk_token=SPECIALS[config.specials]["unk"]))
+    tokenizer = _with_model(
+        tokenizer, models.WordPiece(vocabulary, unk_token=SPECIALS[config.specials]["unk"])
+    )
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUED)
-    return tokenizer, {"characters": len(alphabet.characters), "character_coverage": round(alphabet.coverage, 6)}
+    return tokenizer, {
+        "characters": len(alphabet.characters),
+        "character_coverage": round(alphabet.coverage, 6),
+    }
 
 
-def _learn_pieces(tokenizer: Tokenizer, sample: Sample, alphabet: Alphabet, config: TokenizeConfig) -> dict[str, int]:
+def _learn_pieces(
+    tokenizer: Tokenizer, sample: Sample, alphabet: Alphabet, config: TokenizeConfig
+) -> dict[str, int]:
     reserved = reserve_entries(config)
     if len(reserved) + len(alphabet.entries) > config.vocab_size:
         raise BertpipeError(
@@ -113,7 +135,9 @@ def _new_bpe(config: TokenizeConfig) -> Tokenizer:
     return tokenizer
 
 
-def _learn_bpe(tokenizer: Tokenizer, sample: Sample, config: TokenizeConfig) -> tuple[Tokenizer, dict[str, Any]]:
+def _learn_bpe(
+    tokenizer: Tokenizer, sample: Sample, config: TokenizeConfig
+) -> tuple[Tokenizer, dict[str, Any]]:
     """Byte-level BPE (Radford et al. 2019, section 2.2)."""
     reserved = reserve_entries(config)
     if config.vocab_size < len(reserved) + 256:
@@ -143,7 +167,7 @@ def _with_model(trained: Tokenizer, model: models.Model) -> Tokenizer:
 
 
 def _tell_unknown(alphabet: Alphabet, config: TokenizeConfig) -> None:
-    say(
+    print_line(
         f"tokenizer: --vocab-size {config.vocab_size} has room for {len(alphabet.characters):,} of the "
         f"{alphabet.known:,} characters; the others, {1 - alphabet.coverage:.2%} of the text, are unknown. A larger "
         "vocabulary holds more of them, --kind byte-bpe all.",

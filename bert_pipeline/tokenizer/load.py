@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pipeline.artifact import MANIFEST, UNFINISHED, Manifest, hash_file, hash_json, read_manifest
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.storage.atomic import hash_file, hash_json
+from bert_pipeline.storage.manifest import MANIFEST, UNFINISHED, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,14 +61,22 @@ def find_tokenizer(
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise UsageError(f"--revision {revision}: {folder} is a folder here, and has no revisions.")
+            raise UsageError(
+                f"--revision {revision}: {folder} is a folder here, and has no revisions."
+            )
         return folder
     # `runs/my/tokenizer` or `runs/tokenizr` where there is a folder `runs` is no name on the hub.
     if not _HUB_NAME.fullmatch(str(name)) or (folder.parent.name and folder.parent.is_dir()):
-        raise UsageError(f"{name}: no such folder. Give one of a tokenizer, or a name on the hub such as OWNER/NAME.")
-    from bert_pipeline.tokenizer.hub import download_tokenizer
+        raise UsageError(
+            f"{name}: no such folder. Give one of a tokenizer, or a name on the hub such as OWNER/NAME."
+        )
+    from bert_pipeline.hub.downloads import download_files
+    from bert_pipeline.progress import err
 
-    return download_tokenizer(str(name), revision, max_wait, quiet)
+    if "/" not in str(name) and not quiet:  # as likely a folder that is not there
+        err.print(f"{name}: no such folder here; asking the Hub.", markup=False)
+    # `config.json` names the kind of tokenizer where older repositories do not.
+    return download_files(str(name), revision, [*TOKENIZER_FILES, "config.json"], max_wait, quiet)
 
 
 def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokenizer:
@@ -84,9 +93,18 @@ def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokeni
     pretrained = _read_pretrained(folder)
     tokenizer = pretrained.backend_tokenizer
     tokens = {role: getattr(pretrained, f"{role}_token") for role in ROLES}
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in _tokenizer_files(folder)}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in _tokenizer_files(folder)
+    }
     manifest = Manifest(
-        stage=STAGE, config={}, inputs={}, counts={}, files=files, versions={}, fingerprint=hash_json(files)
+        stage=STAGE,
+        config={},
+        inputs={},
+        counts={},
+        files=files,
+        versions={},
+        fingerprint=hash_json(files),
     )
     return _loaded(folder, tokenizer, tokens, manifest, needed)
 
@@ -97,22 +115,36 @@ def _load_ours(folder: Path) -> LoadedTokenizer:
     manifest = read_manifest(folder, STAGE)
     for name, entry in manifest.files.items():
         if hash_file(folder / name) != entry["sha256"]:
-            raise BertpipeError(f"{folder / name}: changed since it was written; make {folder} again with --overwrite.")
+            raise BertpipeError(
+                f"{folder / name}: changed since it was written; make {folder} again with --overwrite."
+            )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return _loaded(folder, tokenizer, {role: names.get(f"{role}_token") for role in ROLES}, manifest, NEEDED)
+    return _loaded(
+        folder, tokenizer, {role: names.get(f"{role}_token") for role in ROLES}, manifest, NEEDED
+    )
 
 
 def find_special_ids(
-    tokenizer: "Tokenizer", tokens: Mapping[str, str | None], where: Path, needed: Sequence[str] = NEEDED
+    tokenizer: "Tokenizer",
+    tokens: Mapping[str, str | None],
+    where: Path,
+    needed: Sequence[str] = NEEDED,
 ) -> SpecialIds:
     """Ids of the special tokens, given by role; `NONE` where there is none and none is needed.
 
     Raises `BertpipeError` naming those that examples cannot do without.
     """
-    ids = {role: None if token is None else tokenizer.token_to_id(token) for role, token in tokens.items()}
+    ids = {
+        role: None if token is None else tokenizer.token_to_id(token)
+        for role, token in tokens.items()
+    }
     if missing := [role for role in needed if ids.get(role) is None]:
-        unnamed = "" if (where / "tokenizer_config.json").exists() else " named by a tokenizer_config.json"
+        unnamed = (
+            ""
+            if (where / "tokenizer_config.json").exists()
+            else " named by a tokenizer_config.json"
+        )
         raise BertpipeError(
             f"{where}: this tokenizer has no {' and no '.join(missing)} token{unnamed}, which masked examples need. "
             "Take one that was made for a BERT, or train one."
@@ -120,9 +152,12 @@ def find_special_ids(
     for role in ("cls", "sep"):
         # They become parts of a template, where these mean something else.
         if not set(":$ \t\n").isdisjoint(tokens.get(role) or ""):
-            raise BertpipeError(f"{where}: its {role} token {tokens[role]!r} has a colon, a dollar or a space in it.")
+            raise BertpipeError(
+                f"{where}: its {role} token {tokens[role]!r} has a colon, a dollar or a space in it."
+            )
     return SpecialIds(
-        unk=ids.get("unk"), **{role: NONE if (found := ids.get(role)) is None else found for role in NEEDED}
+        unk=ids.get("unk"),
+        **{role: NONE if (found := ids.get(role)) is None else found for role in NEEDED},
     )
 
 
@@ -134,7 +169,11 @@ def special_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
 
 
 def _loaded(
-    folder: Path, tokenizer: "Tokenizer", tokens: Mapping[str, str | None], manifest: Manifest, needed: Sequence[str]
+    folder: Path,
+    tokenizer: "Tokenizer",
+    tokens: Mapping[str, str | None],
+    manifest: Manifest,
+    needed: Sequence[str],
 ) -> LoadedTokenizer:
     special = find_special_ids(tokenizer, tokens, folder, needed)
     return LoadedTokenizer(tokenizer, count_ids(tokenizer), special, manifest)
@@ -159,12 +198,18 @@ def _read_pretrained(folder: Path) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
     with _reading(folder):
-        if [file.name for file in _tokenizer_files(folder)] == ["vocab.txt"] and not (folder / "config.json").exists():
+        if [file.name for file in _tokenizer_files(folder)] == ["vocab.txt"] and not (
+            folder / "config.json"
+        ).exists():
             # The BERT release says beside the vocabulary what case it is for, in the name of its folder.
             pieces = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
             is_cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
-            return BertTokenizer.from_pretrained(folder, local_files_only=True, do_lower_case=not is_cased)
-        pretrained = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return BertTokenizer.from_pretrained(
+                folder, local_files_only=True, do_lower_case=not is_cased
+            )
+        pretrained = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         if not pretrained.is_fast:
             raise ValueError(f"{type(pretrained).__name__} has no tokenizer.json")
         return pretrained
@@ -180,7 +225,9 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except BertpipeError:  # a signal's
         raise
-    except Exception as error:  # the libraries raise anything, down to bare `Exception`, over what others wrote
+    except (
+        Exception
+    ) as error:  # the libraries raise anything, down to bare `Exception`, over what others wrote
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise BertpipeError(
             f"{folder}: no tokenizer that can be read without running code of its own ({detail})."

@@ -53,25 +53,31 @@ class MeasuredText:
         self.quiet = sample.quiet
 
     def measure(
-        self, tokenizer: Tokenizer, special: SpecialIds, title: str, words: Iterable[str] | None = None
+        self,
+        tokenizer: Tokenizer,
+        special: SpecialIds,
+        title: str,
+        words: Iterable[str] | None = None,
     ) -> Quality:
         """The figures of a tokenizer, with its pieces of `words`, or of the longest words that it splits."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # names of special tokens in a text are text
         counts = np.zeros(count_ids(tokenizer), dtype=np.int64)
-        with bar(f"measuring {title}", self.characters, quiet=self.quiet, counted=False) as progress:
+        with bar(
+            f"measuring {title}", self.characters, quiet=self.quiet, counted=False
+        ) as progress:
             for start in range(0, len(self.paragraphs), ENCODE_TOGETHER):
                 batch = self.paragraphs[start : start + ENCODE_TOGETHER]
                 try:
                     encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
                 except BertpipeError:  # a signal's
                     raise
-                except (
-                    Exception
-                ) as error:  # the library's only kind; such as for a word without a token for unknown ones
+                except Exception as error:  # the library's only kind; such as for a word without a token for unknown ones
                     raise BertpipeError(f"{title}: cannot encode the corpus ({error}).") from None
-                ids = np.fromiter((i for encoding in encodings for i in encoding.ids), dtype=np.int64)
+                ids = np.fromiter(
+                    (i for encoding in encodings for i in encoding.ids), dtype=np.int64
+                )
                 counts += np.bincount(ids, minlength=len(counts))
                 progress.advance(sum(map(len, batch)))
         tokens = max(1, int(counts.sum()))
@@ -83,9 +89,13 @@ class MeasuredText:
             tokens_per_word=round(tokens / max(1, self.words), 4),
             bytes_per_token=round(self.bytes / tokens, 4),
             characters_per_token=round(self.characters / tokens, 4),
-            unknown_rate=None if special.unk is None else round(int(counts[special.unk]) / tokens, 6),
+            unknown_rate=None
+            if special.unk is None
+            else round(int(counts[special.unk]) / tokens, 6),
             vocabulary_use=round(used / (tokenizer.get_vocab_size() - len(specials)), 4),
-            long_words=list(self._split_longest(tokenizer) if words is None else _pieces(tokenizer, words)),
+            long_words=list(
+                self._split_longest(tokenizer) if words is None else _pieces(tokenizer, words)
+            ),
         )
 
     def to_json(self) -> dict[str, int]:
@@ -93,9 +103,16 @@ class MeasuredText:
         return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
 
     def _split_longest(self, tokenizer: Tokenizer) -> Iterator[tuple[str, list[str]]]:
-        found = {word.strip(string.punctuation)[:LONGEST] for text in self.paragraphs for word in text.split()}
+        found = {
+            word.strip(string.punctuation)[:LONGEST]
+            for text in self.paragraphs
+            for word in text.split()
+        }
         # A link, a path or a figure is long, but nothing that a vocabulary should hold.
-        words = sorted((word for word in found if NO_PART_OF_WORDS.isdisjoint(word)), key=lambda w: (-len(w), w))
+        words = sorted(
+            (word for word in found if NO_PART_OF_WORDS.isdisjoint(word)),
+            key=lambda w: (-len(w), w),
+        )
         shown = 0
         for word, pieces in _pieces(tokenizer, words):
             if len(pieces) > 1:
@@ -105,7 +122,9 @@ class MeasuredText:
                 return
 
 
-def print_qualities(measured: Mapping[str, Any], columns: Mapping[str, Quality], *, quiet: bool) -> None:
+def print_qualities(
+    measured: Mapping[str, Any], columns: Mapping[str, Quality], *, quiet: bool
+) -> None:
     """A table with a column for each tokenizer, by name."""
     first, *_ = columns.values()
     rows = [
@@ -113,7 +132,10 @@ def print_qualities(measured: Mapping[str, Any], columns: Mapping[str, Quality],
         ["tokens a word", *(f"{q.tokens_per_word:.2f}" for q in columns.values())],
         ["bytes a token", *(f"{q.bytes_per_token:.2f}" for q in columns.values())],
         ["characters a token", *(f"{q.characters_per_token:.2f}" for q in columns.values())],
-        ["unknown tokens", *("–" if q.unknown_rate is None else f"{q.unknown_rate:.2%}" for q in columns.values())],
+        [
+            "unknown tokens",
+            *("–" if q.unknown_rate is None else f"{q.unknown_rate:.2%}" for q in columns.values()),
+        ],
         ["entries that occur", *(f"{q.vocabulary_use:.1%}" for q in columns.values())],
         *(
             [word, *(" ".join(q.long_words[row][1]) for q in columns.values())]
@@ -122,14 +144,22 @@ def print_qualities(measured: Mapping[str, Any], columns: Mapping[str, Quality],
     ]
     documents = f"{measured['documents']:,} document{'s' * (measured['documents'] != 1)}"
     title = f"Measured on {documents}, {human_bytes(measured['bytes'])} of the corpus"
-    print_table(title, ["", *map(escape, columns)], [[escape(cell) for cell in row] for row in rows], quiet=quiet)
+    print_table(
+        title,
+        ["", *map(escape, columns)],
+        [[escape(cell) for cell in row] for row in rows],
+        quiet=quiet,
+    )
 
 
 def _pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     for word in words:
         # As within a sentence.
         ids = tokenizer.encode(" " + word, add_special_tokens=False).ids
-        pieces = [tokenizer.decode([i], skip_special_tokens=False).strip() or "·" for i in ids[:MOST_PIECES]]
+        pieces = [
+            tokenizer.decode([i], skip_special_tokens=False).strip() or "·"
+            for i in ids[:MOST_PIECES]
+        ]
         yield word, pieces if len(ids) <= MOST_PIECES else [*pieces, "…"]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bert_pipeline.artifact import Manifest
 from bert_pipeline.progress import bar
-from bert_pipeline.shards import iterate_rows
+from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.shards import iterate_rows
 
 LONGEST_LINE = 1000
 _PART = re.compile(rf".{{1,{LONGEST_LINE}}}(?=\s|$)|.{{1,{LONGEST_LINE}}}", re.DOTALL)
@@ -25,10 +25,16 @@ def bound_sample(tokenizer: Tokenizer, paragraphs: Sequence[str]) -> float:
     """Megabytes to learn from, judging by some of the text: without spaces, a whole clause may be one word."""
     long = 0
     for paragraph in paragraphs:
-        normal = tokenizer.normalizer.normalize_str(paragraph) if tokenizer.normalizer else paragraph
+        normal = (
+            tokenizer.normalizer.normalize_str(paragraph) if tokenizer.normalizer else paragraph
+        )
         sizes = (len(word) for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
         long += sum(size for size in sizes if size > LONG_WORD)
-    return min(MOST_MB, LONG_WORDS_MB * sum(len(p.encode()) for p in paragraphs) / long) if long else MOST_MB
+    return (
+        min(MOST_MB, LONG_WORDS_MB * sum(len(p.encode()) for p in paragraphs) / long)
+        if long
+        else MOST_MB
+    )
 
 
 def split_lines(text: str) -> Iterator[str]:
@@ -44,7 +50,9 @@ def split_lines(text: str) -> Iterator[str]:
 class Sample:
     """All documents of a corpus, or some drawn at random that are about `megabytes` in all."""
 
-    def __init__(self, folder: Path, corpus: Manifest, megabytes: float, seed: int, quiet: bool) -> None:
+    def __init__(
+        self, folder: Path, corpus: Manifest, megabytes: float, seed: int, quiet: bool
+    ) -> None:
         self.shards = [folder / name for name in corpus.files]
         self.corpus_bytes = corpus.counts["bytes"]
         self.megabytes, self.seed, self.quiet = megabytes, seed, quiet

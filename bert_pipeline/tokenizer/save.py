@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 
 from bert_pipeline.tokenizer.load import LoadedTokenizer, special_tokens
-from bert_pipeline.tokenizer.special import surround_texts
+from bert_pipeline.tokenizer.special_tokens import surround_texts
 
 
 def lay_out_as_examples(loaded: LoadedTokenizer) -> tuple[Tokenizer, dict[str, str]]:
@@ -31,6 +31,11 @@ def save_pretrained(
         **{f"{role}_token": token for role, token in specials.items()},
         **({} if max_length is None else {"model_max_length": max_length}),
     )
-    with TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as place:  # no half of a file under its name
+    with TemporaryDirectory(
+        dir=folder, prefix=".", suffix=".tmp"
+    ) as place:  # no half of a file under its name
         wrapped.save_pretrained(place)
-        return [Path(place, name).replace(folder / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+        return [
+            Path(place, name).replace(folder / name)
+            for name in ("tokenizer.json", "tokenizer_config.json")
+        ]

@@ -6,17 +6,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bert_pipeline.artifact import (
-    Input,
-    Manifest,
-    describe_input,
-    explain_full_disk,
-    finished_inputs,
-    read_manifest,
-    workspace,
-)
-from bert_pipeline.corpus.documents import SourceUnreachable
-from bert_pipeline.progress import human_bytes, say
+from bert_pipeline.errors import SourceUnreachable
+from bert_pipeline.progress import human_bytes, print_line
+from bert_pipeline.storage.atomic import explain_full_disk
+from bert_pipeline.storage.manifest import Input, Manifest, describe_input, read_manifest
+from bert_pipeline.storage.workspace import finished_inputs, workspace
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.learn import learn_vocabulary
 from bert_pipeline.tokenizer.load import (
@@ -29,7 +23,7 @@ from bert_pipeline.tokenizer.load import (
 from bert_pipeline.tokenizer.quality import SAMPLE_MB, MeasuredText, Quality, print_qualities
 from bert_pipeline.tokenizer.sample import Sample
 from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
-from bert_pipeline.tokenizer.special import SPECIALS
+from bert_pipeline.tokenizer.special_tokens import SPECIALS
 
 
 def train_tokenizer(config: TokenizeConfig) -> Manifest:
@@ -48,7 +42,7 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
             manifest = work.finished
-            say(f"tokenizer: already complete in {config.out}", quiet=config.quiet)
+            print_line(f"tokenizer: already complete in {config.out}", quiet=config.quiet)
         else:
             text = _draw_text(config, corpus)
             if existing:
@@ -56,7 +50,9 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
             else:
                 tokenizer, counts = learn_vocabulary(config, corpus, text.paragraphs)
                 specials = SPECIALS[config.specials]
-            quality = text.measure(tokenizer, find_special_ids(tokenizer, specials, config.out), str(config.out))
+            quality = text.measure(
+                tokenizer, find_special_ids(tokenizer, specials, config.out), str(config.out)
+            )
             with explain_full_disk(work.folder):
                 files = save_pretrained(tokenizer, specials, work.folder)
             counts |= {"measured_on": text.to_json(), "quality": asdict(quality)}
@@ -66,7 +62,9 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
     if others:
         text = text or _draw_text(config, corpus)
         words = [word for word, _ in columns[str(config.out)].long_words]
-        columns |= {name: text.measure(o.tokenizer, o.special, name, words) for name, o in others.items()}
+        columns |= {
+            name: text.measure(o.tokenizer, o.special, name, words) for name, o in others.items()
+        }
     print_qualities(manifest.counts["measured_on"], columns, quiet=config.quiet)
     return manifest
 
@@ -75,11 +73,17 @@ def _take(
     config: TokenizeConfig, folder: Path, loaded: LoadedTokenizer
 ) -> tuple[Tokenizer, dict[str, str], dict[str, Any]]:
     """An existing tokenizer, its special tokens, and where it is from."""
-    taken = {} if _is_here(config.tokenizer) else {"repository": config.tokenizer, "commit": folder.name}
+    taken = (
+        {}
+        if _is_here(config.tokenizer)
+        else {"repository": config.tokenizer, "commit": folder.name}
+    )
     return *lay_out_as_examples(loaded), {"taken": taken}
 
 
-def _describe_existing(config: TokenizeConfig, name: str) -> tuple[Input, tuple[Path, LoadedTokenizer] | None]:
+def _describe_existing(
+    config: TokenizeConfig, name: str
+) -> tuple[Input, tuple[Path, LoadedTokenizer] | None]:
     """The tokenizer that is taken, for the manifest and in memory."""
     try:
         folder = _find(name, config.revision, config)
@@ -88,7 +92,10 @@ def _describe_existing(config: TokenizeConfig, name: str) -> tuple[Input, tuple[
         # Whoever has the tokenizer already should not need the network to go on with it.
         if (inputs := finished_inputs(STAGE, config)) is None:
             raise
-        say(f"tokenizer: {name} gives no answer, so whether it changed is not known.", quiet=config.quiet)
+        print_line(
+            f"tokenizer: {name} gives no answer, so whether it changed is not known.",
+            quiet=config.quiet,
+        )
         return inputs["tokenizer"], None
     here = describe_input(config.out, folder, loaded.manifest)
     return here if _is_here(name) else Input(name, here.fingerprint), (folder, loaded)
@@ -111,12 +118,15 @@ def _summarise(manifest: Manifest, config: TokenizeConfig, corpus: Manifest) -> 
     if config.tokenizer is not None:
         commit = counts["taken"].get("commit")
         made = config.tokenizer + (f" at {commit[:8]}" if commit else "")
-        say(f"tokenizer: {made}, {counts['vocab_size']:,} entries → {config.out}", quiet=config.quiet)
+        print_line(
+            f"tokenizer: {made}, {counts['vocab_size']:,} entries → {config.out}",
+            quiet=config.quiet,
+        )
         return
     drawn = f"{human_bytes(counts['bytes'])} of {human_bytes(corpus.counts['bytes'])}"
     if counts["bytes"] < corpus.counts["bytes"]:
         drawn += f", {counts['share_of_corpus']:.1%}: --sample-mb {counts['sample_mb']:g}"
-    say(
+    print_line(
         f"tokenizer: {config.kind}, {counts['vocab_size']:,} entries, learnt from {counts['documents']:,} documents "
         f"({drawn}) → {config.out}",
         quiet=config.quiet,

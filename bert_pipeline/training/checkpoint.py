@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from bert_pipeline.artifact import explain_full_disk, hash_file, hash_json
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.storage.atomic import explain_full_disk, hash_file, hash_json
 
 STATE = "state.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -135,7 +135,9 @@ def _find(folder: Path) -> dict[int, Path]:
 
 def _hash(folder: Path, position: Position) -> dict[str, str]:
     """What tells whether a checkpoint is as it was written."""
-    return {STATE: hash_json(asdict(position))} | {name: hash_file(folder / name) for name in (MODEL, OPTIMIZER)}
+    return {STATE: hash_json(asdict(position))} | {
+        name: hash_file(folder / name) for name in (MODEL, OPTIMIZER)
+    }
 
 
 def _sync(path: Path) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bert_pipeline.errors import BertpipeError, ToldElsewhere
-from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.errors import BertpipeError, ReportedByMain
+from bert_pipeline.pretraining.config import PretrainConfig
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if shared[1] is not None:
-            raise ToldElsewhere(shared[1])
+            raise ReportedByMain(shared[1])
         result: T = shared[0]
         return result
 
@@ -81,7 +81,9 @@ class Ranks:
         """The main process's tensors on all of them."""
         if self.hosts is None:
             return dict(tensors)
-        described = self.share(lambda: {name: (value.shape, value.dtype) for name, value in tensors.items()})
+        described = self.share(
+            lambda: {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        )
         received = {}
         for name, (shape, dtype) in described.items():
             value = tensors[name].contiguous() if self.main else torch.empty(shape, dtype=dtype)
@@ -109,8 +111,12 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
     if config.precision == "bf16" and on_gpu and not has_bf16:
         raise BertpipeError("--precision bf16: this GPU has no bf16 arithmetic; use fp32.")
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, project_dir=config.out)
-    accelerator.gradient_accumulation_steps = 1  # a launcher's setting would divide the loss; --accumulate does not
+    accelerator = Accelerator(
+        mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, project_dir=config.out
+    )
+    accelerator.gradient_accumulation_steps = (
+        1  # a launcher's setting would divide the loss; --accumulate does not
+    )
     return accelerator
 
 
@@ -173,7 +179,9 @@ def place(part: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     if not isinstance(example, DTensor):
         return part
     shape, stride = example.shape, example.stride()
-    return DTensor.from_local(part, example.device_mesh, example.placements, shape=shape, stride=stride)
+    return DTensor.from_local(
+        part, example.device_mesh, example.placements, shape=shape, stride=stride
+    )
 
 
 def sharded_like(full: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
@@ -191,7 +199,9 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def usable_gradients(
-    parameters: Sequence[torch.Tensor], grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None
+    parameters: Sequence[torch.Tensor],
+    grad_scale: torch.Tensor | None,
+    found_inf: torch.Tensor | None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """This rank's gradients divided by `grad_scale`, all 0 where `found_inf`; and 1.0 to go on, 0.0 to leave all be.
 
@@ -199,7 +209,9 @@ def usable_gradients(
     """
     grads = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     go = torch.ones((), device=grads[0].device) if found_inf is None else 1.0 - found_inf
-    scale = go if grad_scale is None else torch.where(go > 0, 1.0 / grad_scale, torch.zeros_like(go))
+    scale = (
+        go if grad_scale is None else torch.where(go > 0, 1.0 / grad_scale, torch.zeros_like(go))
+    )
     return [torch.where(go > 0, grad * scale, torch.zeros_like(grad)) for grad in grads], go
 
 
@@ -207,7 +219,11 @@ def _keep_memory() -> None:
     """Keep glibc from handing large tensors back to the kernel and faulting them in again at every step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 256 << 20)):  # mmap and trim thresholds, top pad
+        for option, value in (
+            (-3, 1 << 30),
+            (-1, 2**31 - 1),
+            (-2, 256 << 20),
+        ):  # mmap and trim thresholds, top pad
             libc.mallopt(option, value)
     except (OSError, AttributeError):
         pass  # another C library: only slower

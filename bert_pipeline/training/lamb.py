@@ -22,8 +22,16 @@ class Lamb(torch.optim.Optimizer):
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "adapt": True,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -50,18 +58,24 @@ class Lamb(torch.optim.Optimizer):
         grads, go = usable_gradients(parameters, self.grad_scale, self.found_inf)
         beta1, beta2 = group["betas"]
         steps = [state["step"] for state in states]
-        first, second = ([local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        first, second = (
+            [local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq")
+        )
         torch._foreach_add_(steps, [go] * len(steps))
         # With `go` 0 the moments stay as they are: the decay of both becomes 1.
         kept1, kept2 = 1 - (1 - beta1) * go, 1 - (1 - beta2) * go
         torch._foreach_mul_(first, kept1)
         torch._foreach_add_(first, torch._foreach_mul(grads, (1 - beta1) * go))
         torch._foreach_mul_(second, kept2)
-        torch._foreach_add_(second, torch._foreach_mul(torch._foreach_mul(grads, grads), (1 - beta2) * go))
+        torch._foreach_add_(
+            second, torch._foreach_mul(torch._foreach_mul(grads, grads), (1 - beta2) * go)
+        )
         count = steps[0].clamp(min=1)  # the same for all of a group
         denominators = torch._foreach_sqrt(torch._foreach_div(second, 1 - beta2**count))
         torch._foreach_add_(denominators, group["eps"])
-        updates = list(torch._foreach_div(torch._foreach_div(first, 1 - beta1**count), denominators))
+        updates = list(
+            torch._foreach_div(torch._foreach_div(first, 1 - beta1**count), denominators)
+        )
         weights = [local(parameter) for parameter in parameters]
         torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         if group["adapt"]:

@@ -10,8 +10,15 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from bert_pipeline.errors import BertpipeError, LostRank, Stopped, ToldElsewhere, UsageError, describe_os_error
-from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.errors import (
+    BertpipeError,
+    LostRank,
+    ReportedByMain,
+    Stopped,
+    UsageError,
+    describe_os_error,
+)
+from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.training.signals import StopSignal
 
 POLL, PATIENCE = 0.2, 60.0
@@ -25,7 +32,7 @@ def run_pretrain(config: PretrainConfig) -> None:
     if config.num_processes > 1 and "WORLD_SIZE" not in os.environ:
         launch(config)
     else:
-        from bert_pipeline.training.pretrain import pretrain
+        from bert_pipeline.pretraining.pretrain import pretrain
 
         pretrain(config)
 
@@ -36,31 +43,46 @@ def launch(config: PretrainConfig) -> None:
     from torch.multiprocessing.spawn import start_processes
 
     if 0 < device_count() < config.num_processes:
-        raise UsageError(f"--num-processes {config.num_processes}: each needs a GPU, and here are {device_count()}.")
+        raise UsageError(
+            f"--num-processes {config.num_processes}: each needs a GPU, and here are {device_count()}."
+        )
     # The libraries are loaded once, in a server that no GPU was touched in, and not by every process anew.
     multiprocessing.set_forkserver_preload(["bert_pipeline.training.server"])
     with StopSignal() as stop:
         running: Any = start_processes(  # type: ignore[no-untyped-call]
-            _run_rank, (config, _free_port()), config.num_processes, join=False, start_method="forkserver"
+            _run_rank,
+            (config, _free_port()),
+            config.num_processes,
+            join=False,
+            start_method="forkserver",
         )
         killed: list[int] = []
         try:
             _wait(running.processes, stop)
-            killed = [rank for rank, process in enumerate(running.processes) if process.exitcode == -signal.SIGKILL]
+            killed = [
+                rank
+                for rank, process in enumerate(running.processes)
+                if process.exitcode == -signal.SIGKILL
+            ]
         finally:  # a second Ctrl-C ends all of them at once
             for process in running.processes:
                 process.kill()
                 process.join()
     codes = [process.exitcode for process in running.processes]
     if stop.number:
-        raise Stopped("Stopped by a signal; the last step is saved. Run the same command again to go on.", stop.number)
+        raise Stopped(
+            "Stopped by a signal; the last step is saved. Run the same command again to go on.",
+            stop.number,
+        )
     if killed:
         raise BertpipeError(
             f"The training process of rank {killed[0]} was killed, perhaps for want of memory. The same command goes "
             "on from the last checkpoint."
         )
     if any(codes):
-        raise BertpipeError(f"A training process failed (exit codes by rank: {codes}); its message stands above.")
+        raise BertpipeError(
+            f"A training process failed (exit codes by rank: {codes}); its message stands above."
+        )
 
 
 def _wait(processes: list[Any], stop: StopSignal) -> None:
@@ -91,17 +113,21 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from bert_pipeline.training.pretrain import pretrain
+    from bert_pipeline.pretraining.pretrain import pretrain
 
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         pretrain(config)
     except LostRank as error:
-        time.sleep(10 * POLL)  # where that process has failed, this one is ended by now, before it says so
+        time.sleep(
+            10 * POLL
+        )  # where that process has failed, this one is ended by now, before it says so
         _fail(rank, str(error), error.exit_code)
     except BertpipeError as error:
         # The launching process says itself that it was stopped.
-        _fail(rank, "" if isinstance(error, Stopped | ToldElsewhere) else str(error), error.exit_code)
+        _fail(
+            rank, "" if isinstance(error, Stopped | ReportedByMain) else str(error), error.exit_code
+        )
     except OSError as error:
         _fail(rank, describe_os_error(error), 1)
     except Exception:

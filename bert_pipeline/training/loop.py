@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bert_pipeline.errors import BertpipeError, Stopped, ToldElsewhere
+from bert_pipeline.errors import BertpipeError, ReportedByMain, Stopped
 from bert_pipeline.progress import Bar
 from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.metrics import Account, Meter
 from bert_pipeline.training.prefetch import StepsAhead
 from bert_pipeline.training.schedule import Length
 from bert_pipeline.training.signals import StopSignal
-from bert_pipeline.training.step import Step, Taken, Trainer
+from bert_pipeline.training.step import Step, StepResult, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,9 @@ class Training:
     """FLOP/s of all devices together, where they are known."""
 
 
-def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tuple[Position, Account]:
+def fit(
+    training: Training, start: Position, hooks: Hooks, progress: Bar
+) -> tuple[Position, Account]:
     """Train from `start` to the end of the run's length; return where it ended and what the steps took.
 
     The clock counts everything from here on, added to what earlier parts of the run took. Raises `Stopped` after
@@ -72,7 +74,8 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tup
         hooks.settle()  # a second SIGTERM does not end it
     if run.stopping:
         raise Stopped(
-            f"Stopped by a signal; step {position.step} is saved. Run the same command again to go on.", run.stopping
+            f"Stopped by a signal; step {position.step} is saved. Run the same command again to go on.",
+            run.stopping,
         )
     return position, run.meter.whole
 
@@ -80,10 +83,12 @@ def fit(training: Training, start: Position, hooks: Hooks, progress: Bar) -> tup
 class _Fit:
     """A run in progress."""
 
-    def __init__(self, training: Training, start: Position, hooks: Hooks, progress: Bar, stop: StopSignal) -> None:
+    def __init__(
+        self, training: Training, start: Position, hooks: Hooks, progress: Bar, stop: StopSignal
+    ) -> None:
         self._training, self._hooks, self._progress, self._stop = training, hooks, progress, stop
         self._began, self._before = time.perf_counter(), start.elapsed_s
-        self._unread: Taken | None = None
+        self._unread: StepResult | None = None
         self.position = replace(start, regular=False)
         self.saved = start.step
         """The newest step that there is a checkpoint of."""
@@ -128,7 +133,9 @@ class _Fit:
         self.position = replace(self.position, elapsed_s=self._elapsed())
         if line := self.meter.read(self.position):
             self._hooks.log(line)
-            self._progress.note(f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s")
+            self._progress.note(
+                f"loss {line['loss']:.3f} · {line['tokens_per_second']:,.0f} tokens/s"
+            )
 
     def _agree(self, step: Step) -> tuple[float, float | None, list[float]]:
         """The main process's time, and the step's operations and terms of the losses over all ranks.
@@ -155,7 +162,9 @@ class _Fit:
             tokens=after.tokens,
             elapsed_s=self._elapsed(),
         )
-        self._progress.move_to(self._training.length.progress(after.step, after.tokens, self.position.elapsed_s))
+        self._progress.move_to(
+            self._training.length.progress(after.step, after.tokens, self.position.elapsed_s)
+        )
 
     def _read(self) -> bool:
         """Look at the last step's figures; True when the run went back because of them."""
@@ -168,7 +177,9 @@ class _Fit:
             self.position = replace(self.position, bad_in_a_row=0)
             return False
         position = self.position
-        self.position = replace(position, skipped=position.skipped + 1, bad_in_a_row=position.bad_in_a_row + 1)
+        self.position = replace(
+            position, skipped=position.skipped + 1, bad_in_a_row=position.bad_in_a_row + 1
+        )
         self._hooks.write_aside(taken.step.next.step, taken.step)
         return self.position.bad_in_a_row >= self._training.max_bad_steps and self._go_back()
 
@@ -176,7 +187,7 @@ class _Fit:
         count, step = self._training.max_bad_steps, self.position.step
         if self.position.went_back:
             if not self._training.trainer.ranks.main:
-                raise ToldElsewhere(BertpipeError.exit_code)
+                raise ReportedByMain(BertpipeError.exit_code)
             raise BertpipeError(
                 f"Loss or gradient was not finite in {count} steps in a row, up to step {step}, and again after going "
                 "back to the last checkpoint. The weights hold none of them, and the batches lie in skipped/. Lower "
@@ -189,7 +200,10 @@ class _Fit:
     def _is_time(self) -> bool:
         """Whether the figures are wanted now."""
         hooks, step = self._hooks, self.position.step
-        return any(step % every == 0 for every in (hooks.log_every, hooks.evaluate_every, hooks.checkpoint_every))
+        return any(
+            step % every == 0
+            for every in (hooks.log_every, hooks.evaluate_every, hooks.checkpoint_every)
+        )
 
     def _between_steps(self) -> None:
         """Log, evaluate and save where it is time to."""

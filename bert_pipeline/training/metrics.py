@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline.artifact import atomic
+from bert_pipeline.storage.atomic import atomic
 from bert_pipeline.training.checkpoint import Position
-from bert_pipeline.training.step import Taken
+from bert_pipeline.training.step import StepResult
 
 
 class MetricsLog:
@@ -59,12 +59,22 @@ class Account:
         """Both together."""
         known = self.flops is not None and other.flops is not None
         flops = (self.flops or 0.0) + (other.flops or 0.0) if known else None
-        return Account(self.seconds + other.seconds, self.waiting + other.waiting, self.tokens + other.tokens, flops)
+        return Account(
+            self.seconds + other.seconds,
+            self.waiting + other.waiting,
+            self.tokens + other.tokens,
+            flops,
+        )
 
     def rates(self, peak: float | None) -> dict[str, float | None]:
         """Per second: real tokens and FLOPs; the share of `peak` that these are, and of the time spent waiting."""
         if not self.seconds:
-            return {"tokens_per_second": None, "flops_per_second": None, "mfu": None, "data_wait": None}
+            return {
+                "tokens_per_second": None,
+                "flops_per_second": None,
+                "mfu": None,
+                "data_wait": None,
+            }
         speed = None if self.flops is None else self.flops / self.seconds
         return {
             "tokens_per_second": self.tokens / self.seconds,
@@ -86,7 +96,7 @@ class Meter:
 
     def _clear(self) -> None:
         self._account = Account()
-        self._last: tuple[Taken, float] | None = None
+        self._last: tuple[StepResult, float] | None = None
         self._sums = [0.0] * len(self._losses)
         self._totals = [0.0] * len(self._losses)
 
@@ -94,12 +104,14 @@ class Meter:
         """Count time of steps."""
         self._account = self._account.plus(Account(seconds, waiting))
 
-    def add(self, taken: Taken, sums: Sequence[float], norm: float) -> None:
+    def add(self, taken: StepResult, sums: Sequence[float], norm: float) -> None:
         """Count a step that updated the weights."""
         self._last = taken, norm
         self._account = self._account.plus(Account(tokens=taken.step.tokens, flops=taken.flops))
         self._sums = [before + value for before, value in zip(self._sums, sums, strict=True)]
-        self._totals = [before + total for before, total in zip(self._totals, taken.totals, strict=True)]
+        self._totals = [
+            before + total for before, total in zip(self._totals, taken.totals, strict=True)
+        ]
 
     def read(self, position: Position) -> dict[str, Any] | None:
         """A line of metrics, and begin anew; None without a step. Each loss is per term, None without terms."""
@@ -108,7 +120,10 @@ class Meter:
             self._clear()
             return None
         taken, norm = self._last
-        means = [value / total if total else None for value, total in zip(self._sums, self._totals, strict=True)]
+        means = [
+            value / total if total else None
+            for value, total in zip(self._sums, self._totals, strict=True)
+        ]
         weighted = zip(self._losses.values(), means, strict=True)
         line = {
             "step": position.step,

@@ -18,7 +18,9 @@ from torch import Tensor
 from bert_pipeline.training.distributed import local, place, sharded_like, usable_gradients, whole
 
 
-def orthogonalize(updates: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def orthogonalize(
+    updates: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
     """Push the singular values of each `[n, rows, columns]` matrix towards 1.
 
     `steps` rounds of the odd quintic `a X + (b A + c A A) X` with `A = X X'`; see Keller
@@ -80,12 +82,18 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_lerp_(buffers, grads, [(1 - momentum) * go] * len(grads))
         updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
         # Singular values are the whole matrix's: shards are put together for them, and each rank takes its own again.
-        full = [whole(place(update, parameter)) for update, parameter in zip(updates, parameters, strict=True)]
-        update = orthogonalize(torch.stack(full), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        full = [
+            whole(place(update, parameter))
+            for update, parameter in zip(updates, parameters, strict=True)
+        ]
+        update = orthogonalize(
+            torch.stack(full), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
         rows, columns = parameters[0].shape
         step = _learning_rate(lr, group["adjust_lr_fn"], rows, columns) * go
         parts = [
-            local(sharded_like(full, parameter)) for full, parameter in zip(update.unbind(), parameters, strict=True)
+            local(sharded_like(full, parameter))
+            for full, parameter in zip(update.unbind(), parameters, strict=True)
         ]
         weights = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"] * go)

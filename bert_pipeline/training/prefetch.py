@@ -16,10 +16,14 @@ STEPS_AHEAD = 2
 class StepsAhead:
     """Steps in order from a position on."""
 
-    def __init__(self, make_step: Callable[[Position, float], Step], length: Length, start: Position) -> None:
+    def __init__(
+        self, make_step: Callable[[Position, float], Step], length: Length, start: Position
+    ) -> None:
         self._make_step, self._length, self._position = make_step, length, start
         # Torch would start a whole team of threads for this one too, and the step's own team would wait for cores.
-        self._pool = ThreadPoolExecutor(1, "bertpipe-steps", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(
+            1, "bertpipe-steps", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._pending: deque[Future[Step]] = deque()
         self.prepare(start.elapsed_s)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from bert_pipeline.artifact import atomic
+from bert_pipeline.storage.atomic import atomic
 
 FOLDER, TRACE, OPERATORS = "profile", "trace.json", "operators.txt"
 SKIPPED, WARMUP, ACTIVE = 5, 2, 3
@@ -20,11 +20,18 @@ class Profiler:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self.written = False
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+        ]
         plan = schedule(skip_first=SKIPPED, wait=0, warmup=WARMUP, active=ACTIVE, repeat=1)
         # There is one cycle only; without `acc_events` torch 2.11 warns that others would be forgotten.
         self._profile = profile(
-            activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True, acc_events=True
+            activities=activities,
+            schedule=plan,
+            on_trace_ready=self._write,
+            record_shapes=True,
+            acc_events=True,
         )
         self._profile.start()
 
@@ -38,7 +45,9 @@ class Profiler:
             return
         self._folder.mkdir(exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        table = finished.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=OPERATORS_SHOWN)
+        table = finished.key_averages().table(
+            sort_by=f"self_{device}_time_total", row_limit=OPERATORS_SHOWN
+        )
         with atomic(self._folder / OPERATORS) as temporary:
             temporary.write_text(f"Steps {FIRST} to {LAST}\n{table}\n")
         with atomic(self._folder / TRACE) as temporary:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bert_pipeline.progress import say
+from bert_pipeline.progress import print_line
 from bert_pipeline.training.checkpoint import Loaded, Position, load_newest, save_checkpoint
 from bert_pipeline.training.distributed import Ranks, local, sharded_like, whole
-from bert_pipeline.training.optimizer import Optimizers
+from bert_pipeline.training.optimizers import Optimizers
 
 
 class TrainingState:
@@ -19,7 +19,9 @@ class TrainingState:
     Checkpoints are copied to the CPU's memory, and written from there while training goes on.
     """
 
-    def __init__(self, ranks: Ranks, network: nn.Module, optimizer: Optimizers, folder: Path, keep: int) -> None:
+    def __init__(
+        self, ranks: Ranks, network: nn.Module, optimizer: Optimizers, folder: Path, keep: int
+    ) -> None:
         """`network` and `optimizer` as they are trained; checkpoints lie in `folder`, the newest `keep` of them."""
         self._ranks, self._network, self._optimizer = ranks, network, optimizer
         self._folder, self._keep = folder, keep
@@ -35,7 +37,7 @@ class TrainingState:
             self._writing.result()
             found = load_newest(self._folder, regular=regular)
             if found and found.damaged:
-                say(f"damaged, and passed over: {', '.join(found.damaged)}", quiet=quiet)
+                print_line(f"damaged, and passed over: {', '.join(found.damaged)}", quiet=quiet)
             return found.position if found else None
 
         position = self._ranks.share(read)
@@ -49,7 +51,9 @@ class TrainingState:
         self.settle()
         weights, state = self.gather_weights(), self._gather(self._optimizer.state_tensors())
         if self._ranks.main:
-            self._writing = self._writer.submit(save_checkpoint, self._folder, position, weights, state, self._keep)
+            self._writing = self._writer.submit(
+                save_checkpoint, self._folder, position, weights, state, self._keep
+            )
 
     def settle(self) -> None:
         """Wait until the last checkpoint is written, and raise what kept it from that."""
@@ -79,4 +83,8 @@ class TrainingState:
 
     def _gather(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
-        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in gathered if self._ranks.main}
+        return {
+            name: tensor.to("cpu", copy=True).contiguous()
+            for name, tensor in gathered
+            if self._ranks.main
+        }

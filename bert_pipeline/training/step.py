@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class StepResult:
     """A step that was taken; its figures may still be in the device's queue."""
 
     step: Step
@@ -78,7 +78,9 @@ class Trainer:
     """Names and weights of the losses that the model returns, in its order."""
     seed: int
 
-    def take(self, step: Step, number: int, totals: Sequence[float], flops: float | None, progress: float) -> Taken:
+    def take(
+        self, step: Step, number: int, totals: Sequence[float], flops: float | None, progress: float
+    ) -> StepResult:
         """Update the weights, unless a loss or the gradient is not finite.
 
         `number` counts steps from 0; `totals` and `flops` are the step's over all ranks, `progress` is the share of the
@@ -91,7 +93,7 @@ class Trainer:
         norm = gradient_norm(self.model.parameters())
         self.optimizer.step(norm, norm.isfinite() & losses.isfinite().all())
         figures, arrived = _send_to_host(torch.cat([losses, norm.double().unsqueeze(0)]))
-        return Taken(step, totals, flops, learning_rate, figures, arrived)
+        return StepResult(step, totals, flops, learning_rate, figures, arrived)
 
     def backward(self, step: Step, totals: Sequence[float]) -> torch.Tensor:
         """Gradients of the step's loss: each summed loss over its terms in the whole step, weighted.

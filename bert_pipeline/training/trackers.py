@@ -7,9 +7,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers, get_available_trackers
 
-from bert_pipeline.artifact import hash_json
 from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.training.config import PretrainConfig
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.storage.atomic import hash_json
 
 FOLDER = "trackers"
 PROJECT = "bertpipe"
@@ -20,15 +20,21 @@ def check_trackers(names: tuple[str, ...]) -> None:
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise UsageError(f"--tracker {name}: unknown. Known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+            raise UsageError(
+                f"--tracker {name}: unknown. Known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}."
+            )
         if name not in available:
-            raise BertpipeError(f"--tracker {name}: its package is not installed; `pip install {name}`.")
+            raise BertpipeError(
+                f"--tracker {name}: its package is not installed; `pip install {name}`."
+            )
 
 
 class Trackers:
     """The trackers of a run; of a resumed one they go on where it does."""
 
-    def __init__(self, accelerator: Accelerator, config: PretrainConfig, folder: Path, after_step: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: PretrainConfig, folder: Path, after_step: int
+    ) -> None:
         """Points that were sent for steps beyond `after_step` will come again."""
         self._accelerator, self._names = accelerator, config.tracker
         if not config.tracker:
@@ -43,11 +49,17 @@ class Trackers:
             "trackio": resumed,
         }
         chosen = {name: options[name] for name in config.tracker if name in options}
-        settings = {key: value for key, value in config.content().items() if isinstance(value, int | float | str)}
+        settings = {
+            key: value
+            for key, value in config.content().items()
+            if isinstance(value, int | float | str)
+        }
         accelerator.init_trackers(PROJECT, config=settings, init_kwargs=chosen)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Send the figures of a line of metrics."""
         if self._names:
-            figures = {key: value for key, value in line.items() if key != "step" and value is not None}
+            figures = {
+                key: value for key, value in line.items() if key != "step" and value is not None
+            }
             self._accelerator.log(figures, step=line["step"])

@@ -1,0 +1,1 @@
+"""Cleaning: the steps of `--clean` that look at one document."""

@@ -1,0 +1,1 @@
+"""Deduplication: exact and near duplicates over the whole corpus."""

@@ -1,0 +1,1 @@
+"""The documentation of the installed Python packages as a source."""

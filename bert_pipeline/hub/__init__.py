@@ -1,0 +1,1 @@
+"""Hub: HTTP with retries, and downloads."""

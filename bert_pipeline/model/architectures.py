@@ -1,0 +1,191 @@
+"""Named model sizes, and a config of any masked-LM architecture out of a preset, a JSON file or a mapping."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+)
+
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.tokenizer.load import SpecialIds
+
+# Layers, hidden size and heads: Devlin et al. 2019, section 3, and Turc et al. 2019, table 1, for the small ones.
+_BERT = {
+    "bert-tiny": (2, 128, 2),
+    "bert-mini": (4, 256, 4),
+    "bert-small": (4, 512, 8),
+    "bert-medium": (8, 512, 8),
+    "bert-base": (12, 768, 12),
+    "bert-large": (24, 1024, 16),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+    }
+    for name, (layers, hidden, heads) in _BERT.items()
+} | {
+    # The published config: no segments, and two positions that stand for padding (Liu et al. 2019).
+    "roberta-base": {
+        "model_type": "roberta",
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+    },
+    "modernbert-base": {
+        "model_type": "modernbert"
+    },  # the architecture's own defaults (Warner et al. 2024, table 4)
+}
+# What transformers notes in a config.json of a model that was saved.
+_NOTES = frozenset(
+    {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
+)
+# What architectures raise on values that they cannot work with.
+_MISFITS = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError,
+    StrictDataclassError,
+)  # fmt: skip
+# Of heads that pretraining does not have.
+_OTHER_HEADS = ("classif", "qa_", "summary", "pooler")
+
+
+def make_config(
+    model: str | dict[str, Any], vocab_size: int, special: SpecialIds, dropout: float | None
+) -> Any:
+    """The model's config; `UsageError` when `model` is no preset, file or mapping of a masked-LM config's fields.
+
+    `model_type` among the fields chooses the architecture, by default BERT. `dropout` is put into all of its fields for
+    dropout, but those of heads for other tasks.
+    """
+    fields = dict(model) if isinstance(model, dict) else _named_fields(model)
+    kind = fields.pop("model_type", "bert")
+    defaults = _find_architecture(kind)
+    known = defaults.to_dict()
+    ids = _special_ids(special)
+    for name in fields:
+        if name in ids or name == "vocab_size":
+            raise UsageError(f"--model: leave out {name}; it comes from the tokenizer.")
+        if name in _NOTES or not (name in known or name in defaults.attribute_map):
+            raise UsageError(f"--model: {type(defaults).__name__} has no field {name!r}.")
+    if dropout is not None:
+        fields |= dict.fromkeys(_dropout_fields(known), dropout)
+    # Other ids that an architecture leaves open by default are no part of its model.
+    fields |= {
+        name: value
+        for name, value in ids.items()
+        if known.get(name) is not None or name == "pad_token_id"
+    }
+    try:
+        config = AutoConfig.for_model(kind, vocab_size=vocab_size, **fields)
+        _check_network(config)
+    except UsageError:
+        raise
+    except _MISFITS as error:
+        raise UsageError(f"--model: {' '.join(str(error).split())}") from None
+    return config
+
+
+def count_positions(config: Any) -> int | None:
+    """The most tokens that an example may have; None where the architecture has no limit."""
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    # RoBERTa and its kin begin to count behind the position of padding.
+    with torch.device("meta"):
+        network = AutoModelForMaskedLM.from_config(config)
+    first = [
+        module.padding_idx + 1
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding)
+        and "position" in name
+        and module.padding_idx is not None
+    ]
+    return int(most) - max(first, default=0)
+
+
+def _find_architecture(kind: Any) -> Any:
+    """The default config of an architecture."""
+    if (
+        not isinstance(kind, str)
+        or kind not in CONFIG_MAPPING
+        or CONFIG_MAPPING[kind] not in MODEL_FOR_MASKED_LM_MAPPING
+    ):
+        raise UsageError(
+            f"--model: transformers has no masked-LM architecture {kind!r} (model_type)."
+        )
+    defaults = CONFIG_MAPPING[kind]()
+    if defaults.is_encoder_decoder:
+        raise UsageError(f"--model: {kind} has a decoder; an encoder is wanted.")
+    return defaults
+
+
+def _special_ids(special: SpecialIds) -> dict[str, int]:
+    """The tokenizer's special tokens under the names of configs: `[CLS]` begins a text and `[SEP]` ends it."""
+    return {
+        "pad_token_id": special.pad,
+        "bos_token_id": special.cls,
+        "cls_token_id": special.cls,
+        "eos_token_id": special.sep,
+        "sep_token_id": special.sep,
+        "mask_token_id": special.mask,
+    }
+
+
+def _dropout_fields(known: dict[str, Any]) -> list[str]:
+    return [
+        name
+        for name, value in known.items()
+        if "dropout" in name
+        and type(value) in (int, float)
+        and not any(head in name for head in _OTHER_HEADS)
+    ]
+
+
+def _check_network(config: Any) -> None:
+    """Raise where no encoder can be built of the config."""
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise UsageError(
+            f"--model: num_hidden_layers {config.num_hidden_layers} must be at least 1."
+        )
+    hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
+    if hidden % heads:
+        raise UsageError(
+            f"--model: hidden_size {hidden} must be a multiple of num_attention_heads {heads}."
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise UsageError(
+            "--model: an encoder is wanted; leave out is_decoder and add_cross_attention."
+        )
+    with torch.device("meta"):
+        AutoModelForMaskedLM.from_config(config)
+
+
+def _named_fields(model: str) -> dict[str, Any]:
+    if model in PRESETS:
+        return dict(PRESETS[model])
+    path = Path(model)
+    if path.suffix != ".json":
+        raise UsageError(
+            f"--model {model}: neither a preset ({', '.join(PRESETS)}) nor a .json file."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BertpipeError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: a JSON object of a config's fields was expected.")
+    # A config.json of transformers may be given as it is.
+    from_elsewhere = {"vocab_size", *_special_ids(SpecialIds(0, 0, 0, 0, 0))}
+    return {name: value for name, value in fields.items() if name not in _NOTES | from_elsewhere}

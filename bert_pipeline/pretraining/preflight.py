@@ -1,0 +1,94 @@
+"""What a training run reads, and whether it belongs together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.examples.splits import Split
+from bert_pipeline.model.architectures import count_positions, make_config
+from bert_pipeline.model.initialization import check_informed
+from bert_pipeline.model.pretraining_model import check_objective
+from bert_pipeline.pretraining.batches import Examples
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.storage.manifest import Input, Manifest, describe_input, read_manifest
+from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run reads."""
+
+    phases: tuple[tuple[Path, Manifest], ...]
+    """Folders of examples, in the order in which they are trained on."""
+    tokenizer_folder: Path
+    tokenizer: LoadedTokenizer
+    model_config: Any
+    """A transformers config."""
+
+    @classmethod
+    def check(cls, config: PretrainConfig) -> "Inputs":
+        """Read the manifests; raises `BertpipeError` where they do not belong together."""
+        folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
+        tokenizer = load_tokenizer(folder)
+        model_config = make_config(
+            config.model, tokenizer.vocab_size, tokenizer.special, config.dropout
+        )
+        given = [config.examples, *([config.long_examples] if config.long_examples else [])]
+        inputs = cls(
+            tuple((path, read_manifest(path, EXAMPLES)) for path in given),
+            folder,
+            tokenizer,
+            model_config,
+        )
+        check_objective(model_config, inputs.examples.config["objective"])
+        if config.initialization == "informed":
+            check_informed(model_config)
+        for path, examples in inputs.phases:
+            inputs._check_examples(path, examples, config)
+        objectives = [examples.config["objective"] for _, examples in inputs.phases]
+        if len(set(objectives)) > 1:
+            raise BertpipeError(
+                f"{config.long_examples} was made for {objectives[1]}, {config.examples} for {objectives[0]}. Make "
+                "both for the same objective."
+            )
+        return inputs
+
+    def _check_examples(self, path: Path, examples: Manifest, config: PretrainConfig) -> None:
+        if examples.inputs["tokenizer"].fingerprint != self.tokenizer.manifest.fingerprint:
+            raise BertpipeError(
+                f"{path} was made with another tokenizer than {config.tokenizer}. Give that one."
+            )
+        rate = examples.config["mask_rate"]
+        if config.mask_rate_end is not None and config.mask_rate_end > rate:
+            raise BertpipeError(
+                f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {path}."
+            )
+        length, positions = examples.config["max_seq_length"], count_positions(self.model_config)
+        if positions is not None and length > positions:
+            raise BertpipeError(
+                f"{path} holds examples of up to {length} tokens, but the model has {positions} positions "
+                "(max_position_embeddings). Make shorter examples or a model with more positions."
+            )
+
+    @property
+    def examples(self) -> Manifest:
+        """Those that the run begins with, and is evaluated on."""
+        return self.phases[0][1]
+
+    def describe(self, out: Path) -> dict[str, Input]:
+        """The inputs' record for the manifest."""
+        described = [describe_input(out, path, examples) for path, examples in self.phases]
+        examples = dict(zip(("examples", "long_examples"), described, strict=False))
+        return examples | {
+            "tokenizer": describe_input(out, self.tokenizer_folder, self.tokenizer.manifest)
+        }
+
+    def open(self, phase: int, split: Split, config: PretrainConfig, store: Path) -> Examples:
+        """The rows of a split in one of the folders."""
+        vocab_size: int = self.model_config.vocab_size
+        folder, examples = self.phases[phase]
+        return Examples.open(
+            folder, examples, split, vocab_size, seed=config.seed, store=store, quiet=config.quiet
+        )

@@ -1,0 +1,1 @@
+"""Storage: manifests, workspaces, atomic files and parquet shards."""

@@ -1,0 +1,122 @@
+"""Manifests: what an artifact was made from, and what it holds.
+
+A stage writes its data files under temporary names, renames each when it is complete, and writes `manifest.json` last,
+so that the manifest also marks completion.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline.errors import BertpipeError
+
+FORMAT = 3  # raised when the same settings would give other files
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished.json"
+VERSIONED = (
+    *(
+        "bertpipe",
+        "tokenizers",
+        "pyarrow",
+        "numpy",
+        "sentencex",
+        "torch",
+        "transformers",
+        "accelerate",
+    ),
+    *("datasets", "huggingface-hub", "ftfy", "py3langid", "datatrove", "rensa"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a stage read: `path` for people, `fingerprint` for comparing."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of a finished artifact."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, Input]
+    counts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    fingerprint: str
+    format: int = FORMAT
+
+
+def read_manifest(folder: Path, stage: str) -> Manifest:
+    """Read the manifest of a finished artifact of `stage`.
+
+    Raises `BertpipeError` when the folder is missing, unfinished, of another stage, or lacks one of its files.
+    """
+    manifest = read_manifest_file(folder)
+    if manifest is None:
+        if not folder.is_dir():
+            raise BertpipeError(
+                f"{folder}: no such folder; one made by `bertpipe {stage}` was expected."
+            )
+        hint = (
+            "is unfinished: run the command that makes it again"
+            if (folder / UNFINISHED).exists()
+            else "has no manifest"
+        )
+        raise BertpipeError(f"{folder}: not a finished folder of `bertpipe {stage}` ({hint}).")
+    if manifest.stage != stage:
+        raise BertpipeError(
+            f"{folder}: made by `bertpipe {manifest.stage}`; a folder made by `bertpipe {stage}` was expected."
+        )
+    for file in damaged_files(folder, manifest):
+        raise BertpipeError(
+            f"{file}: missing or damaged since it was written; make {folder} again with --overwrite."
+        )
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """Files of the manifest that are missing or have another size."""
+    files = {folder / name: entry["bytes"] for name, entry in manifest.files.items()}
+    return [
+        file for file, size in files.items() if not file.is_file() or file.stat().st_size != size
+    ]
+
+
+def describe_input(out: Path, folder: Path, manifest: Manifest) -> Input:
+    """An input's record for the manifest of the artifact at `out`."""
+    return Input(
+        path=os.path.relpath(folder.resolve(), out.resolve()), fingerprint=manifest.fingerprint
+    )
+
+
+def read_manifest_file(folder: Path) -> Manifest | None:
+    """The manifest in a folder, whatever its stage; None without one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        inputs = {name: Input(**entry) for name, entry in raw.pop("inputs").items()}
+        return Manifest(**raw, inputs=inputs)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BertpipeError(
+            f"{path}: not a manifest that bertpipe {installed_versions()['bertpipe']} can read. Remove its folder."
+        ) from None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of bertpipe and of the packages that decide its output."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

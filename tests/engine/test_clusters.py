@@ -1,0 +1,440 @@
+"""The same work on a real Ray cluster of two nodes, and by jobs as Slurm would run them.
+
+No machine here has Slurm: a stand-in runs what is submitted. So what is asked of Slurm is tested, and how its answers
+are taken, but not Slurm itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bert_pipeline.config import ShardedConfig, build_config
+from bert_pipeline.corpus.build import build_corpus
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.engine import clusters
+from bert_pipeline.engine.run import run_stage
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.storage.manifest import read_manifest
+from tests.conftest import invent_documents, write_jsonl
+from tests.engine.test_engine import (
+    fail_at_three,
+    is_running,
+    kill_itself_at_three,
+    refuse_three,
+    square,
+    wait_until,
+)
+from tests.helpers.slurm_stand_in import read_directives
+
+ROOT = Path(__file__).parents[2]
+
+
+def name_node(delay: float) -> str:
+    import ray
+
+    time.sleep(delay)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def note_and_wait(folder: str) -> None:
+    (Path(folder) / f"{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def cancel_own_job(number: int) -> None:
+    subprocess.run(["scancel", f"--name={os.environ['SLURM_JOB_NAME']}"], check=True)
+    time.sleep(600)
+
+
+def list_relative(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def return_what_json_cannot_hold(number: int) -> object:
+    return object()
+
+
+def config_for(engine: str, folder: Path, *options: str) -> ShardedConfig:
+    return build_config(
+        ShardedConfig, {"out": folder, "engine": engine, "workers": 2, "engine_option": options}
+    )
+
+
+def data_files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"
+    }
+
+
+def start_examples(corpus: Path, tokenizer: Path, out: Path) -> subprocess.Popen[str]:
+    given = {
+        "--corpus": corpus,
+        "--tokenizer": tokenizer,
+        "--out": out,
+        "--max-seq-length": 64,
+        "--dupe-factor": 1,
+    }
+    options = [str(word) for pair in given.items() for word in pair]
+    command = [
+        sys.executable,
+        "-m",
+        "bert_pipeline",
+        "examples",
+        *options,
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+STAGE_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from bert_pipeline.engine.run import run_stage
+from tests.engine.test_clusters import config_for, note_and_wait
+if __name__ == "__main__":
+    folder, engine = Path(sys.argv[2]), sys.argv[3]
+    list(run_stage(note_and_wait, [str(folder / "notes")] * 3, config_for(engine, folder), folder))
+"""
+
+
+def start_waiting(folder: Path, engine: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A process whose two tasks at work will not end by themselves, and the process ids of these."""
+    notes = folder / "notes"
+    notes.mkdir()
+    script = folder / "script.py"
+    script.write_text(STAGE_SCRIPT, encoding="utf-8")
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(ROOT), str(folder), engine], stderr=subprocess.DEVNULL
+    )
+    assert wait_until(lambda: len(list(notes.iterdir())) == 2), "the tasks did not begin"
+    return parent, [int(note.name) for note in notes.iterdir()]
+
+
+def have_ended(workers: list[int]) -> bool:
+    return wait_until(lambda: not any(map(is_running, workers)), 30)
+
+
+# Ray
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """The address of a real cluster of two nodes with a core each."""
+    pytest.importorskip("ray")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
+    ):
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(
+            "RAY_AUTH_TOKEN", secrets.token_hex(32)
+        )  # else Ray leaves one in the home folder
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_TMPDIR", folder)
+        temporary = Path(folder) / "ray"
+        temporary.mkdir()  # where Ray writes the cluster's address; it makes the folder only where it is the default
+        from ray.cluster_utils import Cluster
+
+        size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+        # Sockets lie in the folder, and their paths must be short.
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args=size | {"include_dashboard": False, "temp_dir": str(temporary)},
+        )
+        try:
+            cluster.add_node(**size)
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_works_on_all_nodes_and_leaves_nothing(tmp_path: Path):
+    done = dict(run_stage(name_node, [1.0] * 4, config_for("ray", tmp_path), tmp_path))
+    assert sorted(done) == [0, 1, 2, 3]
+    assert len(set(done.values())) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_makes_the_same_bytes_killed_or_not(
+    make_examples: Callable[..., Path], corpus_folder: Path, wordpiece_folder: Path, tmp_path: Path
+):
+    expected = data_files(make_examples("for-ray", dupe_factor=1, validation_fraction=0.02))
+    with start_examples(corpus_folder, wordpiece_folder, tmp_path / "examples") as command:
+        shards = tmp_path / "examples"
+        assert wait_until(lambda: any(shards.glob("train-*.parquet"))), "no shard was made"
+        command.kill()
+    assert not (shards / "manifest.json").exists()
+    with start_examples(corpus_folder, wordpiece_folder, tmp_path / "examples") as command:
+        out, err = command.communicate()
+    assert (command.returncode, err) == (0, "")
+    assert out.startswith("examples: ")
+    assert out.count("examples: ") == 1
+    assert data_files(tmp_path / "examples") == expected
+
+
+def write_repeated(folder: Path) -> None:
+    """Files of documents, of which a third is in an earlier file too."""
+    for number in range(3):
+        write_jsonl(
+            folder / f"{number}.jsonl",
+            [*invent_documents(number + 1, 60), *invent_documents(number, 30)],
+        )
+
+
+def compare_with_local(engine: str, folder: Path, **options: object) -> None:
+    write_repeated(folder / "raw")
+    given = {"source": (f"jsonl:{folder}/raw/*.jsonl",), "quiet": True, "shard_mb": 0.1} | options
+    for which in ("local", engine):
+        build_corpus(
+            build_config(
+                CorpusConfig, given | {"out": folder / which, "engine": which, "workers": 2}
+            )
+        )
+    assert data_files(folder / engine) == data_files(folder / "local")
+    removed = read_manifest(folder / engine, "corpus").counts["removed"]
+    assert removed["exact duplicate"]["documents"] == 2 * 30
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_finds_the_same_duplicates(tmp_path: Path):
+    compare_with_local("ray", tmp_path, clean="basic,exact")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_tasks_end_with_the_command(tmp_path: Path):
+    parent, workers = start_waiting(tmp_path, "ray")
+    parent.kill()
+    parent.wait()
+    assert have_ended(workers)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (refuse_three, "^three is refused$"),
+        (kill_itself_at_three, "worker process was killed.*--workers"),
+    ],
+)
+def test_the_first_error_on_ray_ends_the_run(
+    function: Callable[[int], int], said: str, tmp_path: Path
+):
+    with pytest.raises(BertpipeError, match=said):
+        list(run_stage(function, range(4), config_for("ray", tmp_path), tmp_path))
+
+
+def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'bertpipe\[ray\]'"):
+        list(run_stage(square, range(4), config_for("ray", tmp_path), tmp_path))
+
+
+# Slurm
+
+
+@pytest.fixture
+def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands on the PATH; the folder where the stand-in keeps its jobs."""
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "state").mkdir()
+    text = (ROOT / "tests/helpers/slurm_stand_in.py").read_text(encoding="utf-8")
+    for name in ("sbatch", "squeue", "scancel", "scontrol"):
+        (folder / name).write_text(f"#!{sys.executable} -S\n{text}", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(clusters, "ASK_SLURM_EVERY_S", 0.2)
+    monkeypatch.setattr(clusters, "LATE_S", 2.0)
+    return folder / "state"
+
+
+def submitted(state: Path) -> list[dict[str, str]]:
+    return [
+        read_directives(path.read_text(encoding="utf-8")) for path in sorted(state.glob("*/script"))
+    ]
+
+
+def test_slurm_makes_the_same_bytes_as_asked(
+    make_examples: Callable[..., Path], slurm: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")  # as inside another job
+    options = ("partition=cpu", "time=04:00:00", "mem_per_cpu=4G", "comment=two words")
+    made = make_examples(
+        "by-slurm", dupe_factor=1, engine="slurm", engine_option=options, workers=2
+    )
+    assert data_files(made) == data_files(make_examples("not-by-slurm", dupe_factor=1))
+    first, second = submitted(slurm)
+    assert (first["array"], second["array"]) == ("0-3%2", "0-4%2")
+    wanted = {
+        "partition": "cpu",
+        "time": "04:00:00",
+        "mem-per-cpu": "4G",
+        "cpus-per-task": "1",
+        "comment": "two words",
+    }
+    assert wanted.items() <= first.items()
+    assert "qos" not in first
+    assert first["job-name"] == second["job-name"]
+    assert first["job-name"].startswith("bertpipe-")
+    assert f"\n{sys.executable} -m datatrove" in (slurm / "1" / "script").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_finds_the_same_duplicates(tmp_path: Path):
+    compare_with_local(
+        "slurm", tmp_path, clean="basic,exact,near", near_threshold=0.98
+    )  # few tasks
+
+
+@pytest.mark.usefixtures("slurm")
+def test_who_has_enough_leaves_nothing_behind(tmp_path: Path):
+    results = run_stage(square, range(30), config_for("slurm", tmp_path), tmp_path)
+    index, result = next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert result == square(index)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_given_is_left_to_slurm(slurm: Path, tmp_path: Path):
+    list(run_stage(square, range(2), config_for("slurm", tmp_path), tmp_path))
+    assert not {"partition", "time", "mem-per-cpu", "qos"} & submitted(slurm)[0].keys()
+
+
+def test_more_tasks_than_an_array_may_have_are_several_jobs(slurm: Path, tmp_path: Path):
+    config = config_for("slurm", tmp_path, "max_array_size=2", "tasks-per-job=2")
+    assert dict(run_stage(square, range(7), config, tmp_path)) == {n: n * n for n in range(7)}
+    assert [directives["array"] for directives in submitted(slurm)] == ["0-1%2", "0-1%2"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("slurm")
+def test_relative_paths_mean_the_same_in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "here").touch()
+    work = Path("work")
+    work.mkdir()
+    assert list(run_stage(list_relative, ["given"], config_for("slurm", work), work)) == [
+        (0, ["here"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "said", "code"),
+    [
+        (refuse_three, "^three is refused$", 1),
+        (fail_at_three, "Task 3 failed on .*: ZeroDivisionError: a bug\nThe traceback: ", 1),
+        (return_what_json_cannot_hold, "object is not JSON serializable", 1),
+        (
+            kill_itself_at_three,
+            "Slurm ended without the results of 1 of 4 .* the first of them task 3",
+            1,
+        ),
+        (cancel_own_job, "Slurm ended without the results of . of 4 .* cancelled", 1),
+    ],
+)
+def test_a_failed_task_is_told_and_nothing_goes_on(
+    function: Callable[[int], int], said: str, code: int, slurm: Path, tmp_path: Path
+):
+    with pytest.raises(BertpipeError, match=said) as caught:
+        list(run_stage(function, range(4), config_for("slurm", tmp_path), tmp_path))
+    assert caught.value.exit_code == code
+    assert (slurm / "1" / "ended").exists()
+    if "traceback" in said:
+        record = json.loads(Path(str(caught.value).rpartition(": ")[2]).read_text(encoding="utf-8"))
+        assert "fail_at_three" in "\n".join(record["traceback"])
+    assert list(run_stage(square, [5], config_for("slurm", tmp_path), tmp_path)) == [(0, 25)]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_slurm_refuses_is_told_in_slurms_words(tmp_path: Path):
+    with pytest.raises(BertpipeError, match="invalid partition specified: nowhere"):
+        list(
+            run_stage(
+                square, range(2), config_for("slurm", tmp_path, "partition=nowhere"), tmp_path
+            )
+        )
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
+def test_a_machine_without_slurm_is_named(tmp_path: Path):
+    with pytest.raises(BertpipeError, match="sbatch, squeue, scancel not found"):
+        list(run_stage(square, range(2), config_for("slurm", tmp_path), tmp_path))
+
+
+def test_an_interrupted_command_cancels_its_job(slurm: Path, tmp_path: Path):
+    parent, workers = start_waiting(tmp_path, "slurm")
+    parent.send_signal(signal.SIGINT)
+    parent.wait()
+    assert (slurm / "1" / "cancelled").exists()
+    assert have_ended(workers)
+
+
+@pytest.mark.parametrize("engine", ["slurm", "local"])
+def test_the_job_of_a_killed_command_is_cancelled_by_the_next(
+    engine: str, slurm: Path, tmp_path: Path
+):
+    parent, workers = start_waiting(tmp_path, "slurm")
+    parent.kill()
+    parent.wait()
+    assert all(map(is_running, workers)), "Slurm knows nothing of the command's death"
+    assert dict(run_stage(square, range(3), config_for(engine, tmp_path), tmp_path)) == {
+        0: 0,
+        1: 1,
+        2: 4,
+    }
+    assert (slurm / "1" / "cancelled").exists()
+    assert have_ended(workers)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("engine", "option", "said"),
+    [
+        ("local", "partition=cpu", "none for --engine local"),
+        ("ray", "partition=cpu", "unknown to --engine ray. Known: memory_gb"),
+        ("ray", "memory_gb=much", "whole number"),
+        ("slurm", "partition", "KEY=VALUE"),
+        ("slurm", "two words=1", "KEY=VALUE"),
+        ("slurm", "array=0-3", "sets this option of sbatch itself"),
+        ("slurm", "job-name=mine", "sets this option of sbatch itself"),
+        ("slurm", "max-array-size=0", "whole number"),
+    ],
+)
+def test_wrong_engine_options_are_named(engine: str, option: str, said: str, tmp_path: Path):
+    with pytest.raises(UsageError, match=said) as caught:
+        config_for(engine, tmp_path, option)
+    assert option in str(caught.value)
+
+
+def test_the_engine_changes_nothing_in_what_is_asked(tmp_path: Path):
+    assert (
+        config_for("slurm", tmp_path, "partition=cpu").content()
+        == config_for("local", tmp_path).content()
+    )

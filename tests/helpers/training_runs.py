@@ -1,0 +1,143 @@
+"""Training runs of a second or two, in this process or in others."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.pretrain import pretrain
+
+SHAPE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+SLOW = {
+    "num_hidden_layers": 2,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+
+
+def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """A run of a second."""
+    return {
+        "examples": examples,
+        "tokenizer": tokenizer,
+        "out": out,
+        "model": SHAPE,
+        "max_steps": 30,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "log_every": 10,
+        "evaluate_every": 20,
+        "checkpoint_every": 10,
+        "threads": 1,
+        "quiet": True,
+    } | changes
+
+
+def long_run(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """Some seconds of steps, with dropout and Muon so that all state matters, and saves all the time."""
+    usual = {
+        "max_steps": 100,
+        "checkpoint_every": 3,
+        "optimizer": "muon",
+        "dropout": 0.1,
+        "mask_rate_end": 0.08,
+        "model": SLOW,
+        "batch_size": 16,
+    }
+    return options(examples, tokenizer, out, **(usual | changes))
+
+
+def run(*args: Any, **changes: Any) -> PretrainConfig:
+    """Train here."""
+    reset_accelerate()
+    config = PretrainConfig(**options(*args, **changes))
+    pretrain(config)
+    return config
+
+
+def reset_accelerate() -> None:
+    """Forget the settings of a run before."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def fork_run(given: dict[str, Any]) -> multiprocessing.process.BaseProcess:
+    """Train in a process of its own that has the libraries from the start, so that it is under way in a moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bert_pipeline.pretraining.pretrain"])
+    process = context.Process(target=pretrain, args=(PretrainConfig(**given),))
+    process.start()
+    return process
+
+
+def start(
+    config_file: Path, given: dict[str, Any], *extra: str, new_session: bool = False
+) -> subprocess.Popen[str]:
+    """`bertpipe pretrain` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *command(config_file, given), *extra],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "default"},
+        start_new_session=new_session,
+    )
+
+
+def command(config_file: Path, given: dict[str, Any]) -> list[str]:
+    """The command behind `python`."""
+    config_file.write_text(json.dumps({"pretrain": given}, default=str), encoding="utf-8")
+    return ["-m", "bert_pipeline", "pretrain", "--config", str(config_file)]
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a process and check its exit code; return its standard error."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    return errors
+
+
+def weights(out: Path) -> bytes:
+    """The finished model's."""
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def counts(out: Path) -> dict[str, Any]:
+    """What the manifest counts."""
+    counted: dict[str, Any] = json.loads((out / "manifest.json").read_text())["counts"]
+    return counted
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Until it is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def has_begun(out: Path) -> bool:
+    """Whether it has logged."""
+    return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0

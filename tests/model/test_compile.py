@@ -1,0 +1,125 @@
+"""Compiled layers: the same figures, dropout as a function of the seed, and when a run compiles at all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from bert_pipeline.errors import UsageError
+from bert_pipeline.model.compile import decide_compile
+from bert_pipeline.model.pretraining_model import PretrainingModel
+from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+
+
+def build(dropout: float) -> BertForPreTraining:
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return BertForPreTraining(BertConfig(vocab_size=97, **SIZES, **rates))
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the compiler itself
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+def test_compiled_layers_compute_the_same() -> None:
+    """One compilation serves batches of several shapes. It takes seconds, so there is one layer."""
+    network = build(0.3)
+    compiled, plain = PretrainingModel(network, compiled=True), PretrainingModel(network)
+    for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
+        batch = flatten(make_rows(lengths, number), True)
+        losses, gradients = losses_and_gradients(compiled, batch)
+        again, same = losses_and_gradients(compiled, batch)
+        assert torch.equal(losses, again)
+        assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+    torch.manual_seed(8)
+    assert not torch.equal(torch.stack(compiled(batch)), losses)
+    torch.testing.assert_close(compiled.eval()(batch), plain.eval()(batch))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plain.train()
+    losses, gradients = losses_and_gradients(plain, batch)
+    torch._dynamo.reset()
+    again, found = losses_and_gradients(compiled.train(), batch)
+    torch.testing.assert_close(again, losses)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_stay_whole_when_gradients_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP's buckets are no reason to cut the graph of a layer, and some layers cannot be cut."""
+    graphs = []
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile
+    monkeypatch.setattr(
+        "torch.compile", lambda call, dynamic: compiled(call, dynamic=dynamic, backend=note)
+    )
+    torch._dynamo.reset()
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting"
+    )
+    try:
+        model = PretrainingModel(build(0.0), compiled=True)
+        # A bucket of some bytes would end after each parameter.
+        shared = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1e-4)
+        torch.stack(shared(flatten(make_rows([12, 25, 7], 0), True))).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "length", "expected"),
+    [
+        ("auto", CPU, {"steps": 10**6}, False),
+        ("auto", GPU, {"steps": 100}, False),
+        ("auto", GPU, {"steps": 10**4}, True),
+        ("auto", GPU, {"minutes": 1.0}, False),
+        ("auto", GPU, {"minutes": 60.0}, True),
+        ("off", GPU, {"minutes": 60.0}, False),
+        ("on", CPU, {"steps": 1}, True),
+        ("on", GPU, {"steps": 1}, True),
+    ],
+)
+def test_runs_that_compile(
+    choice: Any,
+    device: torch.device,
+    length: dict[str, Any],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {
+        "choice": choice,
+        "device": device,
+        "steps": None,
+        "minutes": None,
+    } | length
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert decide_compile(**given) == expected
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    if choice == "on":
+        with pytest.raises(UsageError, match="compiler"):
+            decide_compile(**given)
+    else:
+        assert not decide_compile(**given)

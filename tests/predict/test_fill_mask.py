@@ -1,0 +1,184 @@
+"""`evaluate` and `fill-mask` against independent computations with stock transformers."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForPreTraining, pipeline
+
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.examples.build import build_examples
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.predict.fill_mask import MaskFiller
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.evaluation import evaluate_folder
+from bert_pipeline.pretraining.pretrain import pretrain
+from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.tokenizer.train import train_tokenizer
+
+SHAPE = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def model(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a short run."""
+    out = tmp_path_factory.mktemp("model") / "pretrain"
+    config = PretrainConfig(
+        examples=examples_folder,
+        tokenizer=wordpiece_folder,
+        out=out,
+        model=SHAPE | {"max_position_embeddings": 64},
+        max_steps=40,
+        batch_size=16,
+        learning_rate=5e-3,
+        threads=1,
+        quiet=True,
+    )
+    pretrain(config)
+    return out
+
+
+def test_figures_are_those_of_the_stock_model_row_by_row(
+    model: Path, examples_folder: Path
+) -> None:
+    stock = BertForPreTraining.from_pretrained(model / "model").eval()
+    train = [pq.read_table(path).to_pylist() for path in sorted(examples_folder.glob("train-*"))]
+    counts = np.load(examples_folder / "token_counts.npy")
+    assert counts.sum() > 0
+    assert counts[[2, 3, 4]].sum() == 0  # [CLS], [SEP] and [MASK] are no text
+    assert len(counts) == 400
+    frequency = (counts + 1) / (counts + 1).sum()
+    loss = unigram = 0.0
+    first = five = right = masked = pairs = 0
+    for path in sorted(examples_folder.glob("validation-*")):
+        for row in pq.read_table(path).to_pylist():
+            with torch.no_grad():
+                output = stock(
+                    input_ids=torch.tensor([row["tokens"]]),
+                    token_type_ids=torch.tensor([row["segment_ids"]]),
+                )
+            pairs += 1
+            right += int(output.seq_relationship_logits.argmax()) == int(row["is_random_next"])
+            for position, label in zip(row["masked_positions"], row["masked_labels"], strict=True):
+                logits = output.prediction_logits[0, position]
+                best = logits.topk(5).indices.tolist()
+                masked += 1
+                first += best[0] == label
+                five += label in best
+                loss -= float(logits.log_softmax(0)[label])
+                unigram -= math.log(frequency[label])
+    assert train
+    result = evaluate_folder(model, examples_folder, "validation")
+    assert result.masked_tokens == masked
+    assert result.mlm_loss == pytest.approx(loss / masked, rel=1e-4)
+    assert result.perplexity == pytest.approx(math.exp(loss / masked), rel=1e-3)
+    assert result.unigram_loss == pytest.approx(unigram / masked, rel=1e-4)
+    assert result.top1_accuracy == pytest.approx(first / masked)
+    assert result.top5_accuracy == pytest.approx(five / masked)
+    assert result.nsp_accuracy == pytest.approx(right / pairs)
+
+
+def test_it_is_the_same_every_time_and_in_the_metrics(model: Path, examples_folder: Path) -> None:
+    first, second = (evaluate_folder(model, examples_folder, "validation") for _ in range(2))
+    assert first == second
+    line = json.loads((model / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["eval_mlm_loss"] == pytest.approx(first.mlm_loss, rel=1e-6)
+
+
+def test_examples_of_another_vocabulary_are_refused(
+    model: Path, examples_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    config = json.loads((model / "model" / "config.json").read_text()) | {"vocab_size": 300}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BertpipeError):
+        evaluate_folder(folder, examples_folder, "validation")
+
+
+def test_examples_of_another_tokenizer_of_the_same_size_are_refused(
+    model: Path, corpus_folder: Path, examples_folder: Path, tmp_path: Path
+) -> None:
+    train_tokenizer(
+        TokenizeConfig(
+            out=tmp_path / "other",
+            corpus=corpus_folder,
+            kind="byte-bpe",
+            vocab_size=400,
+            workers=1,
+            quiet=True,
+        )
+    )
+    config = ExamplesConfig(
+        out=tmp_path / "examples", corpus=corpus_folder, tokenizer=tmp_path / "other", max_seq_length=64,
+        dupe_factor=1, workers=1, quiet=True,
+    )  # fmt: skip
+    build_examples(config)
+    with pytest.raises(BertpipeError, match="made with another tokenizer"):
+        evaluate_folder(model, config.out, "validation")
+    # On the examples that it learnt from a model may be measured too.
+    assert evaluate_folder(model, examples_folder, "train").masked_tokens > 1000
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["Dabi [MASK] gose."],
+        ["Dabi [MASK] gose [MASK]."],
+        ["Dabi [MASK].", "A [MASK] b [MASK].", "[MASK]"],
+    ],
+)
+def test_fill_mask_gives_what_the_pipeline_gives(model: Path, texts: list[str]) -> None:
+    expected = pipeline("fill-mask", model=str(model / "model"))(
+        texts[0] if len(texts) == 1 else texts, top_k=3
+    )
+    assert json.loads(json.dumps(MaskFiller(model).fill(texts, 3))) == json.loads(
+        json.dumps(expected)
+    )
+
+
+def test_a_long_text_is_cut_and_a_mask_beyond_is_said(model: Path) -> None:
+    filler = MaskFiller(model)
+    assert len(filler.fill(["[MASK] " + "dabi " * 500], 5)) == 5
+    with pytest.raises(BertpipeError, match="beyond the 64 tokens"):
+        filler.fill(["dabi " * 500 + "[MASK]"], 5)
+
+
+def test_a_text_without_a_mask_is_named(model: Path) -> None:
+    with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
+        MaskFiller(model).fill(["a [MASK]", "b"], 5)
+
+
+@pytest.mark.parametrize("top_k", [0, 401])
+def test_impossible_numbers_of_candidates_are_refused(model: Path, top_k: int) -> None:
+    with pytest.raises(UsageError, match="--top-k"):
+        MaskFiller(model).fill(["a [MASK]"], top_k)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, corpus_folder: Path) -> None:
+    for folder in (tmp_path / "nowhere", corpus_folder):
+        with pytest.raises(BertpipeError, match="no model folder"):
+            MaskFiller(folder)
+
+
+def test_predictions_do_not_hang_on_padding(model: Path) -> None:
+    """One text alone and beside a longer one."""
+    tokenizer = AutoTokenizer.from_pretrained(model / "model")
+    assert tokenizer.mask_token == "[MASK]"
+    filler = MaskFiller(model)
+    alone, together = (
+        filler.fill(["dabi [MASK]"], 3),
+        filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3),
+    )
+    assert [c["token"] for c in alone] == [c["token"] for c in together[0]]

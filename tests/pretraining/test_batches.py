@@ -1,0 +1,468 @@
+"""From shards to flat batches: what is laid out once, who writes it, what is refused, and what a batch holds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bert_pipeline.errors import BertpipeError
+from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.pretraining.batches import Examples, KeptMasks
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.memmap_rows import Source, open_rows, remove_store
+from bert_pipeline.pretraining.preflight import Inputs
+from bert_pipeline.pretraining.pretrain import Run
+from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.training.checkpoint import Position
+from bert_pipeline.training.distributed import Ranks, make_accelerator
+from tests.helpers.stored_rows import load_examples, read_rows
+from tests.helpers.training_runs import reset_accelerate
+
+Rows = list[dict[str, Any]]
+Shards = Callable[[Rows], Path]
+
+# Of two lengths, with a padded end, and with neighbours of unlike segments.
+ROWS: Rows = [
+    {
+        "tokens": [2, 7, 3, 8, 9, 3], "segment_ids": [0, 0, 0, 1, 1, 1], "is_random_next": True,
+        "masked_positions": [1, 4], "masked_labels": [10, 11],
+    },
+    {
+        "tokens": [2, 4, 3, 5, 3, 0], "segment_ids": [0, 0, 0, 1, 1, -1], "is_random_next": False,
+        "masked_positions": [], "masked_labels": [],
+    },
+    {
+        "tokens": [2, 3, 6, 3], "segment_ids": [0, 0, 1, 1], "is_random_next": False,
+        "masked_positions": [2], "masked_labels": [12],
+    },
+]  # fmt: skip
+
+
+@pytest.fixture
+def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., Source]:
+    """A function that writes shards of some rows and says what they promise."""
+    schema = pq.read_schema(next(examples_folder.glob("train-*")))
+
+    def make(*shards: Rows, **changes: Any) -> Source:
+        paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(shards))]
+        for path, rows in zip(paths, shards, strict=True):
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True
+            )
+        source = Source(
+            paths, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
+        )
+        return replace(source, **changes)
+
+    return make
+
+
+def changed(number: int, **columns: Any) -> Rows:
+    """`ROWS`, with one row otherwise."""
+    return [row | columns if index == number else row for index, row in enumerate(ROWS)]
+
+
+# What a batch holds
+
+
+def test_a_batch_is_the_rows_of_the_files_end_to_end(make_source: Callable[..., Source]) -> None:
+    examples = Examples(open_rows(make_source(ROWS[:2], [], ROWS[2:])))
+    assert len(examples) == 3
+    batch = examples.collate(np.array([2, 0, 1]))
+    assert batch.tokens.tolist() == [2, 3, 6, 3, 2, 7, 3, 8, 9, 3, 2, 4, 3, 5, 3]
+    assert batch.segment_ids.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    assert batch.positions.tolist() == [*range(4), *range(6), *range(5)]
+    assert batch.cu_seqlens.tolist() == [0, 4, 10, 15]
+    assert batch.max_seqlen == 6
+    assert batch.masked_index.tolist() == [2, 5, 8]
+    assert batch.masked_labels.tolist() == [12, 10, 11]
+    assert batch.is_random_next is not None
+    assert batch.is_random_next.tolist() == [0, 1, 0]
+    tensors = [value for value in vars(batch).values() if hasattr(value, "dtype")]
+    assert {str(tensor.dtype) for tensor in tensors} == {"torch.int64"}
+
+
+@pytest.mark.parametrize("name", ["examples_folder", "mlm_examples_folder"])
+def test_every_row_of_a_folder_comes_back(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    examples = load_examples(folder)
+    rows = np.random.default_rng(0).permutation(len(examples))
+    batch = examples.collate(rows)
+    for column, found in (("tokens", batch.tokens), ("segment_ids", batch.segment_ids)):
+        assert found.tolist() == [value for row in read_rows(folder, column, rows) for value in row]
+    begins = dict(zip(range(len(rows)), batch.cu_seqlens.tolist(), strict=False))
+    positions = read_rows(folder, "masked_positions", rows)
+    index = [begins[number] + position for number, row in enumerate(positions) for position in row]
+    assert batch.masked_index.tolist() == index
+    assert batch.masked_labels.tolist() == [
+        label for row in read_rows(folder, "masked_labels", rows) for label in row
+    ]
+    labels = read_rows(folder, "is_random_next", rows)
+    assert (
+        (batch.is_random_next is None) == (name == "mlm_examples_folder") == (set(labels) == {None})
+    )
+    if batch.is_random_next is not None:
+        assert batch.is_random_next.tolist() == [int(label) for label in labels]
+    assert examples.count_tokens(rows) == len(batch.tokens)
+
+
+@pytest.mark.parametrize("vocab_size", [65536, 65537])
+def test_ids_of_any_size_are_kept(vocab_size: int, make_source: Callable[..., Source]) -> None:
+    """Ids take two bytes where the vocabulary allows it."""
+    largest = vocab_size - 1
+    rows = changed(0, tokens=[2, 7, 3, largest, 9, 3], masked_labels=[largest, 11])
+    examples = Examples(open_rows(make_source(rows, vocab_size=vocab_size)))
+    batch = examples.collate(np.array([0]))
+    assert batch.tokens.tolist() == rows[0]["tokens"]
+    assert batch.masked_labels.tolist() == [largest, 11]
+
+
+@pytest.mark.parametrize("keep", [None, KeptMasks(1.0, 0, 0), KeptMasks(0.5, 0, 0)])
+def test_no_rows_make_a_batch_without_tokens(keep: KeptMasks | None, examples_folder: Path) -> None:
+    none = np.empty(0, dtype=np.int64)
+    batch = load_examples(examples_folder).collate(none, keep)
+    assert batch.cu_seqlens.tolist() == [0]
+    assert batch.max_seqlen == 0
+    assert batch.is_random_next is not None
+    for tensor in (
+        batch.tokens,
+        batch.segment_ids,
+        batch.positions,
+        batch.masked_index,
+        batch.is_random_next,
+    ):
+        assert tensor.tolist() == []
+        assert str(tensor.dtype) == "torch.int64"
+
+
+@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 99), step=st.integers(0, 10_000))
+def test_masks_that_are_not_kept_give_the_tokens_back(
+    share: float, seed: int, step: int, examples_folder: Path
+) -> None:
+    examples = load_examples(examples_folder)
+    rows, keep = np.array([5, 0, 77, 31]), KeptMasks(share, seed, step)
+    full, batch = examples.collate(rows), examples.collate(rows, keep)
+    # Any split of the rows over ranks and parts keeps the same masks.
+    assert len(batch.masked_index) == sum(
+        len(examples.collate(rows[rank::2], keep).masked_index) for rank in range(2)
+    )
+    labels = dict(zip(full.masked_index.tolist(), full.masked_labels.tolist(), strict=True))
+    kept = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
+    assert kept.items() <= labels.items()
+    expected = full.tokens.clone()
+    for place in labels.keys() - kept.keys():
+        expected[place] = labels[place]
+    assert batch.tokens.tolist() == expected.tolist()
+
+
+def test_the_share_of_masks_kept_is_the_one_asked_for(examples_folder: Path) -> None:
+    examples = load_examples(examples_folder)
+    rows = np.arange(len(examples))
+    total = len(examples.collate(rows, KeptMasks(1.0, 0, 0)).masked_index)
+    kept = [len(examples.collate(rows, KeptMasks(0.4, 0, step)).masked_index) for step in range(50)]
+    # 50 draws of about 1,000 masks: five standard errors are under 0.012.
+    assert sum(kept) / (50 * total) == pytest.approx(0.4, abs=5 * (0.24 / (50 * total)) ** 0.5)
+    assert len(set(kept)) > 10
+
+
+@pytest.mark.parametrize("limit", [0, 1, 6, 7, 10, 11, 12, 1000])
+def test_the_first_rows_are_counted_as_they_were(
+    limit: int, make_source: Callable[..., Source]
+) -> None:
+    tokens, offsets = Examples(open_rows(make_source(ROWS[:1], ROWS[1:]))).unmasked(limit)
+    whole = [2, 10, 3, 8, 11, 3, 2, 4, 3, 5, 3, 2, 3, 12, 3]
+    ends = [0, 6, 11, 15]
+    rows = next((row for row in (1, 2, 3) if ends[row] >= limit), 3)
+    assert offsets.tolist() == ends[: rows + 1]
+    assert tokens.tolist() == whole[: ends[rows]]
+
+
+# What each rank takes
+
+
+@pytest.fixture
+def make_run(
+    make_examples: Callable[..., Path], wordpiece_folder: Path, tmp_path: Path
+) -> Callable[..., list[Run]]:
+    """A function that gives each rank's part in a run with longer, dynamically masked examples at its end."""
+    folders = [
+        make_examples("drawn", masks="dynamic", mask_unit="whole-word"),
+        make_examples(
+            "drawn-longer",
+            masks="dynamic",
+            mask_unit="whole-word",
+            max_seq_length=90,
+            mask_rate=0.3,
+        ),
+    ]
+    shape = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+
+    def make(ranks: int, **options: Any) -> list[Run]:
+        reset_accelerate()
+        config = PretrainConfig(
+            examples=folders[0], long_examples=folders[1], tokenizer=wordpiece_folder, out=tmp_path / "out",
+            model=shape, max_steps=100, mask_rate_end=0.1, threads=1, quiet=True, **options,
+        )  # fmt: skip
+        accelerator = make_accelerator(config)
+        runs = [
+            Run(config, Inputs.check(config), Ranks.of(accelerator), tmp_path) for _ in range(ranks)
+        ]
+        for rank, run in enumerate(runs):
+            # Only who it is matters here; other tests train in several processes.
+            who = SimpleNamespace(own=rank, count=ranks, accelerator=accelerator)
+            run.ranks = who  # type: ignore[assignment]
+        return runs
+
+    return make
+
+
+def by_row(batch: UnpaddedBatch) -> list[tuple[Any, ...]]:
+    """Each row of a batch, with its masks and label."""
+    edges, index, labels = (
+        batch.cu_seqlens.tolist(),
+        batch.masked_index.tolist(),
+        batch.masked_labels.tolist(),
+    )
+    assert batch.is_random_next is not None
+    rows = []
+    for begin, end, is_random in zip(edges, edges[1:], batch.is_random_next.tolist(), strict=False):
+        masks = [
+            (place - begin, label)
+            for place, label in zip(index, labels, strict=True)
+            if begin <= place < end
+        ]
+        rows.append((*batch.tokens[begin:end].tolist(), *masks, is_random))
+    return rows
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
+@pytest.mark.parametrize("size", [1, 7, 48])
+def test_any_number_of_examples_is_shared_out_over_any_ranks(
+    ranks: int, parts: int, size: int, make_run: Callable[..., list[Run]]
+) -> None:
+    given = {"batch_size": size, "long_batch_size": size}
+    (alone,) = make_run(1, **given)
+    runs = make_run(ranks, **given, accumulate=parts)
+    between = (
+        5 * len(alone.examples[0]) - size // 2
+    )  # so that the step takes examples of two epochs
+    for position, done in [
+        (Position(), 0.0),
+        (Position(50, rows=between), 0.5),
+        (Position(95, phase=1, rows=5 * size), 0.95),
+    ]:
+        whole = alone._make_step(position, done)
+        shares = [run._make_step(position, done) for run in runs]
+        (batch,) = whole.parts
+        expected = by_row(batch)  # type: ignore[arg-type]
+        assert len(expected) == size
+        found = [
+            [row for part in step.parts if not part.void for row in by_row(part)]  # type: ignore[attr-defined, arg-type]
+            for step in shares
+        ]
+        assert sorted(row for rows in found for row in rows) == sorted(expected)
+        assert all(found[rank] == expected[rank::ranks] for rank in range(ranks))
+        assert all(len(step.parts) == parts for step in shares)
+        assert whole.totals == (len(batch.masked_labels), size)  # type: ignore[attr-defined]
+        assert tuple(map(sum, zip(*(step.totals for step in shares), strict=True))) == whole.totals
+        assert {step.tokens for step in [whole, *shares]} == {len(batch.tokens)}  # type: ignore[attr-defined]
+
+
+def test_the_mask_rate_falls_to_the_same_end_in_both_parts_of_a_run(
+    make_run: Callable[..., list[Run]],
+) -> None:
+    (run,) = make_run(1, batch_size=64)
+    for position, done, rate in [(Position(), 0.0, 0.15), (Position(90, phase=1), 1.0, 0.1)]:
+        steps = [run._make_step(replace(position, step=step), done) for step in range(20)]
+        masked, tokens = (
+            sum(values) for values in zip(*((s.totals[0], s.tokens) for s in steps), strict=True)
+        )
+        # Whole words stop short of the rate by up to a tenth.
+        assert 0.88 * rate < masked / tokens < 1.03 * rate
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            changed(1, tokens=[2, 13, 3, 5, 3, 0]),
+            "row 1: holds a token id beyond the model's vocabulary of 13",
+        ),
+        (changed(2, tokens=[2, 3, -1, 3]), "row 2: holds a token id beyond"),
+        (changed(0, masked_labels=[10, 13]), "row 0: holds a token id beyond"),
+        (
+            changed(2, tokens=[2] * 7, segment_ids=[0] * 7),
+            "row 2: longer than its folder's 6 tokens",
+        ),
+        (changed(2, segment_ids=[0, 1, 0, 1]), "row 2: its segment ids are not 0 first"),
+        (changed(2, segment_ids=[0, 0, 2, 2]), "row 2: its segment ids are not 0 first"),
+        (changed(1, masked_positions=[1]), "row 1: has not as many masked labels"),
+        (
+            changed(1, masked_positions=[5], masked_labels=[1]),
+            "row 1: has a masked position beyond its tokens",
+        ),
+    ],
+)
+def test_a_row_that_training_would_stumble_over_is_refused_by_name(
+    rows: Rows, said: str, make_source: Callable[..., Source], tmp_path: Path
+) -> None:
+    source = make_source(ROWS, rows)
+    with pytest.raises(BertpipeError) as caught:
+        open_rows(source, tmp_path / "store")
+    assert f"train-00001.parquet, {said}" in str(caught.value)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["some.lock"]
+
+
+def test_a_damaged_shard_is_named(make_source: Callable[..., Source], tmp_path: Path) -> None:
+    source = make_source(ROWS, ROWS * 50)
+    raw = bytearray(source.shards[1].read_bytes())
+    raw[200] ^= 1
+    source.shards[1].write_bytes(raw)
+    with pytest.raises(BertpipeError, match=r"train-00001\.parquet: damaged"):
+        open_rows(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "mlm"}, "was made for mlm, .* for mlm[+]nsp"),
+        ({"max_seq_length": 600}, "up to 600 tokens, but the model has 512 positions"),
+        ({"tokenizer": "byte_bpe_folder"}, "with another tokenizer than"),
+        ({"mask_rate": 0.1}, "--mask-rate-end 0.12: above the 0.1 of"),
+    ],
+)
+def test_longer_examples_that_do_not_go_with_the_others_are_refused(
+    options: dict[str, Any], said: str, make_examples: Callable[..., Path], examples_folder: Path,
+    wordpiece_folder: Path, tmp_path: Path, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if "tokenizer" in options:
+        options = {"tokenizer": request.getfixturevalue(options["tokenizer"])}
+    config = PretrainConfig(
+        examples=examples_folder, long_examples=make_examples(f"other-{next(iter(options))}", **options),
+        tokenizer=wordpiece_folder, out=tmp_path / "out", max_steps=10, mask_rate_end=0.12, quiet=True,
+    )  # fmt: skip
+    with pytest.raises(BertpipeError, match=said) as caught:
+        Inputs.check(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [(), ([],), ([], [])])
+def test_a_split_without_rows_is_refused(
+    shards: tuple[Rows, ...], make_source: Callable[..., Source]
+) -> None:
+    with pytest.raises(BertpipeError, match="hold no row of this split"):
+        open_rows(make_source(*shards))
+
+
+# Who writes it
+
+OPENS = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.training import row_store
+
+folder, store, slowly = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+read = row_store.read_columns
+def read_slowly(path, columns):
+    print("reads", path.name, flush=True)
+    time.sleep(slowly)
+    return read(path, columns)
+row_store.read_columns = read_slowly
+rows = row_store.open_rows(row_store.Source.of(folder, read_manifest(folder, "examples"), "train", 400), store)
+print("rows", len(rows), int(rows.tokens.values.astype(int).sum()), flush=True)
+"""
+
+
+def start_opening(folder: Path, store: Path, slowly: float) -> "subprocess.Popen[str]":
+    """A process that opens the store, and takes its time over every shard that it has to read."""
+    command = [sys.executable, "-c", OPENS, str(folder), str(store), str(slowly)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def test_one_process_writes_and_the_others_find_it_whole(
+    examples_folder: Path, tmp_path: Path
+) -> None:
+    shards = len(list(examples_folder.glob("train-*")))
+    running = [start_opening(examples_folder, tmp_path / "store", 0.2) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert sorted(output.count("reads") for output in outputs) == [0, 0, shards]
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    tokens = [
+        token
+        for row in read_rows(examples_folder, "tokens", range(len(load_examples(examples_folder))))
+        for token in row
+    ]
+    assert outputs[0].splitlines()[-1].split()[2] == str(sum(tokens))
+
+
+def test_when_the_writer_is_killed_one_that_waits_writes(
+    examples_folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    writer = start_opening(examples_folder, store, 30)
+    assert writer.stdout is not None
+    assert writer.stdout.readline().startswith("reads")
+    waiting = start_opening(examples_folder, store, 0)
+    time.sleep(
+        1
+    )  # long enough to come to the lock on most machines; the outcome is the same if not
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    output, _ = waiting.communicate(timeout=60)
+    assert output.splitlines()[-1].startswith("rows")
+    assert output.count("reads") == len(list(examples_folder.glob("train-*")))
+    assert not list(store.rglob("*.tmp"))
+    (found,) = (path for path in store.iterdir() if path.is_dir())
+    manifest = read_manifest(examples_folder, "examples")
+    assert found.name == f"{manifest.fingerprint[:16]}-train"
+
+
+def test_rows_that_are_in_use_outlive_their_files(
+    make_source: Callable[..., Source], tmp_path: Path
+) -> None:
+    """A run removes its store while other processes of it may still read."""
+    store = tmp_path / ".examples"
+    examples = Examples(open_rows(make_source(ROWS), store))
+    remove_store(store)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith("train-")]
+    assert examples.collate(np.arange(3)).tokens.tolist()[:6] == ROWS[0]["tokens"]
+    remove_store(store)
+
+
+def test_rows_are_mapped_and_not_copied(make_source: Callable[..., Source], tmp_path: Path) -> None:
+    rows = open_rows(make_source(ROWS), tmp_path / "store")
+    maps = Path("/proc/self/maps").read_text()
+    for name in (
+        "tokens",
+        "offsets",
+        "first_segment",
+        "masked_positions",
+        "masked_labels",
+        "is_random_next",
+    ):
+        assert f"{tmp_path}/store/some/{name}.npy" in maps
+    assert not rows.tokens.values.flags.owndata

@@ -1,0 +1,181 @@
+"""Pretraining from the outside: what it writes, and what it refuses."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
+
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.pretraining.sampler import draw_rows
+from tests.helpers.stored_rows import load_examples, read_rows
+from tests.helpers.training_runs import SHAPE, metrics, run
+
+
+@pytest.fixture(scope="module")
+def finished(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("finished") / "pretrain"
+    run(examples_folder, wordpiece_folder, out)
+    return out
+
+
+# What comes out
+
+
+def test_it_learns(finished: Path) -> None:
+    lines = [line for line in metrics(finished) if "loss" in line]
+    assert lines[-1]["mlm_loss"] < lines[0]["mlm_loss"] - 0.3
+
+
+def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
+    training = [line for line in metrics(finished) if "loss" in line]
+    keys = {"step", "epoch", "loss", "mlm_loss", "nsp_loss", "learning_rate", "grad_norm", "tokens"}
+    assert keys | {"tokens_per_second", "data_wait", "elapsed_s"} <= training[0].keys()
+    assert [line["step"] for line in training] == [10, 20, 30]
+    evaluations = [line for line in metrics(finished) if "eval_mlm_loss" in line]
+    names = [
+        "mlm_loss",
+        "perplexity",
+        "top1_accuracy",
+        "top5_accuracy",
+        "nsp_accuracy",
+        "unigram_loss",
+        "masked_tokens",
+    ]
+    assert {f"eval_{name}" for name in names} <= evaluations[-1].keys()
+    assert [line["step"] for line in evaluations] == [20, 30]
+
+
+def test_tokens_counted_are_the_real_ones(finished: Path, examples_folder: Path) -> None:
+    examples = load_examples(examples_folder)
+    rows, _ = draw_rows(len(examples), 0, 30 * 8, seed=0)
+    assert metrics(finished)[-2]["tokens"] == sum(
+        len(tokens) for tokens in read_rows(examples_folder, "tokens", rows)
+    )
+
+
+@pytest.mark.parametrize("model_class", [BertForPreTraining, BertModel, BertForMaskedLM])
+def test_the_model_folder_is_plain_hugging_face(finished: Path, model_class: Any) -> None:
+    model, info = model_class.from_pretrained(finished / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    heads = ("cls.", "bert.pooler.")
+    assert all(key.startswith(heads) for key in info["unexpected_keys"])
+    assert model.config.max_position_embeddings == 64
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert tokenizer.model_max_length == 64
+    assert (finished / "model" / "README.md").read_text().startswith("---\n")
+
+
+def test_the_fill_mask_pipeline_loads_it(finished: Path) -> None:
+    results = pipeline("fill-mask", model=str(finished / "model"))("Dabi [MASK] gose.")
+    assert len(results) == 5
+
+
+def test_checkpoints_are_rotated_and_named(finished: Path) -> None:
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "step-00000020",
+        "step-00000030",
+    ]
+
+
+def test_mlm_trains_a_masked_lm(
+    mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    run(mlm_examples_folder, wordpiece_folder, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM"]
+    lines = metrics(tmp_path / "out")
+    assert lines[0]["nsp_loss"] is None
+    assert lines[-1]["eval_nsp_accuracy"] is None
+
+
+def test_a_finished_run_is_not_done_again(
+    finished: Path, examples_folder: Path, wordpiece_folder: Path
+) -> None:
+    before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
+    run(examples_folder, wordpiece_folder, finished)
+    assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_by_minutes_follows_the_clock(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    run(
+        examples_folder,
+        wordpiece_folder,
+        tmp_path / "out",
+        max_steps=None,
+        max_minutes=0.05,
+        log_every=1,
+        warmup=0.1,
+    )
+    lines = [line for line in metrics(tmp_path / "out") if "loss" in line]
+    assert 2.7 <= lines[-1]["elapsed_s"] < 30
+    for before, line in pairwise(lines):
+        # A step's rate is that of the moment it began, which is when the line before was written, or shortly after.
+        assert line["learning_rate"] <= 3e-3 * 1.0001
+        if before["elapsed_s"] > 0.4:
+            assert line["learning_rate"] <= 3e-3 * (1 - before["elapsed_s"] / 3) / 0.9 + 1e-9
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["counts"]["steps"] == lines[-1]["step"]
+
+
+# What is refused
+
+
+def test_changed_settings_are_refused_with_a_diff(
+    finished: Path, examples_folder: Path, wordpiece_folder: Path
+) -> None:
+    with pytest.raises(BertpipeError, match=r"learning_rate: 0.003 → 0.001"):
+        run(examples_folder, wordpiece_folder, finished, learning_rate=1e-3)
+    run(examples_folder, wordpiece_folder, finished, checkpoint_every=7)  # how, not what
+
+
+def test_inputs_that_do_not_fit_are_refused(
+    examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BertpipeError, match=r"above the 0\.15"):
+        run(examples_folder, wordpiece_folder, tmp_path / "out", mask_rate_end=0.2)
+    with pytest.raises(BertpipeError, match="another tokenizer"):
+        run(examples_folder, byte_bpe_folder, tmp_path / "out")
+
+
+def test_examples_longer_than_the_model_are_refused(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BertpipeError, match="up to 64 tokens, but the model has 32 positions"):
+        run(
+            examples_folder,
+            wordpiece_folder,
+            tmp_path / "out",
+            model=SHAPE | {"max_position_embeddings": 32},
+        )
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_steps": None}, {"max_minutes": 1.0}, {"model": "bert-huge"}],
+)
+def test_contradictions_are_refused(
+    changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((UsageError, ValueError)):
+        run(examples_folder, wordpiece_folder, tmp_path / "out", **changes)
+
+
+def test_a_launcher_does_not_divide_the_loss(
+    monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """`accelerate launch` hands its own gradient accumulation to every process."""
+    run(examples_folder, wordpiece_folder, tmp_path / "alone", max_steps=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run(examples_folder, wordpiece_folder, tmp_path / "launched", max_steps=2)
+    norms = [metrics(tmp_path / name)[0]["grad_norm"] for name in ("alone", "launched")]
+    assert norms[0] == norms[1]

@@ -1,0 +1,193 @@
+"""Losses and gradients that are not finite: never in the weights, left out, and gone past."""
+
+import os
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.examples.schema import SCHEMA
+from bert_pipeline.model.pretraining_model import PretrainingModel
+from bert_pipeline.storage.shards import read_columns
+from tests.helpers.training_runs import SHAPE, counts, metrics, run, weights
+
+Poison = Callable[..., list[dict[str, torch.Tensor]]]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """A function that makes the losses of some training steps (from 1) not a number, and stops the run in one.
+
+    It returns a list to which every training step adds the weights that it starts from.
+    """
+    forward = PretrainingModel.forward
+
+    def arrange(
+        steps: Collection[int], stop_in: int | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        seen: list[dict[str, torch.Tensor]] = []
+
+        def poisoned(self: PretrainingModel, batch: Any, *, logits: bool = False) -> Any:
+            result = forward(self, batch, logits=logits)
+            if logits or not self.training:
+                return result
+            seen.append(
+                {name: value.detach().clone() for name, value in self.network.named_parameters()}
+            )
+            if len(seen) == stop_in:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return (result[0] * float("nan"), result[1]) if len(seen) in steps else result
+
+        monkeypatch.setattr(PretrainingModel, "forward", poisoned)
+        return seen
+
+    return arrange
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_evaluation_of_nothing_finite_has_nothing_right(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, learning_rate=1e30, max_steps=5, warmup=0.0)
+    assert metrics(out)[-1]["eval_top1_accuracy"] == metrics(out)[-1]["eval_top5_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb"])
+def test_a_bad_step_changes_nothing_and_is_kept_for_inspection(
+    optimizer: str, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    seen, out = poison({5, 20}), tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, optimizer=optimizer, dropout=0.0, warmup=0.0)
+    assert same(seen[4], seen[5])
+    assert not same(seen[5], seen[6])
+    assert all(torch.isfinite(value).all() for values in seen for value in values.values())
+    lines = [line for line in metrics(out) if "loss" in line]
+    assert [line["skipped_steps"] for line in lines] == [1, 2, 2]
+    assert all(np.isfinite(line["loss"]) and np.isfinite(line["grad_norm"]) for line in lines)
+    assert counts(out)["skipped_steps"] == 2
+    files = sorted(path.name for path in (out / "skipped").iterdir())
+    assert files == ["step-00000005.parquet", "step-00000020.parquet"]
+    aside = pq.read_table(out / "skipped" / files[0])
+    shards = sorted(examples_folder.glob("train-*"))
+    rows = [row for path in shards for row in read_columns(path, SCHEMA.names).to_pylist()]
+    for row in aside.to_pylist():
+        assert row == {"row": row["row"], **rows[row["row"]]}
+    assert aside.num_rows == 8
+
+
+def test_a_skipped_step_leaves_the_optimizer_as_it_was(
+    poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """The moments too: with a schedule that stands still, the steps after it are those of a run without it."""
+    still = {
+        "max_steps": 6,
+        "schedule": "wsd",
+        "decay": 0.01,
+        "warmup": 0.0,
+        "dropout": 0.0,
+        "log_every": 1,
+    }
+    bad = poison({3})
+    run(examples_folder, wordpiece_folder, tmp_path / "bad", **still)
+    good = poison(())
+    run(examples_folder, wordpiece_folder, tmp_path / "good", **still)
+    assert same(bad[3], good[2])
+    assert [line["step"] for line in metrics(tmp_path / "bad") if "loss" in line] == [1, 2, 4, 5, 6]
+
+
+def test_many_in_a_row_lead_back_to_the_checkpoint_and_past_the_batches(
+    poison: Poison,
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen, out = poison(range(14, 19)), tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, max_bad_steps=5, quiet=False)
+    assert (
+        "step 18: loss or gradient not finite 5 times in a row; back to the weights of step 10"
+        in (capsys.readouterr().out.replace("\n", " "))
+    )
+    # Step 19 was under way when the fifth was noticed, and is taken again from the checkpoint's weights.
+    assert len(seen) == 31
+    assert same(seen[19], seen[10])
+    assert [line["step"] for line in metrics(out) if "loss" in line] == [10, 20, 30]
+    assert counts(out)["skipped_steps"] == 5
+
+
+@pytest.mark.parametrize("stop_in", [10, 12, 16, 18, 22])
+def test_a_run_that_was_stopped_goes_back_to_where_one_left_alone_does(
+    stop_in: int, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Before, in and after the bad row: a stop saves too, but not what the run goes back to."""
+    poison(range(14, 19))
+    run(examples_folder, wordpiece_folder, tmp_path / "alone", max_bad_steps=5)
+    poison(range(14, 19), stop_in)
+    with pytest.raises(Stopped):
+        run(examples_folder, wordpiece_folder, tmp_path / "stopped", max_bad_steps=5)
+    run(examples_folder, wordpiece_folder, tmp_path / "stopped", max_bad_steps=5)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "alone")
+    assert counts(tmp_path / "stopped")["skipped_steps"] == 5
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(
+    poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    seen = poison(range(4, 7))
+    run(examples_folder, wordpiece_folder, tmp_path / "out", max_bad_steps=3)
+    assert same(seen[7], seen[0])
+
+
+def test_if_that_does_not_help_it_stops_and_says_so(
+    poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Fault 28."""
+    seen, out = poison(range(14, 1000)), tmp_path / "out"
+    with pytest.raises(
+        BertpipeError, match=r"5 steps in a row, up to step 23, and again after going back"
+    ):
+        run(examples_folder, wordpiece_folder, out, max_bad_steps=5)
+    assert all(torch.isfinite(value).all() for value in seen[-1].values())
+    # Nothing was saved in between: the weights may have been what was wrong.
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_a_real_overflow_is_survived(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """A learning rate that throws the weights to where the arithmetic ends."""
+    out = tmp_path / "out"
+    changes = {
+        "learning_rate": 1e30,
+        "warmup": 0.0,
+        "max_bad_steps": 3,
+        "model": SHAPE,
+        "weight_decay": 0.0,
+    }
+    with pytest.raises(BertpipeError, match="3 steps in a row"):
+        run(examples_folder, wordpiece_folder, out, **changes)
+    assert list((out / "skipped").iterdir())
+
+
+def test_too_little_memory_is_one_message_and_the_run_goes_on_in_smaller_parts(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainingModel, "forward", fill_up)
+        with pytest.raises(BertpipeError, match=r"memory.*--accumulate 2"):
+            run(examples_folder, wordpiece_folder, tmp_path / "out")
+    run(examples_folder, wordpiece_folder, tmp_path / "out", accumulate=2)
+    assert counts(tmp_path / "out")["steps"] == 30

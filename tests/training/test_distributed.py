@@ -1,0 +1,304 @@
+"""Several processes, on one host or two, with the model whole or in shards: the run of one process."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bert_pipeline.errors import UsageError
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.training.launch import launch
+from tests.helpers.training_runs import (
+    command,
+    counts,
+    finish,
+    fork_run,
+    has_begun,
+    long_run,
+    metrics,
+    options,
+    start,
+    wait_for,
+)
+
+COMPARED = {
+    "loss",
+    "mlm_loss",
+    "nsp_loss",
+    "eval_mlm_loss",
+    "tokens",
+    "step",
+    "learning_rate",
+    "grad_norm",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_hosts(
+    config_file: Path, given: dict[str, Any], *second: str
+) -> "list[subprocess.Popen[str]]":
+    """Two launchers that meet over loopback, with a process each, as on two hosts; `second` is told the second one."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes",
+                    "2",
+                    "--node-rank",
+                    str(number),
+                ),
+                *(
+                    "--nproc-per-node",
+                    "1",
+                    "--master-addr",
+                    "127.0.0.1",
+                    "--master-port",
+                    str(port),
+                ),
+                *command(config_file, given),
+                *(second if number else ()),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )
+        for number in range(2)
+    ]
+
+
+def compare_curves(one: Path, other: Path, last: int = 100, error: float = 1e-4) -> None:
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(pairs) >= 4
+    for left, right in pairs[-last:]:
+        for key in left.keys() & COMPARED:
+            assert right[key] == pytest.approx(left[key], rel=error), key
+
+
+def compare_weights(one: Path, other: Path) -> None:
+    left, right = (load_file(out / "model" / "model.safetensors") for out in (one, other))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.allclose(value, right[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "strategy", "precision"),
+    [
+        ("adamw", "ddp", "fp32"),
+        ("adamw", "fsdp", "bf16"),
+        ("muon", "fsdp", "fp32"),
+        ("lamb", "fsdp", "fp32"),
+    ],
+)
+def test_two_processes_follow_the_curve_of_one(
+    optimizer: str,
+    strategy: str,
+    precision: str,
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """7 examples in 4 parts on 2 ranks: a part of one rank is empty. Whole models, and shards of them."""
+    changes = {
+        "dropout": 0.0,
+        "batch_size": 7,
+        "accumulate": 4,
+        "optimizer": optimizer,
+        "precision": precision,
+    }
+    given = options(examples_folder, wordpiece_folder, tmp_path / "one", **changes)
+    one = fork_run(given)
+    launch(
+        PretrainConfig(
+            **given | {"out": tmp_path / "two", "num_processes": 2, "distribute": strategy}
+        )
+    )
+    one.join()
+    is_exact = precision == "fp32"
+    compare_curves(tmp_path / "one", tmp_path / "two", error=1e-4 if is_exact else 1e-2)
+    if is_exact:
+        compare_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UsageError, match="here are 2"):
+        launch(PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3))
+
+
+def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_sharded(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Faults 26 and 27: 1 → 2 (shards) → 1, stopped each time, are the batches of one process left alone."""
+    given = long_run(
+        examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=100_000
+    )
+    alone = fork_run(given)
+    out = tmp_path / "out"
+    changing, seen = given | {"out": out}, 0
+    for how in ({}, {"num_processes": 2, "distribute": "fsdp", "threads": 2}):
+        process = start(tmp_path / "run.yaml", changing | how)
+        wait_for(lambda seen=seen: has_begun(out) and len(metrics(out)) > seen)
+        process.terminate()
+        errors = finish(process, 143)
+        assert "Traceback" not in errors
+        assert errors.count("is saved") == 1
+        seen = len(metrics(out))
+    fork_run(changing).join()
+    alone.join()
+    # A line's losses are those since the line before, or since the run went on: the last ones are whole again.
+    compare_curves(tmp_path / "alone", out, last=4)
+    compare_weights(tmp_path / "alone", out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_at_once_saves(
+    number: signal.Signals, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """As of a terminal's Ctrl-C: each rank gets it from there, and again from the launcher."""
+    given = long_run(
+        examples_folder,
+        wordpiece_folder,
+        tmp_path / "out",
+        max_steps=10_000,
+        checkpoint_every=100_000,
+    )
+    given |= {
+        "batch_size": 512,
+        "log_every": 1,
+    }  # a step takes longer than the launcher to pass the signal on
+    process = start(tmp_path / "run.yaml", given, "--num-processes", "2", new_session=True)
+    wait_for(lambda: has_begun(tmp_path / "out"))
+    os.killpg(process.pid, number)
+    errors = finish(process, 128 + number)
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_ranks_end_with_the_process_that_launched_them(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = long_run(
+        examples_folder, wordpiece_folder, out, max_steps=100_000, checkpoint_every=100_000
+    )
+    process = start(tmp_path / "run.yaml", given, "--num-processes", "2")
+    wait_for(lambda: has_begun(out))
+    process.kill()
+    wait_for(lambda: not out.with_name(f".{out.name}.lock").exists())
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    process.communicate(timeout=60)
+
+
+def test_a_rank_that_is_killed_is_named(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(
+        tmp_path / "run.yaml",
+        long_run(examples_folder, wordpiece_folder, out, max_steps=100_000),
+        *("--num-processes", "2"),
+    )
+    wait_for(lambda: has_begun(out))
+
+    def serves(one: psutil.Process | None) -> bool:
+        return one is not None and "forkserver" in " ".join(one.cmdline())
+
+    started = psutil.Process(process.pid).children(recursive=True)
+    ranks = [one for one in started if serves(one) and serves(one.parent())]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    errors = finish(process, 1)
+    assert "was killed, perhaps for want of memory. The same command goes on" in errors
+    assert "Traceback" not in errors
+
+
+def test_two_hosts_train_stop_and_go_on_together(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    given = long_run(
+        examples_folder,
+        wordpiece_folder,
+        tmp_path / "alone",
+        dropout=0.0,
+        checkpoint_every=5,
+        max_steps=60,
+    )
+    alone = fork_run(given)
+    out = tmp_path / "out"
+    hosts = start_hosts(tmp_path / "run.yaml", given | {"out": out})
+    wait_for(lambda: len(list(out.glob("checkpoints/step-*"))) > 1)
+    for lost in (
+        psutil.Process(hosts[1].pid),
+        *psutil.Process(hosts[1].pid).children(recursive=True),
+    ):
+        lost.kill()
+    hosts[1].communicate()
+    _, errors = hosts[0].communicate(timeout=60)  # it notices by itself
+    assert hosts[0].returncode == 1
+    assert "bertpipe: Another process of the run is gone" in errors
+    assert "[rank0]: Traceback" not in errors
+    assert not (out / "manifest.json").exists()
+    hosts = start_hosts(tmp_path / "run.yaml", given | {"out": out})
+    outputs = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    alone.join()
+    assert counts(out)["steps"] == 60
+    compare_weights(tmp_path / "alone", out)
+
+
+def test_launchers_that_are_told_different_things_are_refused(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    given = options(examples_folder, wordpiece_folder, tmp_path / "out")
+    hosts = start_hosts(tmp_path / "run.yaml", given, "--max-steps", "20")
+    outputs = [host.communicate(timeout=60) for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 1]
+    assert "The launchers were given different options (see rank 1)" in outputs[0][1]
+    assert "rank 1: --max-steps is 20 here and 30 in the main process" in outputs[1][1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_all_processes_meet_is_printed_once(
+    examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
+) -> None:
+    given = options(examples_folder, byte_bpe_folder, tmp_path / "out")
+    outputs = [host.communicate(timeout=60) for host in start_hosts(tmp_path / "run.yaml", given)]
+    printed = "".join(error for _, error in outputs)
+    assert printed.count("was made with another tokenizer") == 1
+    together = start(tmp_path / "two.yaml", given, "--num-processes", "2")
+    errors = finish(together, 1)
+    assert errors.count("was made with another tokenizer") == 1
+    assert "Traceback" not in errors
+
+
+def test_what_nobody_expected_is_printed(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = options(examples_folder, wordpiece_folder, out)
+    (tmp_path / "file").write_text("")
+    process = start(
+        tmp_path / "run.yaml", given | {"out": tmp_path / "file" / "out"}, "--num-processes", "2"
+    )
+    assert re.search(r"bertpipe: .*file.*(Not a directory|File exists)", finish(process, 1))

@@ -1,0 +1,142 @@
+"""Knowing where time goes: waiting for data, peaks, traces, trackers."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.pretraining.batches import Examples
+from bert_pipeline.training.hardware import find_peak, peak_of
+from bert_pipeline.training.metrics import Account
+from tests.helpers.training_runs import counts, metrics, run
+
+
+def test_a_loader_that_is_10_times_too_slow_is_named(
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(examples_folder, wordpiece_folder, tmp_path / "fast", quiet=False)
+    capsys.readouterr()  # on a busy machine even this may wait a little
+    lines = [line for line in metrics(tmp_path / "fast") if "loss" in line]
+    assert lines[-1]["data_wait"] < 0.5
+    step = 8 * 50 / lines[-1]["tokens_per_second"]
+    collate = Examples.collate
+
+    def slow(self: Examples, *args: Any) -> Any:
+        time.sleep(10 * step)
+        return collate(self, *args)
+
+    monkeypatch.setattr(Examples, "collate", slow)
+    run(examples_folder, wordpiece_folder, tmp_path / "slow", quiet=False)
+    assert "SLOW DATA" in capsys.readouterr().out
+    lines = [line for line in metrics(tmp_path / "slow") if "loss" in line]
+    assert lines[-1]["data_wait"] > 0.5
+    assert counts(tmp_path / "slow")["data_wait"] > 0.5
+
+
+def test_rates_are_of_real_tokens_and_there_is_no_utilisation_of_an_unknown_peak() -> None:
+    account = Account(seconds=2.0, waiting=0.5, tokens=100, flops=4e12)
+    assert account.rates(8e12) == {
+        "tokens_per_second": 50.0,
+        "flops_per_second": 2e12,
+        "mfu": 0.25,
+        "data_wait": 0.25,
+    }
+    assert account.rates(None)["mfu"] is None
+    unknown = account.plus(Account(flops=None)).rates(8e12)
+    assert unknown["flops_per_second"] is None
+    assert unknown["mfu"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("Tesla T4", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Something New", None),
+    ],
+)
+def test_the_peak_of_a_device_is_known_or_not(name: str, teraflops: float | None) -> None:
+    assert peak_of(name) == (teraflops and pytest.approx(teraflops * 1e12))
+    assert find_peak(torch.device("cpu"), bf16=True) is None
+
+
+def test_metrics_count_operations(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    run(examples_folder, wordpiece_folder, tmp_path / "out")
+    for line in (line for line in metrics(tmp_path / "out") if "loss" in line):
+        # 2 layers × 32 and 400 entries: some 25 thousand weights, 6 operations a weight and token.
+        assert 5e4 < line["flops_per_second"] / line["tokens_per_second"] < 5e5
+        assert line["mfu"] is None
+        assert 1e8 < line["peak_memory_bytes"] <= counts(tmp_path / "out")["peak_memory_bytes"]
+
+
+def test_a_profile_is_a_trace_and_a_table(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, profile=True)
+    trace = json.loads((out / "profile" / "trace.json").read_text())
+    assert any("addmm" in event.get("name", "") for event in trace["traceEvents"])
+    table = (out / "profile" / "operators.txt").read_text()
+    assert table.startswith("Steps 8 to 10")
+    assert "aten::addmm" in table
+    # Looking does not change what is looked at.
+    run(examples_folder, wordpiece_folder, tmp_path / "unseen")
+    weights = [
+        (folder / "model" / "model.safetensors").read_bytes()
+        for folder in (out, tmp_path / "unseen")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_too_short_for_a_profile_says_so(
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(examples_folder, wordpiece_folder, tmp_path / "out", profile=True, max_steps=9, quiet=False)
+    assert "too short for --profile" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "profile").exists()
+
+
+def test_tensorboard_gets_the_metrics(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, tracker="tensorboard")
+    folder = out / "trackers" / "bertpipe"
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    lines = [line for line in metrics(out) if "loss" in line]
+    points = events.Scalars("mlm_loss")
+    assert [point.step for point in points] == [line["step"] for line in lines]
+    assert [point.value for point in points] == pytest.approx([line["mlm_loss"] for line in lines])
+    assert [point.step for point in events.Scalars("eval_mlm_loss")] == [20, 30]
+
+
+def test_trackers_that_are_not_there_are_named(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"--tracker tensorbord: unknown\. Known: .*tensorboard"):
+        run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="tensorbord")
+    with pytest.raises(BertpipeError, match="pip install aim"):
+        run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="aim")

@@ -1,0 +1,288 @@
+"""Stopping in any way and going on: nothing is lost, nothing is done twice, and the model is the same to the bit."""
+
+import random
+import re
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.pretraining.pretrain import Run
+from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
+from bert_pipeline.training.step import Trainer
+from tests.helpers.training_runs import (
+    SHAPE,
+    command,
+    counts,
+    finish,
+    fork_run,
+    has_begun,
+    long_run,
+    metrics,
+    options,
+    run,
+    start,
+    wait_for,
+    weights,
+)
+from tests.storage.test_workspace import run_on_a_small_disk
+
+
+def test_killed_20_times_it_ends_at_the_same_weights(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """A save every other step, so that many of the kills fall into one; faults 24 and 25."""
+    small = {"model": SHAPE, "max_steps": 60, "checkpoint_every": 2}
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", **small)
+    fork_run(given).join()
+    expected, moments, kills = weights(tmp_path / "alone"), random.Random(0), 0
+    for number in range(5):
+        out = tmp_path / f"killed-{number}"
+        while kills < 4 * (number + 1):
+            process = fork_run(given | {"out": out})
+            process.join(moments.uniform(0.1, 0.7))
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            if process.exitcode == 0:
+                break  # the machine was faster than the kills: the next run gets them
+        else:
+            process = fork_run(given | {"out": out})
+            process.join()
+        assert process.exitcode == 0
+        assert weights(out) == expected
+        steps = [line["step"] for line in metrics(out) if "loss" in line]
+        assert steps == [10, 20, 30, 40, 50, 60]
+        assert not list(out.rglob("*.tmp"))
+    assert kills >= 15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
+        {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+    ],
+)
+def test_a_run_of_another_kind_goes_on_to_the_same_weights(
+    changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", model=SHAPE, **changes)
+    fork_run(given).join()
+    out = tmp_path / "killed"
+    for _ in range(2):
+        process = fork_run(given | {"out": out})
+        wait_for(lambda: len(list(out.glob("checkpoints/step-*"))) > 1)
+        process.kill()
+        process.join()
+    process = fork_run(given | {"out": out})
+    process.join()
+    assert process.exitcode == 0
+    assert weights(out) == weights(tmp_path / "alone")
+    assert [line["tokens"] for line in metrics(out) if "loss" in line] == [
+        line["tokens"] for line in metrics(tmp_path / "alone") if "loss" in line
+    ]
+
+
+def test_a_run_by_minutes_goes_on_with_its_clock(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    changes = {"max_steps": None, "max_minutes": 0.1, "log_every": 5, "checkpoint_every": 5}
+    given = long_run(examples_folder, wordpiece_folder, out, **changes)
+    process = fork_run(given)
+    wait_for(lambda: has_begun(out))
+    process.terminate()
+    process.join()
+    time.sleep(3)  # which is not training
+    before = metrics(out)[-1]["elapsed_s"]
+    process = fork_run(given)
+    process.join()
+    assert process.exitcode == 0
+    times = [line["elapsed_s"] for line in metrics(out) if "loss" in line]
+    assert times == sorted(times)
+    assert before < 5.5 < times[-1] < 8
+    following = next(time for time in times if time > before)
+    assert following - before < 3
+    assert counts(out)["steps"] == metrics(out)[-1]["step"]
+    assert 6 <= counts(out)["elapsed_s"] < 8
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on(
+    number: int, code: int, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = long_run(
+        examples_folder, wordpiece_folder, out, checkpoint_every=100_000, max_steps=100_000
+    )
+    process = start(tmp_path / "run.yaml", given)
+    wait_for(lambda: has_begun(out))
+    process.send_signal(number)
+    errors = finish(process, code)
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert f"step {step} is saved" in errors
+    assert "Traceback" not in errors
+    again = fork_run(given)
+    wait_for(lambda: any(line["step"] > step + 10 for line in metrics(out)))
+    again.kill()
+    again.join()
+    assert [line["step"] for line in metrics(out) if "loss" in line][:3] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("place", "call"), [(Trainer, "take"), (Run, "_finish")])
+def test_stopped_in_its_last_moments_it_has_the_same_lines(
+    place: type, call: str, monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """During the last step, and during the export."""
+    original, out = getattr(place, call), tmp_path / "out"
+
+    def interrupt(self: Any, *args: Any) -> Any:
+        if call == "_finish":
+            raise Stopped("", signal.SIGTERM)
+        if args[1] == 11:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, call, interrupt)
+        with pytest.raises(Stopped):
+            run(examples_folder, wordpiece_folder, out, max_steps=12)
+    run(examples_folder, wordpiece_folder, out, max_steps=12)
+    assert [(line["step"], "loss" in line) for line in metrics(out)] == [
+        (10, True),
+        (12, True),
+        (12, False),
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(
+            tmp_path, Position(step, step * 10, 1.0), {"w": torch.ones(3) * step}, {}, keep=5
+        )
+    newest = tmp_path / "step-00000002" / "model.safetensors"
+    raw = bytearray(newest.read_bytes())
+    raw[-1] ^= 1
+    newest.write_bytes(raw)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.position == Position(1, 10, 1.0)
+    assert found.model["w"].tolist() == [1, 1, 1]
+    assert found.damaged == ("step-00000002",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"step": 2', '"step": 3'),
+        ('"tokens": 20', '"tokens": null'),
+        ('"sha256": {', '"sha256": [], "x": {'),
+    ],
+)
+def test_a_damaged_position_is_passed_over(old: str, new: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(
+            tmp_path, Position(step, step * 10, 1.0), {"w": torch.ones(3) * step}, {}, keep=5
+        )
+    state = tmp_path / "step-00000002" / "state.json"
+    assert old in state.read_text()
+    state.write_text(state.read_text().replace(old, new))
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.position.step == 1
+
+
+def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_path: Path) -> None:
+    def save(step: int) -> None:
+        save_checkpoint(tmp_path, Position(step), {"w": torch.ones(3) * step}, {}, keep=1)
+
+    (tmp_path / "step-x").mkdir()
+    save(2)
+    (tmp_path / "step-00000002" / "state.json").write_text("{")  # the run goes on from the start
+    save(1)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.position.step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-x"]
+
+
+def test_where_all_are_damaged_it_says_so_instead_of_beginning_anew(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Position(1), {"w": torch.ones(3)}, {}, keep=5)
+    (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BertpipeError, match="step-00000001 damaged, and there is no other"):
+        load_newest(tmp_path)
+
+
+def test_the_newest_regular_checkpoint_outlives_those_of_stops(tmp_path: Path) -> None:
+    for step, regular in ((10, True), (20, True), (23, False), (27, False), (29, False)):
+        save_checkpoint(
+            tmp_path, Position(step, regular=regular), {"w": torch.ones(3) * step}, {}, keep=2
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000020",
+        "step-00000027",
+        "step-00000029",
+    ]
+    found = load_newest(tmp_path, regular=True)
+    assert found is not None
+    assert found.position.step == 20
+
+
+def test_a_disk_full_of_checkpoints_ends_the_run_soon(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """They are written while both processes train on, which would take hours."""
+    disk, how = (
+        tmp_path / "disk",
+        {"num_processes": 2, "max_steps": 1_000_000, "checkpoint_every": 100},
+    )
+    words = command(
+        tmp_path / "run.yaml", options(examples_folder, wordpiece_folder, disk / "out", **how)
+    )
+    script = f"""{shlex.join([sys.executable, *words])}; echo "exit code $?"; ls {disk}/out/checkpoints"""
+    done = run_on_a_small_disk(disk, script, kilobytes=1200)
+    code, *kept = done.stdout.splitlines()
+    assert (code, kept[:1]) == ("exit code 1", ["step-00000100"]), done.stderr
+    full, ranks = done.stderr.splitlines()
+    assert re.fullmatch(r"bertpipe: .*/step-00000\d00: the disk is full\..*", full)
+    assert ranks.startswith("bertpipe: A training process failed")
+
+
+def test_what_changed_since_the_stop_is_refused_with_a_diff(
+    make_examples: Any, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """Fault 30: other settings, other examples; how the work is done may change."""
+    out = tmp_path / "out"
+    process = fork_run(options(examples_folder, wordpiece_folder, out, max_steps=100_000))
+    wait_for(lambda: any(out.glob("checkpoints/step-*")))
+    process.terminate()
+    process.join()
+    stopped = out, {"max_steps": 100_000}
+    with pytest.raises(BertpipeError, match=r"learning_rate: 0.003 → 0.001"):
+        run(examples_folder, wordpiece_folder, stopped[0], **stopped[1], learning_rate=1e-3)
+    others = make_examples("other-examples", seed=7)
+    with pytest.raises(BertpipeError, match="examples: its content changed"):
+        run(others, wordpiece_folder, stopped[0], **stopped[1])
+    again = fork_run(
+        options(
+            examples_folder,
+            wordpiece_folder,
+            out,
+            max_steps=100_000,
+            checkpoint_every=7,
+            log_every=9,
+        )
+    )
+    before = len(metrics(out))
+    wait_for(lambda: len(metrics(out)) > before)
+    again.kill()
+    again.join()
