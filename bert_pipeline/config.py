@@ -78,7 +78,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
-    execution: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "quiet"})
+    execution: ClassVar[frozenset[str]] = frozenset({"out", "overwrite", "quiet", "verbose"})
 
     out: Path
     """Folder to write."""
@@ -86,6 +86,8 @@ class StageConfig(BaseModel):
     """Replace what the folder holds if it was made otherwise; the old content stays until the new is complete."""
     quiet: bool = False
     """Print nothing but errors."""
+    verbose: bool = False
+    """Print all tables of the summary; they are in the manifest in any case."""
 
     @field_validator("out")
     @classmethod
