@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.examples.counter_rng import Bits, make_key, random_bits
+from bert_pipeline.examples.counter_rng import make_key, random_bits
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
 from bert_pipeline.examples.rows import UnpaddedRows
-from bert_pipeline.ragged import offsets_of
+from bert_pipeline.ragged import UInt64Array, offsets_of
 from tests.helpers.literal_masks import CHANCES, Row, Rule, draw_fates
 
 CLS, SEP, MASK = 2, 3, 4
@@ -56,7 +56,7 @@ def rule_of(rule: Rule, vocab_size: int = VOCABULARY) -> MaskRule:
     )  # fmt: skip
 
 
-def keys_of(count: int, *seed: int) -> Bits:
+def keys_of(count: int, *seed: int) -> UInt64Array:
     return random_bits(make_key(*seed), np.arange(count))
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.examples import splits as splits_module
 from bert_pipeline.examples.counter_rng import Permutation
-from bert_pipeline.examples.splits import Numbers, Split, Splits
+from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.token_store import (
     EncodeJob,
     TokenStore,
@@ -27,7 +27,7 @@ from bert_pipeline.examples.token_store import (
     forget_encoder,
     piece_path,
 )
-from bert_pipeline.ragged import offsets_of
+from bert_pipeline.ragged import Int64Array, offsets_of
 from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.tokenizer.load import load_tokenizer
 from tests.conftest import invent_documents
@@ -151,7 +151,7 @@ def test_every_document_is_held_out_as_often_as_any_other() -> None:
 # Another document
 
 
-def edges(sizes: list[int]) -> Numbers:
+def edges(sizes: list[int]) -> Int64Array:
     return offsets_of(np.array(sizes))
 
 
