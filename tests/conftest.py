@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: small real artifacts, built once per test run and never changed."""
+"""Fixtures that many tests share: small real artifacts, built once and never changed."""
 
 from __future__ import annotations
 
