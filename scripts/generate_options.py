@@ -92,6 +92,8 @@ def _section(title: str, rows: list[tuple[str, str]]) -> str:
 
 def _stage_row(name: str, field: Any) -> tuple[str, str]:
     option = f"`{flag(name)}`"
+    if field.annotation in (bool, bool | None) and field.default is not False:
+        option = f"`{flag(name)}` `--no-{flag(name)[2:]}`"
     if choices := choices_of(field):
         option += " " + ", ".join(f"`{choice}`" for choice in choices)
     default = describe_default(field) if field.default != () else ""

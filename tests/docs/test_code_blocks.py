@@ -41,7 +41,8 @@ START_FROM_TEXT = ("README.md", "docs/own-language.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 RUN = ("sh", "python", "yaml")
 NOT_RUN = ("text",)
-NEEDS_HUB = ("wikitext", "oscar:", "hub:", "google-bert/")
+IN_PROCESS_OF_ITS_OWN = ("wikitext", "oscar:", "hub:", "--num-processes", "--engine ray")
+"""Commands with one of these read environment variables when they start, or start processes."""
 NEEDS_SHELL = re.compile(r"[|<>;&$`]|\s\*")
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -167,7 +168,7 @@ class Reader:
         elif (
             command.startswith("bertpipe ")
             and not NEEDS_SHELL.search(command)
-            and not any(name in command for name in NEEDS_HUB)
+            and not any(part in command for part in IN_PROCESS_OF_ITS_OWN)
         ):
             self._run_bertpipe(command)
         else:
