@@ -12,7 +12,7 @@ from bert_pipeline.model import unpadded
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.tokenizer.load import SpecialIds
 from tests.helpers.model_rows import flatten, make_rows
 
@@ -58,7 +58,7 @@ def test_a_step_takes_the_flops_that_torch_counts(
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def make_batch(length: int, masks: int) -> UnpaddedBatch:
+def make_batch(length: int, masks: int) -> PretrainingBatch:
     """100 examples of a length, evenly masked."""
     rows = make_rows([length] * 100, 0)
     for row in rows:

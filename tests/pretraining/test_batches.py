@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.batches import Examples, KeptMasks
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.memmap_rows import Source, open_rows, remove_store
@@ -234,7 +234,7 @@ def make_run(
     return make
 
 
-def by_row(batch: UnpaddedBatch) -> list[tuple[Any, ...]]:
+def by_row(batch: PretrainingBatch) -> list[tuple[Any, ...]]:
     """Each row of a batch, with its masks and label."""
     edges, index, labels = (
         batch.cu_seqlens.tolist(),
