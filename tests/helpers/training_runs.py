@@ -58,7 +58,7 @@ def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[
 
 
 def long_run(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Seconds of steps with dropout and Muon, so that all state matters, and frequent checkpoints."""
+    """Seconds of steps with dropout, Muon and frequent checkpoints."""
     usual = {
         "max_steps": 100,
         "checkpoint_every": 3,

@@ -65,6 +65,7 @@ def build(kind: str, dropout: float = 0.0) -> Any:
     return network
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_loss_and_gradients_equal_the_stock_model(kind: str, lengths: list[int], seed: int) -> None:
@@ -109,6 +110,7 @@ def test_vocabulary_is_scored_only_at_masked_positions(kind: str) -> None:
     assert seen == ([] if kind in FLAT else [scores.shape])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "distilbert", "funnel"])
 def test_activation_checkpointing_with_dropout_gives_the_same_gradients(kind: str) -> None:
     torch.manual_seed(0)
@@ -267,6 +269,7 @@ SHAPE = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])
 def test_run_of_another_architecture_ends_with_a_model_that_fills_masks(
     kind: str, mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path

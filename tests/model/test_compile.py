@@ -29,6 +29,7 @@ def build(dropout: float) -> BertForPreTraining:
     return BertForPreTraining(BertConfig(vocab_size=97, **SIZES, **rates))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
@@ -60,6 +61,7 @@ def test_compiled_layers_equal_plain_layers() -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ddp_does_not_split_the_graph_of_a_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

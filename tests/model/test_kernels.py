@@ -107,7 +107,7 @@ def test_gradients_that_are_not_required_are_not_computed() -> None:
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.997])
 def test_dropout_rate_is_uniform_and_independent(p: float) -> None:
-    """Within 5 standard deviations: in total, per part of a random word, and for pairs of elements."""
+    """Within 5 standard deviations: in total, per part of a random word, and for pairs."""
     torch.manual_seed(0)
     count = 4_000_000
     x = torch.ones(count)

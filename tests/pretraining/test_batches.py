@@ -268,6 +268,7 @@ def by_row(batch: PretrainingBatch) -> list[tuple[Any, ...]]:
     return rows
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
 @pytest.mark.parametrize("size", [1, 7, 48])
 def test_step_is_distributed_over_any_ranks_and_micro_batches(
@@ -431,6 +432,7 @@ def start_opening(folder: Path, store: Path, slowly: float) -> "subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
+@pytest.mark.integration
 def test_one_process_writes_the_store_and_the_others_wait(
     examples_folder: Path, tmp_path: Path
 ) -> None:
@@ -448,6 +450,7 @@ def test_one_process_writes_the_store_and_the_others_wait(
     assert outputs[0].splitlines()[-1].split()[2] == str(sum(tokens))
 
 
+@pytest.mark.integration
 def test_waiting_process_writes_the_store_when_the_writer_is_killed(
     examples_folder: Path, tmp_path: Path
 ) -> None:

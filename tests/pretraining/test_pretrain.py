@@ -13,6 +13,8 @@ from bert_pipeline.pretraining.sampler import draw_rows
 from tests.helpers.stored_rows import load_examples, read_rows
 from tests.helpers.training_runs import SHAPE, counts, metrics, run
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def finished(

@@ -17,6 +17,8 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.storage.shards import read_columns
 from tests.helpers.training_runs import SHAPE, counts, metrics, run, weights
 
+pytestmark = pytest.mark.integration
+
 Poison = Callable[..., list[dict[str, torch.Tensor]]]
 
 

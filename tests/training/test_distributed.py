@@ -102,13 +102,14 @@ def compare_weights(one: Path, other: Path) -> None:
         assert torch.allclose(value, right[name], atol=2e-5), name
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "precision"),
     [
         ("adamw", "ddp", "fp32"),
-        ("adamw", "fsdp", "bf16"),
-        ("muon", "fsdp", "fp32"),
-        ("lamb", "fsdp", "fp32"),
+        pytest.param("adamw", "fsdp", "bf16", marks=pytest.mark.slow),
+        pytest.param("muon", "fsdp", "fp32", marks=pytest.mark.slow),
+        pytest.param("lamb", "fsdp", "fp32", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_equal_one(
@@ -147,6 +148,7 @@ def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) 
         )
 
 
+@pytest.mark.slow
 def test_stopped_run_resumes_with_another_number_of_processes_and_sharding(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def test_stopped_run_resumes_with_another_number_of_processes_and_sharding(
     compare_weights(tmp_path / "alone", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_the_whole_process_group_saves_a_checkpoint(
     number: signal.Signals, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
@@ -195,6 +198,7 @@ def test_signal_to_the_whole_process_group_saves_a_checkpoint(
     assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
 
 
+@pytest.mark.slow
 def test_ranks_stop_when_their_launcher_is_killed(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +214,7 @@ def test_ranks_stop_when_their_launcher_is_killed(
     process.communicate(timeout=60)
 
 
+@pytest.mark.integration
 def test_killed_rank_is_named(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +238,7 @@ def test_killed_rank_is_named(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_two_hosts_resume_after_one_is_lost(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -267,6 +273,7 @@ def test_two_hosts_resume_after_one_is_lost(
     compare_weights(tmp_path / "alone", out)
 
 
+@pytest.mark.slow
 def test_launchers_with_different_options_are_rejected(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -279,6 +286,7 @@ def test_launchers_with_different_options_are_rejected(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_error_of_all_processes_is_printed_once(
     examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +300,7 @@ def test_error_of_all_processes_is_printed_once(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_unexpected_error_of_a_rank_is_printed(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:

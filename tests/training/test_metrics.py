@@ -15,6 +15,7 @@ from bert_pipeline.training.metrics import StepTotals
 from tests.helpers.training_runs import counts, metrics, run
 
 
+@pytest.mark.integration
 def test_slow_data_is_reported(
     examples_folder: Path,
     wordpiece_folder: Path,
@@ -75,6 +76,7 @@ def test_peak_flops_by_device_name(name: str, teraflops: float | None) -> None:
     assert find_peak(torch.device("cpu"), bf16=True) is None
 
 
+@pytest.mark.integration
 def test_metrics_report_flops_and_memory(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_metrics_report_flops_and_memory(
         assert 1e8 < line["peak_memory_bytes"] <= counts(tmp_path / "out")["peak_memory_bytes"]
 
 
+@pytest.mark.integration
 def test_profile_writes_a_trace_and_a_table_and_changes_no_weights(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +107,7 @@ def test_profile_writes_a_trace_and_a_table_and_changes_no_weights(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.integration
 def test_profile_of_a_too_short_run_is_reported(
     examples_folder: Path,
     wordpiece_folder: Path,
@@ -115,6 +119,7 @@ def test_profile_of_a_too_short_run_is_reported(
     assert not (tmp_path / "out" / "profile").exists()
 
 
+@pytest.mark.integration
 def test_tensorboard_receives_the_metrics(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +137,7 @@ def test_tensorboard_receives_the_metrics(
     assert [point.step for point in events.Scalars("eval_mlm_loss")] == [20, 30]
 
 
+@pytest.mark.integration
 def test_unknown_or_missing_tracker_is_rejected(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ from tests.helpers.training_runs import (
 from tests.storage.test_workspace import run_on_a_small_disk
 
 
+@pytest.mark.slow
 def test_run_killed_20_times_ends_with_the_same_weights(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -65,11 +66,15 @@ def test_run_killed_20_times_ends_with_the_same_weights(
     assert kills >= 15
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
         {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
-        {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+        pytest.param(
+            {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_run_resumes_to_the_same_weights(
@@ -92,6 +97,7 @@ def test_killed_run_resumes_to_the_same_weights(
     ]
 
 
+@pytest.mark.slow
 def test_run_by_minutes_resumes_its_clock(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +122,7 @@ def test_run_by_minutes_resumes_its_clock(
     assert 6 <= counts(out)["elapsed_s"] < 8
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_a_checkpoint_and_the_run_resumes(
     number: int, code: int, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
@@ -139,6 +146,7 @@ def test_signal_saves_a_checkpoint_and_the_run_resumes(
     assert [line["step"] for line in metrics(out) if "loss" in line][:3] == [10, 20, 30]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("moment", ["last step", "export"])
 def test_stop_in_the_last_step_or_the_export_repeats_no_line_of_metrics(
     moment: str,
@@ -254,6 +262,7 @@ def test_newest_regular_checkpoint_is_kept_beside_those_of_stops(tmp_path: Path)
     assert found.position.step == 20
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_ends_the_run_on_all_ranks(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +282,7 @@ def test_full_disk_while_saving_ends_the_run_on_all_ranks(
     assert ranks.startswith("bertpipe: A training process failed")
 
 
+@pytest.mark.integration
 def test_changed_settings_or_examples_are_rejected_at_resume(
     make_examples: Any, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
