@@ -22,9 +22,10 @@ from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.compile import has_compiler
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.pretrain import METRICS, STAGE, pretrain
+from bert_pipeline.pretraining.pretrain import STAGE, pretrain
 from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.tokenizer.load import load_tokenizer
+from bert_pipeline.training.trainer import METRICS
 
 LEARNING_RATE = 1e-4
 
@@ -149,7 +150,7 @@ class InOrder(Trainer):
 
 
 class Watching(TrainerCallback):
-    """HeadPositions the clock between the trainer's steps."""
+    """Reads the clock between the trainer's steps."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch

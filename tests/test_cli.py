@@ -89,7 +89,8 @@ def test_shell_completion_is_offered() -> None:
         ),
         (
             "pretrain",
-            "--examples --tokenizer --out --model --max-steps --max-tokens --max-minutes --max-epochs "
+            "--examples --tokenizer --out --model --max-steps --max-tokens --max-minutes "
+            "--max-epochs "
             "--batch-size --accumulate --learning-rate --checkpoint-every --keep-checkpoints "
             "--num-processes --precision --seed --overwrite --quiet --verbose --config",
         ),
