@@ -38,7 +38,7 @@ of single ones, and `ByteLevel`, which keeps spaces, takes a run as one word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedSentences:
     """Sentences end to end: sentence s is the next `lengths[s]` of `ids`; `starts` marks ids that begin a word.
 
     Words are the tokenizer's own (what its pre-tokenizer parts), whatever its pieces look like. None when not asked.
@@ -46,7 +46,7 @@ class Encoded:
 
     ids: Int32Array
     lengths: Int64Array
-    starts: BoolArray | None
+    word_starts: BoolArray | None
 
 
 def parts_at_spaces(tokenizer: Any) -> bool:
@@ -80,7 +80,7 @@ def _flatten(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     )
 
 
-class _Words(dict[str, int]):
+class _WordNumbers(dict[str, int]):
     """Numbers words as they are met; those of `new` still have to be encoded."""
 
     def __init__(self) -> None:
@@ -99,8 +99,8 @@ class _Words(dict[str, int]):
 class SentenceEncoder:
     """Encodes sentences without special tokens; names of special tokens in a text are plain text."""
 
-    def __init__(self, loaded: LoadedTokenizer, with_starts: bool) -> None:
-        self._tokenizer, self._with_starts = loaded.tokenizer, with_starts
+    def __init__(self, loaded: LoadedTokenizer, with_word_starts: bool) -> None:
+        self._tokenizer, self._with_word_starts = loaded.tokenizer, with_word_starts
         special = loaded.special
         self._unknown, self._special = (
             special.unk,
@@ -114,7 +114,7 @@ class SentenceEncoder:
         self._knows_words = parts is not None and len(parts.pre_tokenize_str("a b")) > 1
         self._forget()
 
-    def encode(self, sentences: Sequence[str]) -> Encoded:
+    def encode(self, sentences: Sequence[str]) -> EncodedSentences:
         """Ids of all sentences; int32 `ids` (and bool `starts`) of shape (tokens,), int64 `lengths` (sentences,)."""
         joined = BREAK.join(sentences)
         if not self._by_words or not sentences or joined.count(BREAK) >= len(sentences):
@@ -133,7 +133,7 @@ class SentenceEncoder:
             encoded = self._mix(sentences, odd, numbers, counts)
         else:
             lengths = np.add.reduceat(self._lengths[numbers], first_word)
-            encoded = Encoded(
+            encoded = EncodedSentences(
                 self._look_up(self._ids, numbers), lengths, self._look_up_starts(numbers)
             )
         if len(self._words) > REMEMBERED:
@@ -141,7 +141,7 @@ class SentenceEncoder:
         return encoded
 
     def _forget(self) -> None:
-        self._words = _Words()
+        self._words = _WordNumbers()
         self._ids = np.empty(0, dtype=np.int32)
         self._starts = np.empty(0, dtype=np.bool_)
         self._lengths = np.empty(0, dtype=np.int64)
@@ -154,8 +154,8 @@ class SentenceEncoder:
         new = self._encode_whole(self._words.new)
         self._words.new = []
         self._ids = np.concatenate([self._ids, new.ids])
-        if new.starts is not None:
-            self._starts = np.concatenate([self._starts, new.starts])
+        if new.word_starts is not None:
+            self._starts = np.concatenate([self._starts, new.word_starts])
         self._lengths = np.concatenate([self._lengths, new.lengths])
         self._offsets = offsets_of(self._lengths)
 
@@ -164,11 +164,11 @@ class SentenceEncoder:
         return found
 
     def _look_up_starts(self, numbers: Int64Array) -> BoolArray | None:
-        return self._look_up(self._starts, numbers) if self._with_starts else None
+        return self._look_up(self._starts, numbers) if self._with_word_starts else None
 
     def _mix(
         self, sentences: Sequence[str], odd: Int64Array, numbers: Int64Array, counts: Int64Array
-    ) -> Encoded:
+    ) -> EncodedSentences:
         """Sentences with an odd word by the tokenizer, all others by the table, in the order given."""
         whole = self._encode_whole([sentences[number] for number in odd.tolist()])
         is_odd = np.zeros(len(sentences), dtype=np.bool_)
@@ -183,14 +183,14 @@ class SentenceEncoder:
         ids = np.empty(len(token_is_odd), dtype=np.int32)
         ids[token_is_odd] = whole.ids
         plain = numbers[~word_is_odd]
-        starts = np.empty(len(token_is_odd), dtype=np.bool_) if self._with_starts else None
+        starts = np.empty(len(token_is_odd), dtype=np.bool_) if self._with_word_starts else None
         if len(plain):
             ids[~token_is_odd] = self._look_up(self._ids, plain)
-        if starts is not None and whole.starts is not None:
-            starts[token_is_odd] = whole.starts
+        if starts is not None and whole.word_starts is not None:
+            starts[token_is_odd] = whole.word_starts
             if len(plain):
                 starts[~token_is_odd] = self._look_up(self._starts, plain)
-        return Encoded(ids, lengths, starts)
+        return EncodedSentences(ids, lengths, starts)
 
     def _known_lengths(self, numbers: Int64Array) -> Int64Array:
         return (
@@ -217,9 +217,11 @@ class SentenceEncoder:
         numbered: list[int | None] = np.cumsum(is_space)[np.minimum(begins, len(text) - 1)].tolist()
         return numbered
 
-    def _encode_whole(self, sentences: Sequence[str]) -> Encoded:
+    def _encode_whole(self, sentences: Sequence[str]) -> EncodedSentences:
         encode = (
-            self._tokenizer.encode_batch if self._with_starts else self._tokenizer.encode_batch_fast
+            self._tokenizer.encode_batch
+            if self._with_word_starts
+            else self._tokenizer.encode_batch_fast
         )
         sizes = np.cumsum([len(sentence) + OVERHEAD for sentence in sentences])
         batches = np.split(
@@ -244,14 +246,14 @@ class SentenceEncoder:
             ids.append(
                 self._hide_special(np.fromiter((i for each in batch for i in each), dtype=np.int32))
             )
-            if self._with_starts:
+            if self._with_word_starts:
                 starts.append(
                     _find_starts(
                         [self._number_words(*pair) for pair in zip(texts, encodings, strict=True)]
                     )
                 )
-        return Encoded(
-            np.concatenate(ids), lengths, np.concatenate(starts) if self._with_starts else None
+        return EncodedSentences(
+            np.concatenate(ids), lengths, np.concatenate(starts) if self._with_word_starts else None
         )
 
 
