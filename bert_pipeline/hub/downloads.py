@@ -7,7 +7,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from bert_pipeline.errors import SourceUnreachable
-from bert_pipeline.hub.client import REFUSALS, connect, explain, with_retries
+from bert_pipeline.hub.client import PERMANENT_ERRORS, connect, explain, with_retries
 from bert_pipeline.progress import err
 from bert_pipeline.storage.atomic import explain_full_disk
 
@@ -21,7 +21,7 @@ def download_files(
     of this revision are used. Raises `BertpipeError` when there are none.
     """
     connect(max_wait, quiet)
-    # The Xet client retries with limits of its own.
+    # The Xet client has its own retries.
     constants.HF_HUB_DISABLE_XET = True
 
     def ask(cached: bool = False) -> Path:
@@ -55,5 +55,5 @@ def download_files(
         raise explain(
             cause if isinstance(cause, Exception) else error, repository, "model"
         ) from None
-    except REFUSALS as error:
+    except PERMANENT_ERRORS as error:
         raise explain(error, repository, "model") from None
