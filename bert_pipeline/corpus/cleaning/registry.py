@@ -19,8 +19,9 @@ class CleaningStep:
     function: str = ""
     """`MODULE:FUNCTION` in this package, imported when the step is used.
 
-    For `edit`: a function from text to text. For `filter`: a function from a language to the filter,
-    which is a function from text to (text, possibly edited; reason to remove the document or None).
+    For `edit`: a function from text to text. For `filter`: a function from a language to the
+    filter, which is a function from text to the text, possibly edited, and the reason to remove the
+    document or None.
     Deduplication is in `bert_pipeline.corpus.dedup`."""
 
 

@@ -55,7 +55,7 @@ class PartList:
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
     def gather_signatures(self, numbers: Int64Array) -> npt.NDArray[np.uint16]:
-        """The signatures of some documents, whose numbers are ascending; (numbers, permutations)."""
+        """The signatures of documents with ascending numbers; of shape (numbers, permutations)."""
         starts = self.starts
         cuts = np.searchsorted(numbers, starts)
         pieces = []

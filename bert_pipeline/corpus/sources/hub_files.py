@@ -171,7 +171,7 @@ class Repository:
         import datasets
 
         def resolve() -> Any:
-            # With an empty cache, because `datasets` ignores errors of the Hub when the cache has files.
+            # With an empty cache, because `datasets` falls back to its cache on errors of the Hub.
             with tempfile.TemporaryDirectory() as cache:
                 return datasets.load_dataset_builder(
                     self.name, config, revision=self.commit, cache_dir=cache

@@ -94,7 +94,7 @@ class HubFiles:
         try:
             yield
         except DATA_ERRORS as error:
-            # A missing revision is a `FileNotFoundError`. These are not broken data, so never skipped.
+            # Not broken data, so never skipped. A missing revision is a `FileNotFoundError`.
             if isinstance(error, (*PERMANENT_ERRORS, FileNotFoundError, PermissionError)):
                 raise explain(error, self.repository) from None
             detail = str(error).strip().partition("\n")[0] or type(error).__name__
