@@ -151,7 +151,7 @@ def _expects_more(word: str, language: str) -> bool:
     if stem.isdigit():
         return len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split()
     last = stem.rpartition(".")[2]
-    # Initials. sentencex handles them in English, as in "So did I."; letters of Arabic script have no
-    # case, and none of them is a word that could end a sentence.
+    # Initials. sentencex handles them in English, as in "So did I."; letters of Arabic script have
+    # no case, and none of them is a word that could end a sentence.
     initial = last.isupper() and language != "en"
     return (len(last) == 1 and (initial or "\u0621" <= last <= "\u06d3")) or last.endswith("ـ")

@@ -1,4 +1,4 @@
-"""Downloads of some files of a model repository into the Hub's cache; nothing in them is executed."""
+"""Downloads files of a model repository to the cache of the Hub; nothing in them is executed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from bert_pipeline.storage.atomic import explain_full_disk
 def download_files(
     repository: str, revision: str | None, patterns: Sequence[str], max_wait: float, quiet: bool
 ) -> Path:
-    """Download the files of a model repository that match `patterns`; return their folder in the cache.
+    """Download the files of a model repository that match `patterns`; returns the cache folder.
 
-    The folder is named by the commit. When the Hub does not respond, the files that the cache holds
-    of this revision are used. Raises `BertpipeError` when there are none.
+    The folder is named by the commit. When the Hub does not respond, the files of this revision in
+    the cache are used. Raises `BertpipeError` when there are none.
     """
     connect(max_wait, quiet)
     # The Xet client has its own retries.

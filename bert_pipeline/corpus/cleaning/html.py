@@ -43,7 +43,7 @@ _HIDDEN = (
     (re.compile(r"<script\b[^<>]*+>", re.IGNORECASE), re.compile(r"</script\s*+>", re.IGNORECASE)),
     (re.compile(r"<style\b[^<>]*+>", re.IGNORECASE), re.compile(r"</style\s*+>", re.IGNORECASE)),
 )
-# Only with a semicolon: "?a=1&copy=2" is part of a URL. "&amp;amp;lt;" is escaped repeatedly.
+# Only with a semicolon: "?a=1&copy=2" is part of a URL. "&amp;amp;lt;" is escaped twice.
 _ENTITY = re.compile(
     r"&(?:(?:amp|#38|#x26);)*+(#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]{1,31};)?"
 )

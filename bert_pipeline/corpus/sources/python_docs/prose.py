@@ -25,7 +25,7 @@ _SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()-]|_")
 
 
 def reads_as_prose(text: str) -> bool:
-    """Whether a paragraph is English: enough words, also function words; few symbols; no licence."""
+    """Whether a paragraph is English: enough words, function words, few symbols, no licence."""
     words = _WORD.findall(text)
     if len(words) < 4 or not (text[0].isalnum() or text[0] in "\"'("):
         return False

@@ -8,12 +8,14 @@ from typing import Any
 
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task
-from bert_pipeline.corpus.sources.python_docs.packages import (
+from bert_pipeline.corpus.sources.python_docs.harvest import (
     Harvest,
     ModuleProse,
-    Package,
     drop_repeated,
     harvest,
+)
+from bert_pipeline.corpus.sources.python_docs.packages import (
+    Package,
     installed_packages,
     split_evenly,
 )
