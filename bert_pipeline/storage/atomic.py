@@ -50,10 +50,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds it is synced and replaces `path`.
+    """Yield a temporary folder beside `path`, which replaces `path` when the block succeeds.
 
-    After an error the temporary folder is removed and `path` is unchanged. Only one writer at a
-    time: the temporary name is fixed, so that the next run removes what a killed run left.
+    It is synced to disk first. After an error it is removed and `path` is unchanged. Only one
+    writer at a time: the temporary name is fixed, so that the next run removes what a killed run
+    left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

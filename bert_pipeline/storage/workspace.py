@@ -248,7 +248,7 @@ def _locked(target: Path) -> Iterator[None]:
                 raise OSError("the previous owner has just removed this lock file")
         except OSError:
             raise BertpipeError(
-                f"{target}: another bertpipe process is writing this folder. Wait for it or stop it."
+                f"{target}: another bertpipe process writes this folder. Wait for it or stop it."
             ) from None
         try:
             yield

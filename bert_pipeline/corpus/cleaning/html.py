@@ -13,10 +13,11 @@ _BLOCKS = (
 """HTML elements that start and end a line."""
 
 _INLINES = (
-    "a abbr acronym applet area audio b base basefont bdi bdo big blink button canvas cite code"
-    " col colgroup data datalist del dfn em embed font frame i img input ins kbd label link map mark"
-    " marquee meta meter nobr noframes object o:p output param picture progress q rp rt ruby s samp"
-    " slot small source span strike strong sub sup svg template time track tt u var video wbr"
+    "a abbr acronym applet area audio b base basefont bdi bdo big blink button canvas cite"
+    " code col colgroup data datalist del dfn em embed font frame i img input ins kbd label"
+    " link map mark marquee meta meter nobr noframes object o:p output param picture progress"
+    " q rp rt ruby s samp slot small source span strike strong sub sup svg template time track"
+    " tt u var video wbr"
 )
 """HTML elements within a line."""
 _REPLACEMENTS = (
