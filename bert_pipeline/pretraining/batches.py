@@ -81,7 +81,7 @@ class Examples:
 
         `seed` is that of dynamic masks. Raises `BertpipeError` as `open_rows` does.
         """
-        dynamic = DynamicMasks.of(manifest, seed) if split == "train" else None
+        dynamic = DynamicMasks.from_manifest(manifest, seed) if split == "train" else None
         files = SplitFiles.from_manifest(folder, manifest, split, vocab_size)
         return cls(open_rows(files, store, quiet=quiet), dynamic)
 

@@ -12,7 +12,7 @@ from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.model_card import write_model_card
 from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.storage.atomic import atomic_folder
-from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
+from bert_pipeline.tokenizer.save import save_pretrained, use_examples_layout
 from bert_pipeline.training.position import Position
 
 
@@ -32,6 +32,6 @@ def export_model(
                 parameter.copy_(weights[name])
         network.save_pretrained(temporary)
         positions = count_positions(inputs.model_config)
-        save_pretrained(*lay_out_as_examples(inputs.tokenizer), temporary, positions)
+        save_pretrained(*use_examples_layout(inputs.tokenizer), temporary, positions)
         write_model_card(temporary, config, inputs.examples, position, metrics)
     return sorted(folder.iterdir())

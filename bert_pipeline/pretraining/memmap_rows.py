@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.progress import bar
@@ -99,7 +100,7 @@ class SplitFiles:
             key=f"{examples.fingerprint[:16]}-{split}",
             vocab_size=vocab_size,
             max_seq_length=config["max_seq_length"],
-            with_pairs=config["objective"] != "mlm",
+            with_pairs=OBJECTIVES[config["objective"]].has_pairs,
             with_starts=split == "train" and is_masked_later,
         )
 

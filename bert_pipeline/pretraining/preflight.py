@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.architectures import count_positions, make_config
@@ -80,7 +81,7 @@ class Inputs:
     @property
     def has_pairs(self) -> bool:
         """Whether the examples are sentence pairs."""
-        return bool(self.examples.config["objective"] != "mlm")
+        return OBJECTIVES[self.examples.config["objective"]].has_pairs
 
     def describe(self, out: Path) -> dict[str, Input]:
         """The inputs' record for the manifest."""
