@@ -18,12 +18,14 @@ from bert_pipeline.config import flags
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, plan_pieces
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.examples.shard import DOCUMENTS, ExampleJob, forget_store, make_shard
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.summary import describe, summarise
-from bert_pipeline.examples.token_store import TokenStore, encode_piece, forget_encoder, plan_pieces
+from bert_pipeline.examples.token_store import TokenStore
 from bert_pipeline.progress import bar, print_line
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.atomic import save_array
@@ -128,7 +130,7 @@ def _encode_corpus(
     store = folder / STORE
     store.mkdir(exist_ok=True)
     jobs = plan_pieces(
-        store, config.corpus, corpus, tokenizer, with_starts=config.mask_unit != "token"
+        store, config.corpus, corpus, tokenizer, with_word_starts=config.mask_unit != "token"
     )
     documents = np.zeros(len(jobs), dtype=np.int64)
     with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
@@ -142,7 +144,7 @@ def _encode_corpus(
 
 def count_held_out(count: int, config: ExamplesConfig) -> int:
     """How many of `count` documents are held out; `BertpipeError` when too few are left to train on."""
-    needed = 2 if config.objective == "mlm+nsp" else 1
+    needed = OBJECTIVES[config.objective].min_documents
     held_out = (
         max(needed, round(count * config.validation_fraction)) if config.validation_fraction else 0
     )

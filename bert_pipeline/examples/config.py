@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.config import ShardedConfig
+from bert_pipeline.config import Choice, ShardedConfig
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.storage.manifest import read_manifest
 
 
@@ -21,7 +22,7 @@ class ExamplesConfig(ShardedConfig):
     """Folder made by `bertpipe tokenize`, any Hugging Face tokenizer's folder, or its name on the hub."""
     max_seq_length: int = Field(128, ge=8, le=65535)
     """Longest example in tokens, special tokens included."""
-    objective: Literal["mlm+nsp", "mlm+sop", "mlm"] = "mlm+nsp"
+    objective: Annotated[str, Choice(OBJECTIVES)] = "mlm+nsp"
     """`mlm+nsp` makes sentence pairs, half with a random second one (BERT); `mlm+sop` pairs, half of them swapped
     (ALBERT); `mlm` fills examples with whole sentences (RoBERTa)."""
     across_documents: bool = False
@@ -89,7 +90,7 @@ class ExamplesConfig(ShardedConfig):
             raise ValueError(
                 f"--mask-share {self.mask_share:g} and --random-share {self.random_share:g} add up to more than 1."
             )
-        if self.across_documents and self.objective != "mlm":
+        if self.across_documents and OBJECTIVES[self.objective].has_pairs:
             raise ValueError(
                 f"--across-documents: {self.objective} pairs sentences; use --objective mlm."
             )

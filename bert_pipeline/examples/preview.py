@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders
 
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import WORD_STARTS
 from bert_pipeline.progress import out
 from bert_pipeline.storage.manifest import Manifest
@@ -23,12 +24,6 @@ Decode = Callable[[Sequence[int]], str]
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 STYLES = {"hidden": "bold green", "replaced": "bold red", "kept": "bold yellow"}
 LEGEND = "To be predicted: [word] behind the mask, [other←word] replaced by another token, [word=] left as it is."
-MEANINGS = {
-    ("mlm+nsp", True): "B is a random next, of another document",
-    ("mlm+nsp", False): "B follows A",
-    ("mlm+sop", True): "swapped: A follows B",
-    ("mlm+sop", False): "in order: B follows A",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +41,12 @@ def show_examples(config: ExamplesConfig, manifest: Manifest, loaded: LoadedToke
     if not config.show or config.quiet:
         return
     decode = _make_decoder(loaded.tokenizer)
-    dynamic = DynamicMasks.of(manifest, config.seed)
+    dynamic = DynamicMasks.from_manifest(manifest, config.seed)
+    objective = OBJECTIVES[config.objective]
     out.print(LEGEND, style="dim", markup=False)
     for turn, (name, number, row) in enumerate(_choose(config, manifest)):
         shown = _read(row, turn, dynamic)
-        meaning = "" if shown.label is None else f"; {MEANINGS[config.objective, shown.label]}"
+        meaning = "" if shown.label is None else f"; {objective.describe_label(shown.label)}"
         counts = f"{len(shown.tokens)} tokens, {len(shown.predicted)} to predict"
         out.print(f"\n{name}, row {number}: {counts}{meaning}", style="bold", markup=False)
         for line in _draw(shown, decode, loaded):

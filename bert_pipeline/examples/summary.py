@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.splits import Splits
 from bert_pipeline.progress import print_pairs
 from bert_pipeline.storage.manifest import Manifest
@@ -23,7 +24,7 @@ def describe(
             tokens = totals[f"{split}_tokens"]
             described[f"{split}_padding"] = 1 - tokens / (rows * config.max_seq_length)
             described[f"{split}_truncated_rate"] = totals[f"{split}_truncated"] / rows
-            if config.objective != "mlm":
+            if OBJECTIVES[config.objective].has_pairs:
                 described[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
     vocabulary = {"vocab_size": loaded.vocab_size, "vocabulary": hash_vocabulary(loaded.tokenizer)}
     return described | vocabulary | {"special_ids": asdict(loaded.special)}
@@ -52,14 +53,10 @@ def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
         ("unknown", f"{counts['unknown_rate']:.3%} of the tokens"),
         ("to predict", masked),
     ]
-    if config.objective != "mlm":
-        second = "is a random one" if config.objective == "mlm+nsp" else "comes first"
-        lines.append(
-            (
-                "labels",
-                f"the second sentence {second} in {counts['train_label_balance']:.1%} of the rows",
-            )
-        )
+    objective = OBJECTIVES[config.objective]
+    if objective.has_pairs:
+        share = counts["train_label_balance"]
+        lines.append(("labels", f"{objective.positive_label} in {share:.1%} of the rows"))
     if config.masks == "static" and (alone := counts["train_without_prediction"]):
         lines.append(
             (
