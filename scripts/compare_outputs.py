@@ -27,7 +27,8 @@ EXAMPLES = (
 )
 TRAINING = "--max-steps 50 --batch-size 16 --threads 1 --learning-rate 1e-3 --dropout 0.1"
 COMMANDS = {
-    "corpus": "corpus --source text:../texts/*.txt --clean basic,exact,near --workers 2",
+    "corpus": "corpus --source text:../texts/*.txt --clean basic,exact,near"
+    " --shard-mb 0.1 --workers 2",
     "wordpiece": "tokenize --corpus corpus --kind wordpiece --vocab-size 1000",
     "byte-bpe": "tokenize --corpus corpus --kind byte-bpe --vocab-size 1000 --specials roberta",
     "nsp": f"examples {EXAMPLES} --tokenizer wordpiece",
@@ -63,7 +64,11 @@ def write_inputs(folder: Path) -> None:
 def run_pipeline(source: Path, out: Path) -> None:
     """Run all commands with the package in `source`, writing to `out`."""
     out.mkdir()
+    # PYTHONPATH comes before the installed package.
     environment = os.environ | {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1"}
+    where = [sys.executable, "-c", "import bert_pipeline; print(bert_pipeline.__file__)"]
+    found = subprocess.check_output(where, cwd=out, env=environment, text=True).strip()
+    assert found == str(source / "bert_pipeline" / "__init__.py"), found
     for name, command in COMMANDS.items():
         started = time.perf_counter()
         result = subprocess.run(
