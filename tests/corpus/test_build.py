@@ -15,21 +15,20 @@ from hypothesis import strategies as st
 from bert_pipeline.config import build_config
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.corpus.sources.files import FileSource
+from bert_pipeline.errors import BertpipeError, SourceUnreachable, UsageError
 from bert_pipeline.storage.manifest import Manifest, read_manifest
 from tests.conftest import invent_documents, write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
-    read,
     shard_bytes,
     texts_of,
     write_sources,
 )
 
-__all__ = ["read"]
 
-
+@pytest.mark.integration
 def test_bytes_do_not_depend_on_workers(tmp_path: Path):
     sources = write_sources(tmp_path)
     made = []
@@ -115,6 +114,7 @@ options_of_runs = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(options_of_runs)
 def test_bytes_do_not_depend_on_workers_for_any_options(
@@ -146,3 +146,20 @@ def test_shard_numbers_have_no_gap_when_a_part_is_removed(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == [
         f"{n:05}.parquet" for n in range(3)
     ]
+
+
+def test_finished_corpus_is_accepted_when_its_source_does_not_respond(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    write_jsonl(tmp_path / "a.jsonl", ["One."])
+    config = CorpusConfig(out=tmp_path / "out", source=(f"jsonl:{tmp_path}/a.jsonl",), workers=1)
+    build_corpus(config)
+
+    def fail(self: FileSource) -> str:
+        raise SourceUnreachable("timeout")
+
+    monkeypatch.setattr(FileSource, "fingerprint", fail)
+    build_corpus(config)
+    assert "is complete; its sources do not respond" in capsys.readouterr().out
+    with pytest.raises(SourceUnreachable):
+        build_corpus(config.model_copy(update={"language": "fa"}))

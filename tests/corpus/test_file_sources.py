@@ -48,11 +48,14 @@ def test_text_long_lines_are_paragraphs(read: Read):
 
 def test_text_wikitext_titles_start_documents(read: Read):
     text = (
-        " \n = Boats = \n \n Boats float . \n They are old . \n \n = = History = = \n \n The first sank . \n"
-        " \n = = = Early = = = \n \n It was 1 + 1 = 2 then . \n \n = 3 = 3 = \n \n A title with a sign . \n"
+        " \n = Boats = \n \n Boats float . \n They are old . \n \n = = History = = \n"
+        " \n The first sank . \n"
+        " \n = = = Early = = = \n \n It was 1 + 1 = 2 then . \n \n = 3 = 3 = \n"
+        " \n A title with a sign . \n"
     )
     assert read("a.txt", text) == [
-        "Boats\nBoats float . They are old .\nHistory\nThe first sank .\nEarly\nIt was 1 + 1 = 2 then .",
+        "Boats\nBoats float . They are old .\nHistory\nThe first sank .\nEarly\n"
+        "It was 1 + 1 = 2 then .",
         "3 = 3\nA title with a sign .",
     ]
 

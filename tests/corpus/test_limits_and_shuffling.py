@@ -11,16 +11,18 @@ from tests.conftest import write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
-    read,
 )
-
-__all__ = ["read"]
 
 
 @pytest.mark.parametrize("steps", ["basic", "basic,exact,near"])
 @pytest.mark.parametrize(
     ("limit", "workers"),
-    [*((limit, 1) for limit in (1, 2, 39, 40, 41, 137, 200, 1000)), (41, 3), (1000, 3)],
+    [
+        *((limit, 1) for limit in (1, 40, 41, 137, 200)),
+        pytest.param(41, 3, marks=pytest.mark.integration),
+        *(pytest.param(limit, 1, marks=pytest.mark.slow) for limit in (2, 39, 1000)),
+        pytest.param(1000, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_max_documents_keeps_the_first_documents(
     tmp_path: Path, steps: str, limit: int, workers: int
@@ -70,7 +72,8 @@ def test_max_bytes_below_first_document_is_an_error(tmp_path: Path):
             build(tmp_path / steps, source, max_bytes=3, clean=(steps,))
 
 
-@pytest.mark.parametrize("buffer", [2, 16, 1000])
+@pytest.mark.integration
+@pytest.mark.parametrize("buffer", [2, 16, pytest.param(1000, marks=pytest.mark.slow)])
 def test_shuffle_buffer_is_reproducible_and_keeps_all_documents(tmp_path: Path, buffer: int):
     source, texts = big_rows(tmp_path)
     first, _ = build(tmp_path / "a", source, shuffle_buffer=buffer, seed=5)

@@ -20,12 +20,9 @@ from tests.conftest import invent_documents, write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
-    read,
     shard_bytes,
     texts_of,
 )
-
-__all__ = ["read"]
 
 
 def corpus_command(tmp_path: Path, out: Path) -> list[str]:
@@ -42,7 +39,10 @@ def corpus_command(tmp_path: Path, out: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "stop", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signals):
     texts = invent_documents(8, 100)
     for number in range(12):
@@ -76,6 +76,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signa
     assert read_manifest(out, "corpus").counts["documents"] == 12 * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["basic", "basic,exact,near"])
 @pytest.mark.parametrize("options", [{}, {"shuffle_buffer": 50}, {"max_documents": 2500}])
 def test_kill_within_a_large_file_loses_and_repeats_no_row(
@@ -100,7 +101,8 @@ def test_kill_within_a_large_file_loses_and_repeats_no_row(
     )
     code = (
         "import json, sys; from bert_pipeline.corpus.build import build_corpus; "
-        "from bert_pipeline.corpus.config import CorpusConfig; build_corpus(CorpusConfig(**json.loads(sys.argv[1])))"
+        "from bert_pipeline.corpus.config import CorpusConfig; "
+        "build_corpus(CorpusConfig(**json.loads(sys.argv[1])))"
     )
     kills = 0
     for wanted in (2, 7, 11):
@@ -176,7 +178,8 @@ def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
     )
     code = (
         "import json, os, sys; from importlib import import_module\n"
-        "from bert_pipeline.corpus.build import build_corpus; from bert_pipeline.corpus.config import CorpusConfig\n"
+        "from bert_pipeline.corpus.build import build_corpus\n"
+        "from bert_pipeline.corpus.config import CorpusConfig\n"
         "name, _, function = sys.argv[2].rpartition('.')\n"
         "module = import_module(name); real = getattr(module, function)\n"
         "left = [int(sys.argv[3])]\n"
@@ -193,6 +196,7 @@ def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
     raise AssertionError("the build did not finish")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "options"),
     [

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.summary import print_summary
+from bert_pipeline.storage.manifest import Manifest
 from tests.helpers.corpora import (
     build,
     objects,
-    read,
 )
-
-__all__ = ["read"]
 
 
 def test_explain_removes_terminal_control_characters(
@@ -61,6 +61,7 @@ def test_counts_of_read_changed_removed_and_written_documents_add_up(tmp_path: P
     assert ["Two.", "Two."] in counts["removed"]["exact duplicate"]["samples"]
 
 
+@pytest.mark.integration
 def test_explain_prints_samples_also_for_a_finished_corpus(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(
         objects(*({"text": f"Text  number {n % 6} of {'x' * 99}"} for n in range(12)))
@@ -114,3 +115,40 @@ def test_cleaning_table_has_one_row_per_step_in_order(
         ["removed: near", "0"],
         ["written", "2"],
     ]
+
+
+def test_summary_of_cleaning_without_removals_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a.txt").write_text("One  text.", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    build(Path("out"), "text:a.txt", quiet=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "corpus: 1 documents, 9 B of text in 1 shard → out",
+        "  cleaning (unicode, control, whitespace): no documents removed",
+    ]
+
+
+def test_verbose_prints_the_cleaning_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.txt").write_text("One  text.", encoding="utf-8")
+    build(tmp_path / "out", f"text:{tmp_path}/a.txt", quiet=False, verbose=True)
+    printed = capsys.readouterr().out
+    assert re.search(r"changed by whitespace +1", printed)
+    assert re.search(r"written +1", printed)
+
+
+def test_verbose_prints_the_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    package = {"version": "1.2", "documents": 3, "bytes": 4000}
+    counts = {
+        "documents": 3,
+        "bytes": 4000,
+        "read": {"documents": 3, "bytes": 4000},
+        "changed": {},
+        "removed": {},
+        "taken": {"python-docs": {"packages": {"numpy": package}}},
+    }
+    manifest = Manifest("corpus", {}, {}, counts, {"00000.parquet": {}}, {}, "f")
+    for verbose in (False, True):
+        config = CorpusConfig(out=tmp_path, source=("python-docs",), verbose=verbose)
+        print_summary(manifest, config)
+        assert bool(re.search(r"numpy +1\.2 +3 +4\.0 kB", capsys.readouterr().out)) == verbose
