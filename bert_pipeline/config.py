@@ -181,14 +181,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_section(path: Path, stage: str, sections: frozenset[str]) -> dict[str, Any]:
     """The options in a recipe's section for one stage; empty if there is no such section."""
     content = read_yaml(path)
-    refuse_unknown(content, sections, f"{path}: section")
+    reject_unknown(content, sections, f"{path}: section")
     section = content.get(stage) or {}
     if not isinstance(section, dict):
         raise UsageError(f"{path}: `{stage}:` must contain `option: value` lines.")
     return section
 
 
-def refuse_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> None:
+def reject_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> None:
     """Raise `UsageError` naming the first unknown key."""
     for key in given:
         if key not in known:
@@ -197,7 +197,7 @@ def refuse_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> 
 
 def build_config(model: type[C], values: dict[str, Any], where: str = "") -> C:
     """Validate `values`; a `UsageError` names each invalid option, its value and the reason."""
-    refuse_unknown(values, frozenset(model.model_fields), f"{where}option" if where else "option")
+    reject_unknown(values, frozenset(model.model_fields), f"{where}option" if where else "option")
     try:
         return model(**values)
     except ValidationError as error:
