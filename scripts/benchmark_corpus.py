@@ -1,9 +1,10 @@
-"""Speed and memory of the corpus stage.
+"""Benchmarks the speed and memory of the corpus stage.
 
-Speed: reading, each cleaning step, sentence splitting, fingerprints and, for comparison, tokenizing and the reading of
-the same files by `datasets` alone: one process, one thread, all of them in turn, several rounds, the median of each.
-Memory: a corpus of a given size is made, and the time and the peak memory of the whole stage reported, all processes
-together.
+Speed: reading, each cleaning step, sentence splitting, fingerprints, and for comparison tokenizing
+and reading the same files with `datasets`. One process and one thread, all jobs in turn, several
+rounds, the median of each.
+Memory: builds a corpus of a given size, and reports the time of the stage and the peak memory of
+all its processes.
 """
 
 import os
@@ -15,19 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-# One thread: figures are for one core, and shards are the parallelism.
+# One thread, because the results are for one core; the parallelism is over shards.
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import typer
 from benchmarking import generate_documents, run_and_watch
 
-from bert_pipeline.corpus.cleaning.steps import Cleaner
+from bert_pipeline.corpus.cleaning.cleaner import Cleaner
+from bert_pipeline.corpus.cleaning.registry import expand_step_sets, steps_with_action
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.dedup.fingerprints import Fingerprints
 from bert_pipeline.corpus.documents import Document
-from bert_pipeline.corpus.parts import WHOLE_CORPUS_STEPS
 from bert_pipeline.corpus.sentences import split_sentences
-from bert_pipeline.corpus.sources.registry import parse_source
+from bert_pipeline.corpus.sources.load import open_source
 from bert_pipeline.progress import out, print_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -39,23 +40,21 @@ def corpus(
         list[str] | None,
         typer.Argument(
             metavar="LANGUAGE=GLOB...",
-            help="Text files, such as 'en=books/*.txt'; else some are made.",
+            help="Text files, such as 'en=books/*.txt'; by default generated.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
-    megabytes: Annotated[float, typer.Option(help="Text to measure speed on, at most.")] = 4.0,
+    rounds: Annotated[int, typer.Option(help="Measurements of each job.")] = 5,
+    megabytes: Annotated[float, typer.Option(help="Maximum size of the text for the speed.")] = 4.0,
     gigabytes: Annotated[
-        float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")
+        float, typer.Option(help="Size of the corpus for the memory; 0 skips it.")
     ] = 0.2,
-    clean: Annotated[
-        str, typer.Option(help="Its cleaning steps, as for `bertpipe corpus`.")
-    ] = "basic,exact,near",
-    workers: Annotated[int, typer.Option(help="Its worker processes.")] = 4,
+    clean: Annotated[str, typer.Option(help="Cleaning steps of that corpus.")] = "basic,exact,near",
+    workers: Annotated[int, typer.Option(help="Worker processes for that corpus.")] = 4,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")
+        Path | None, typer.Option(help="Folder for generated files, which are kept and reused.")
     ] = None,
 ) -> None:
-    """MB/s of one core, by language; then peak memory and time of the whole stage, with 20% duplicates."""
+    """MB/s per core by language; then peak memory and time of the stage, with 20% duplicates."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +68,7 @@ def corpus(
 
 
 def _write_text(folder: Path, size: float) -> Path:
-    """Paragraphs of Python's own documentation, over and over."""
+    """The documentation of Python, repeated."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics.values())
@@ -85,15 +84,14 @@ def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None
     documents = _some_documents(config, megabytes * 1e6)
     texts = [document.text for document in documents]
     size = sum(len(text.encode()) for text in texts)
-    on_disk = sum(file.stat().st_size for file in parse_source(config.source[0], config).files)  # type: ignore[attr-defined]
+    on_disk = sum(file.stat().st_size for file in open_source(config.source[0], config).files)  # type: ignore[attr-defined]
     jobs: dict[str, tuple[float, Callable[[], object]]] = {
         "reading": (on_disk, lambda: _drain(_read(config))),
         "reading with datasets alone": (on_disk, lambda: _drain(_read_with_datasets(pattern))),
     }
-    for steps in (("basic",), *((step,) for step in _text_steps()), ("web",)):
+    for steps in (("basic",), *((step,) for step in steps_with_action("edit", "filter")), ("web",)):
         try:
-            chosen = CorpusConfig(out=Path("unused"), source=("text:x",), clean=steps).clean
-            cleaner = Cleaner([step for step in chosen if step not in WHOLE_CORPUS_STEPS], language)
+            cleaner = Cleaner(expand_step_sets(list(steps)), language)
         except Exception as error:
             out.print(f"{steps[0]}: {error}")
             continue
@@ -101,7 +99,7 @@ def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None
             size,
             lambda cleaner=cleaner: [cleaner.clean(text) for text in texts],
         )
-    for step in WHOLE_CORPUS_STEPS:
+    for step in steps_with_action("deduplicate"):
         jobs[f"fingerprints: {step}"] = (size, lambda step=step: _fingerprint(step, texts))
     jobs["sentences"] = (size, lambda: [split_sentences(text, language) for text in texts])
     sentences = [sentence for text in texts for sentence in split_sentences(text, language)]
@@ -124,17 +122,9 @@ def _measure(language: str, pattern: str, rounds: int, megabytes: float) -> None
     print_table(f"{language}: {pattern}, {size / 1e6:.1f} MB", ["one core", "MB/s", "range"], rows)
 
 
-def _text_steps() -> list[str]:
-    from typing import get_args
-
-    from bert_pipeline.corpus.config import Step
-
-    return [step for step in get_args(Step) if step not in WHOLE_CORPUS_STEPS]
-
-
 def _read(config: CorpusConfig) -> Iterator[Document]:
     counts: Counter[str] = Counter()
-    for task in parse_source(config.source[0], config).tasks(config):
+    for task in open_source(config.source[0], config).tasks(config):
         yield from task.documents(counts)
 
 
@@ -162,7 +152,7 @@ def _drain(rows: Iterator[object]) -> None:
 
 
 def _fingerprint(step: str, texts: list[str]) -> None:
-    fingerprints = Fingerprints.wanted([step], 0.8)
+    fingerprints = Fingerprints.for_steps([step], 0.8)
     assert fingerprints is not None
     fingerprints.add(texts)
 
@@ -186,7 +176,8 @@ def _measure_memory(folder: Path, gigabytes: float, clean: str, workers: int) ->
     ]
     run = run_and_watch(["corpus", *arguments, "--out", str(folder / "corpus"), "--overwrite"])
     out.print(
-        f"{gigabytes:g} GB, {workers} workers, {clean}: {run.seconds:.0f} s, {gigabytes * 1e3 / run.seconds:.1f} MB/s, "
+        f"{gigabytes:g} GB, {workers} workers, {clean}: {run.seconds:.0f} s, "
+        f"{gigabytes * 1e3 / run.seconds:.1f} MB/s, "
         f"peak memory of all processes {run.peak_of_all / 1e6:,.0f} MB"
     )
     return run.exit_code

@@ -1,1 +1,1 @@
-"""Corpus: any source becomes documents in parquet."""
+"""Corpus: converts any source to documents in parquet."""

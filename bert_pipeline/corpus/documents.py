@@ -1,4 +1,4 @@
-"""What a corpus is made of: documents, the tasks that yield them, the sources that are parted into tasks."""
+"""Documents, and the protocols of sources and tasks that yield them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document: paragraphs, one a line."""
+    """One document; its text has one paragraph per line."""
 
     id: str
     text: str
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def shuffled(files: Sequence[T], config: CorpusConfig) -> list[T]:
-    """The files in the order in which they are read: as they are, or drawn by the seed where shuffling is asked for."""
+    """The files in reading order: random (by the seed) with `--shuffle-buffer`, else as given."""
     files = list(files)
     if config.shuffle_buffer:
         Random(config.seed).shuffle(files)
@@ -37,19 +37,20 @@ def shuffled(files: Sequence[T], config: CorpusConfig) -> list[T]:
 
 
 class Task(Protocol):
-    """The documents of one shard, made in whichever process asks; `counts` collects what was replaced or skipped."""
+    """A part of a source that one worker process reads; picklable."""
 
-    def documents(self, counts: Counter[str]) -> Iterator[Document]: ...
+    def documents(self, counts: Counter[str]) -> Iterator[Document]:
+        """Yield the documents; `counts` is updated with what was replaced or skipped."""
 
 
 class Source(Protocol):
-    """A place where text comes from."""
+    """A source of documents; see `bert_pipeline.corpus.sources.registry` for how to add one."""
 
     def fingerprint(self) -> str:
-        """Changes exactly when the source's content may have changed."""
+        """A hash that changes when the content of the source may have changed."""
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
-        """The shards' tasks, the same for any number of workers."""
+        """The tasks in the order of the corpus, independent of the number of workers."""
 
     def describe(self) -> dict[str, Any]:
-        """What was taken, for the manifest."""
+        """What was read, for the manifest. Called after `tasks`."""

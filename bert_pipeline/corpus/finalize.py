@@ -1,7 +1,7 @@
-"""Parts get the names of shards as soon as it is known how many come before them.
+"""Renames parts to shards as soon as the number of shards before them is known.
 
-A plan is written before a task's parts are renamed, so a run that was killed in between finishes the renaming first,
-and never reads again what has a shard's name already.
+A plan is written before the parts of a task are renamed. So a run that was killed in between
+finishes the renaming first, and never reads again what is a shard already.
 """
 
 import json
@@ -11,76 +11,78 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from bert_pipeline.corpus.dedup.duplicates import (
-    BEYOND_LIMIT,
-    choose_first,
-    read_part,
-    write_chosen,
-)
 from bert_pipeline.corpus.parts import Counts, PartsJob, Quota
+from bert_pipeline.corpus.selection import (
+    OVER_LIMIT,
+    REASONS,
+    apply_limits,
+    read_part,
+    write_selected,
+)
 from bert_pipeline.corpus.stats import CorpusStats
 from bert_pipeline.storage.atomic import write_json
 from bert_pipeline.storage.shards import finished_counts
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where a shard of the corpus lies."""
+    """The file of a shard."""
     return folder / f"{number:05}.parquet"
 
 
 class Finalizer:
-    """Names the parts of tasks, given in order, until the limit of the corpus is reached."""
+    """Renames the parts of tasks, given in order, to shards until the quota is met."""
 
-    def __init__(self, folder: Path, limit: Quota) -> None:
-        self.folder, self.limit = folder, limit
-        self.tally = CorpusStats()
+    def __init__(self, folder: Path, quota: Quota) -> None:
+        self.folder = folder
+        self.quota = quota
+        self.stats = CorpusStats()
         self.shards = 0
         self.is_full = False
 
     def resume(self, job: PartsJob) -> bool:
-        """Finish what an earlier run began to publish of a task; False when the task has to be read (again)."""
+        """Finish renaming the parts of a task after a kill; False when the task must be read."""
         path = _plan_path(job)
         if not path.is_file():
             return False
         plan = json.loads(path.read_text(encoding="utf-8"))
         for part, number in plan["shards"]:
-            if (
-                not job.path(part).exists()
-                and finished_counts(shard_path(self.folder, number)) is None
-            ):
-                return False  # somebody removed or damaged it
-        self._carry_out(job, plan)
+            if job.path(part).exists():
+                continue
+            if finished_counts(shard_path(self.folder, number)) is None:
+                return False  # removed or damaged since
+        self._rename(job, plan)
         return True
 
-    def publish(self, job: PartsJob, parts: list[Counts]) -> None:
-        """Name the parts of the next task; the one in which the limit falls is cut."""
+    def finalize(self, job: PartsJob, parts: list[Counts]) -> None:
+        """Rename the parts of the next task; a part that exceeds the quota is shortened."""
         plan: dict[str, Any] = {"shards": [], "counts": [], "is_full": False}
-        documents, size = self.tally.written["documents"], self.tally.written["bytes"]
+        documents = self.stats.written["documents"]
+        size = self.stats.written["bytes"]
         for number, counts in enumerate(parts):
-            room = Quota(self.limit.documents - documents, self.limit.bytes - size)
-            if counts["documents"] > room.documents or counts["bytes"] > room.bytes:
-                counts = _cut(job.path(number), room, counts)
+            left = Quota(self.quota.documents - documents, self.quota.bytes - size)
+            if counts["documents"] > left.documents or counts["bytes"] > left.bytes:
+                counts = _shorten(job.path(number), left, counts)
                 plan["is_full"] = True
-            documents, size = documents + counts["documents"], size + counts["bytes"]
-            # The part may have been cut by a run that was killed before it could write the plan.
-            plan["is_full"] |= (
-                self.limit.is_met(documents, size) or BEYOND_LIMIT in counts["removed"]
-            )
+            documents += counts["documents"]
+            size += counts["bytes"]
+            # A run that was killed before it wrote the plan may have shortened the part.
+            was_shortened = REASONS[OVER_LIMIT] in counts["removed"]
+            plan["is_full"] |= self.quota.is_met(documents, size) or was_shortened
             plan["counts"].append(counts)
             if counts["documents"]:
                 plan["shards"].append([number, self.shards + len(plan["shards"])])
             if plan["is_full"]:
                 break
         write_json(_plan_path(job), plan)
-        self._carry_out(job, plan)
+        self._rename(job, plan)
 
-    def _carry_out(self, job: PartsJob, plan: dict[str, Any]) -> None:
+    def _rename(self, job: PartsJob, plan: dict[str, Any]) -> None:
         for part, number in plan["shards"]:
             if job.path(part).exists():
                 job.path(part).replace(shard_path(self.folder, number))
         self.shards += len(plan["shards"])
         for counts in plan["counts"]:
-            self.tally.add(counts)
+            self.stats.add(counts)
         self.is_full = plan["is_full"]
 
 
@@ -88,10 +90,10 @@ def _plan_path(job: PartsJob) -> Path:
     return job.folder / f"{job.number:05}.json"
 
 
-def _cut(part: Path, room: Quota, counts: Counts) -> Counts:
-    """Rewrite a part with the first of its documents that fit."""
+def _shorten(part: Path, quota: Quota, counts: Counts) -> Counts:
+    """Rewrite a part with the first of its documents, up to the quota; returns its counts."""
     table = read_part(part)
     sizes = np.array(pc.binary_length(table["text"]), dtype=np.int64)
-    fates = np.zeros(len(table), dtype=np.uint8)
-    choose_first(fates, sizes, room.documents, room.bytes)
-    return write_chosen(part, table, fates, counts)
+    status = np.zeros(len(table), dtype=np.uint8)
+    apply_limits(status, sizes, quota.documents, quota.bytes)
+    return write_selected(part, table, status, counts)

@@ -1,4 +1,8 @@
-"""Sentences of a document in any language: sentencex finds their ends, and what it is known to miss is mended here."""
+"""Splits a document into sentences, in any language.
+
+sentencex (https://github.com/wikimedia/sentencex) finds the sentence ends; known mistakes of it are
+corrected here.
+"""
 
 import re
 from collections.abc import Iterator
@@ -6,19 +10,19 @@ from collections.abc import Iterator
 from sentencex import segment
 
 _WINDOW = 3000
-"""Characters that sentencex sees at a time: in one long paragraph its time grows with the square of the length."""
+"""Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
 _ODD_SPACE = re.compile(r"[^\S\n ]")
-"""sentencex panics on an initial before a white space of several bytes ("A\u2028.")."""
+"""sentencex panics on an initial before a whitespace character of several bytes ("A\u2028.")."""
 
 _TAIL = 40
-"""Characters before a possible end that can tell whether it is one."""
+"""Characters before a possible sentence end that are examined."""
 
 _OPENERS = "\"'“‘«„‹([（［「『"
 _CLOSERS = "\"'”’»›)]）］」』"
 
-# Ends that sentencex has no rule for: the one-character ellipsis, a sentence all in brackets, Khmer (its "។ល។" is
-# "etc.") and Tibetan marks. Every match begins where the one before it ended.
+# Sentence ends without a rule in sentencex: the one-character ellipsis, a sentence in brackets, and
+# Khmer ("។ល។" means "etc.") and Tibetan marks. Each match starts where the previous one ends.
 _MORE_ENDS = re.compile(
     r"\s*[(（][^()（）]*[.!?…。！？؟۔।][)）](?=\s|[^\x00-\x7f])"
     rf"|.+?(?:…[{re.escape(_CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎]+(?=\s)|\Z)",
@@ -26,13 +30,14 @@ _MORE_ENDS = re.compile(
 )
 _MORE_MARKS = re.compile(r"[…។៕།༎]|[.!?。！？؟۔।][)）]")
 
-# "1." and "b)" and "IV.": what follows belongs to them.
+# "1.", "b)" and "IV." belong to the text after them.
 _LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
 
 _ORDINAL_LANGUAGES = "bs cs da de dsb et fi fo hr hsb hu is lb lv nb nn no pl sk sl sr tr"
 """Languages that write "3." for "third"."""
 
-# Abbreviations that stand before a name or number and hardly ever end a sentence, beyond those that sentencex knows.
+# Abbreviations before a name or number, which rarely end a sentence, in addition to those of
+# sentencex.
 _ABBREVIATIONS = {
     language: frozenset(words.split())
     for language, words in {
@@ -68,10 +73,11 @@ _ABBREVIATIONS = {
 
 
 def split_sentences(text: str, language: str) -> list[str]:
-    """The sentences of a document whose paragraphs stand one a line; stripped, never empty.
+    """The sentences of a document with one paragraph per line; stripped, never empty.
 
-    Joined they hold every character of the text but white space. `language` is an ISO 639-1 code, a region after it is
-    ignored ("pt-BR"); a language without rules of its own is split by those of a relative, or of English.
+    They contain every character of the text except whitespace. `language` is an ISO 639-1 code; a
+    region after it is ignored ("pt-BR"). A language without rules uses those of a related language
+    or of English.
     """
     language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
     sentences: list[str] = []
@@ -88,7 +94,7 @@ def split_sentences(text: str, language: str) -> list[str]:
 
 
 def _pieces(paragraph: str, language: str) -> Iterator[str]:
-    """A paragraph in order, cut wherever a sentence may end."""
+    """The paragraph, split at every possible sentence end."""
     more = _MORE_MARKS.search(paragraph) is not None
     for piece in _windowed(paragraph, language):
         if more:
@@ -98,7 +104,10 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
 
 
 def _windowed(paragraph: str, language: str) -> Iterator[str]:
-    """Pieces by sentencex. A window's last piece may go on in the next window, which therefore begins with it."""
+    """The paragraph, split by sentencex in windows.
+
+    The last piece of a window may continue in the next window, which therefore starts with it.
+    """
     start = 0
     unended: list[str] = []
     while len(paragraph) - start > _WINDOW:
@@ -117,11 +126,11 @@ def _windowed(paragraph: str, language: str) -> Iterator[str]:
 
 
 def _continues(before: str, after: str, language: str) -> bool:
-    """Whether the sentence goes on across a place where it may end."""
+    """Whether the sentence continues after a possible end."""
     head = before[-_TAIL:].rstrip()
     bare = head.rstrip(_CLOSERS)
     follower = after.lstrip()[:1]
-    # Lower case by its title case: the letters of Georgian count as lower-case ones, and have no other at a beginning.
+    # Compared with the title case, because Georgian letters are lower case also at the start.
     if follower != follower.title():
         return bare != head or bare.endswith((".", "…"))
     if bare.endswith("…"):
@@ -135,14 +144,14 @@ def _continues(before: str, after: str, language: str) -> bool:
 
 
 def _expects_more(word: str, language: str) -> bool:
-    """Whether a word with a full stop hardly ever ends a sentence."""
+    """Whether a word with a full stop rarely ends a sentence."""
     stem = word[:-1].lstrip(_OPENERS)
     if stem.lower() in _ABBREVIATIONS.get(language, ()):
         return True
     if stem.isdigit():
         return len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split()
     last = stem.rpartition(".")[2]
-    # Initials, which in English sentencex tells from sentences such as "So did I."; letters of Arabic script have no
-    # case, and none of them is a word that could end a sentence.
+    # Initials. sentencex handles them in English, as in "So did I."; letters of Arabic script have
+    # no case, and none of them is a word that could end a sentence.
     initial = last.isupper() and language != "en"
     return (len(last) == 1 and (initial or "\u0621" <= last <= "\u06d3")) or last.endswith("ـ")

@@ -1,1 +1,1 @@
-"""Engine: map a pure function over shards, on this machine or on a cluster."""
+"""Engine: maps a pure function over shards, on this machine or on a cluster."""

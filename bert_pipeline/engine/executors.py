@@ -1,8 +1,9 @@
-"""The engine's executors: datatrove's, each running one step, which is handed `(data, rank, world_size)`.
+"""The engine's executors, based on datatrove's (https://github.com/huggingface/datatrove).
 
-A rank is the number of a task. On a cluster the outcome of each task travels through a file in a folder that all
-nodes share. datatrove's own marks of completion know nothing of what was asked, so they are used within one run alone:
-every run has a new folder, and what was finished before is known by the shards themselves.
+Each runs a pipeline of one step, a callable of `(data, rank, world_size)`; a rank is the number of
+a task. On a cluster the result of each task is a file in a folder that all nodes share. datatrove's
+completion markers do not record the settings, so they are used only within one run: every run has a
+new folder, and finished shards are found by their footers.
 """
 
 import multiprocessing
@@ -22,43 +23,49 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.stats import PipelineStats
 
 from bert_pipeline.config import SLURM_SETTINGS
-from bert_pipeline.engine.processes import KILLED, end_with, prepare_worker, run_in_processes
+from bert_pipeline.engine import timeouts
+from bert_pipeline.engine.processes import (
+    WORKER_KILLED,
+    exit_with_parent,
+    prepare_worker,
+    run_in_processes,
+)
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.atomic import write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-JOIN_S = 60
-"""A Ray cluster must answer within this time, in seconds."""
 
-
-class Step(Generic[T, R]):
-    """A function of one task, as the step of a pipeline whose ranks are the tasks."""
+class MappedFunction(Generic[T, R]):
+    """A function and its tasks, as the step of a datatrove pipeline whose ranks are the tasks."""
 
     def __init__(self, function: Callable[[T], R], tasks: Sequence[T]) -> None:
-        self.function, self.tasks = function, tasks
+        self.function = function
+        self.tasks = tasks
 
     def call_for(self, rank: int) -> Callable[[], R]:
-        """The call that rank `rank` stands for, without the other tasks."""
+        """The call for one rank, without the other tasks, so that it is small when pickled."""
         return partial(self.function, self.tasks[rank])
 
     def __call__(self, data: object, rank: int, world_size: int) -> R | None:
         return self.call_for(rank)()
 
-    def __repr__(self) -> str:  # datatrove logs it
+    def __repr__(self) -> str:  # for the logs of datatrove
         return f"{self.function.__name__} of {len(self.tasks)} task(s)"
 
 
-class RecordedStep(Step[T, R]):
-    """A step that runs anywhere: its outcome is the file `NNNNN.json` in `folder`, and relative paths keep their sense.
+class RecordedFunction(MappedFunction[T, R]):
+    """A function that runs on any node and writes its result to `NNNNN.json` in `folder`.
 
-    The file holds either `result`, or `error` (a message), whether it was `expected`, `exit_code` and `traceback`.
+    The file has `result`, or `error` (a message), `expected` (whether it is a `BertpipeError`),
+    `exit_code` and `traceback`. Relative paths are resolved as in the process that made the object.
     """
 
     def __init__(self, function: Callable[[T], R], tasks: Sequence[T], folder: Path) -> None:
         super().__init__(function, tasks)
-        self._folder, self._home = folder, Path.cwd()
+        self._folder = folder
+        self._working_directory = Path.cwd()
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         prepare_worker(os.getppid())
@@ -67,15 +74,15 @@ class RecordedStep(Step[T, R]):
                 f"{self._folder}: not found on {socket.gethostname()}; all nodes must share it"
             )
         try:
-            os.chdir(self._home)
+            os.chdir(self._working_directory)
             self._record(rank, {"result": self.call_for(rank)()})
         except Exception as error:
             self.record_error(rank, error)
-            # datatrove logs the value of every variable on an exception's way; on this one's there is no secret.
+            # datatrove logs all local variables of a traceback, so this one starts here.
             raise RuntimeError(f"task {rank} failed, see {self._folder}") from None
 
     def record_error(self, rank: int, error: Exception) -> None:
-        """Record why there is no result."""
+        """Record an error in place of a result."""
         expected = isinstance(error, BertpipeError)
         where = f"Task {rank} failed on {socket.gethostname()}: {type(error).__name__}: {error}"
         outcome = {
@@ -93,61 +100,69 @@ class RecordedStep(Step[T, R]):
 class LocalExecutor(PipelineExecutor):  # type: ignore[misc]
     """Processes on this machine.
 
-    Not datatrove's `LocalPipelineExecutor`: its pool waits for ever for a worker that was killed. Nor are there logs
-    and marks: somebody watches, and results and errors come back by the pool as they are.
+    Not datatrove's `LocalPipelineExecutor`, whose pool waits forever for a worker that was killed.
+    There are no logs and completion markers: results and errors are returned through the pool.
     """
 
-    def __init__(self, step: Step[T, R], workers: int) -> None:
-        super().__init__([step])
-        self._step, self._workers = step, workers
+    def __init__(self, function: MappedFunction[T, R], workers: int) -> None:
+        super().__init__([function])
+        self._function = function
+        self._workers = workers
 
     @property
     def world_size(self) -> int:
         """The number of tasks."""
-        return len(self._step.tasks)
+        return len(self._function.tasks)
 
     def run(self) -> Iterator[tuple[int, Any]]:
         """Yield `(rank, result)` as tasks finish."""
-        # A worker is sent its own tasks alone, and never loads datatrove.
-        calls = [self._step.call_for(rank) for rank in range(self.world_size)]
+        # A worker receives only its own tasks, and does not import datatrove.
+        calls = [self._function.call_for(rank) for rank in range(self.world_size)]
         yield from run_in_processes(calls, self._workers)
 
     def get_distributed_env(self, node_rank: int = -1) -> dict[str, str]:
-        """Nothing: no step looks beyond its machine."""
+        """An empty mapping: the tasks do not communicate."""
         return {}
 
 
 class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
-    """Tasks on a Ray cluster, driven by a process that ends with the one that made this object."""
+    """Tasks on a Ray cluster; `run` exits when the process that made the object has ended."""
 
     def __init__(
-        self, step: RecordedStep[T, R], workers: int, folder: Path, options: Mapping[str, str]
+        self,
+        function: RecordedFunction[T, R],
+        workers: int,
+        folder: Path,
+        options: Mapping[str, str],
     ) -> None:
         super().__init__(
-            [step],
-            tasks=len(step.tasks),
+            [function],
+            tasks=len(function.tasks),
             workers=workers,
             logging_dir=str(folder),
             mem_per_cpu_gb=int(options.get("memory_gb", 0)),
         )
-        self._step, self._parent = step, os.getpid()
+        self._function = function
+        self._parent = os.getpid()
 
     def run(self) -> None:
-        """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one here; run all tasks."""
-        end_with(self._parent)
+        """Run all tasks on the cluster of RAY_ADDRESS or of this machine; else start one here."""
+        exit_with_parent(self._parent)
         import ray
 
-        patience = threading.Timer(JOIN_S, _give_up_joining)  # Ray itself would try for ever
-        patience.start()
+        # Ray itself has no timeout for connecting.
+        timeout = threading.Timer(timeouts.RAY_CONNECT_S, _exit_unconnected)
+        timeout.start()
         ray.init(include_dashboard=False, log_to_driver=False)
-        patience.cancel()
+        timeout.cancel()
         super().run()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        # In a process of its own: this one lives to tell when the kernel kills that one for lack of memory, where the
-        # pool that datatrove put around both would wait for ever. It also leaves nothing behind for the next task.
+        # In a separate process, so that this one can record when the kernel kills it for lack of
+        # memory; datatrove's pool would wait forever. It also isolates the tasks.
         prepare_worker(os.getppid())
-        # And by datatrove's base class: its class for Ray logs into a folder of /tmp that users cannot share.
+        # With datatrove's base class, because its class for Ray logs to a folder in /tmp that
+        # several users cannot share.
         context = multiprocessing.get_context("fork")
         process = context.Process(
             target=PipelineExecutor._run_for_rank, args=(self, rank, local_rank, node_rank)
@@ -156,26 +171,27 @@ class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
         process.join()
         if process.exitcode:
             if process.exitcode < 0:
-                self._step.record_error(rank, BertpipeError(KILLED))
+                self._function.record_error(rank, BertpipeError(WORKER_KILLED))
             raise RuntimeError(f"task {rank} ended with exit code {process.exitcode}")
         return PipelineStats()
 
 
-def _give_up_joining() -> None:
+def _exit_unconnected() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     sys.stderr.write(
-        f"No cluster answered in {JOIN_S} seconds at {address or 'this machine'} (RAY_ADDRESS).\n"
+        f"No response from the Ray cluster at {address or 'this machine'} (RAY_ADDRESS) within "
+        f"{timeouts.RAY_CONNECT_S} seconds.\n"
     )
     sys.stderr.flush()
     os._exit(1)
 
 
 class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
-    """Tasks as the elements of array jobs, all with one name, by which they are watched and cancelled."""
+    """Tasks in Slurm array jobs of the same name, by which they are monitored and cancelled."""
 
     def __init__(
         self,
-        step: RecordedStep[T, R],
+        function: RecordedFunction[T, R],
         workers: int,
         folder: Path,
         options: Mapping[str, str],
@@ -187,12 +203,12 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         }
         self._parent = os.getpid()
         super().__init__(
-            [step],
-            tasks=len(step.tasks),
+            [function],
+            tasks=len(function.tasks),
             workers=workers,
             logging_dir=str(folder),
             job_name=name,
-            # What nobody gave is left to the cluster's own defaults.
+            # None uses the defaults of the cluster.
             time=None,
             partition=None,
             mem_per_cpu_gb=None,
@@ -203,14 +219,14 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         )
 
     def launch_job(self) -> None:
-        """Submit, unless the process that made this object is gone."""
-        end_with(self._parent)
+        """Submit the tasks, unless the process that made the object has ended."""
+        exit_with_parent(self._parent)
         super().launch_job()
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, str]:
         """The directives of the batch script; values with spaces are quoted."""
         arguments = super().get_sbatch_args(max_array)
-        unset = (None, "NoneG")  # the latter is datatrove's way of writing no `mem_per_cpu_gb`
+        unset = (None, "NoneG")  # datatrove writes "NoneG" for an unset `mem_per_cpu_gb`
         return {
             key: shlex.quote(str(value)) if value else ""
             for key, value in arguments.items()
@@ -218,11 +234,11 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         }
 
     def get_launch_file_contents(self, sbatch_args: dict[str, str], run_script: str) -> str:
-        """The batch script, run by this very Python, whatever the PATH on the node."""
+        """The batch script, which runs this Python whatever the PATH on the node."""
         pickled = self.logging_dir.resolve_paths("executor.pik")
         command = [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", pickled]
         script: str = super().get_launch_file_contents(sbatch_args, shlex.join(command))
         return script
 
     def launch_merge_stats(self) -> None:
-        """Submit no job for statistics that nobody reads."""
+        """Do nothing: datatrove's statistics are not used."""

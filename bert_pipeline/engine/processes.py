@@ -1,4 +1,7 @@
-"""Processes on this machine: a pool that notices dead workers, and workers that notice a dead parent."""
+"""Worker processes on this machine.
+
+The pool detects workers that were killed, and workers exit when their parent was killed.
+"""
 
 import multiprocessing
 import os
@@ -16,46 +19,46 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import TypeVar
 
+from bert_pipeline.engine import timeouts
 from bert_pipeline.errors import BertpipeError
 
 R = TypeVar("R")
 
-KILLED = (
-    "A worker process was killed, most often for lack of memory. Run the same command again with fewer "
-    "--workers: finished shards are kept."
+WORKER_KILLED = (
+    "A worker process was killed, usually for lack of memory. Rerun the same command with fewer "
+    "--workers to resume; finished shards are kept."
 )
-PRELOADED = ["numpy", "tokenizers", "bert_pipeline.storage.shards"]
-"""Modules that nearly every task needs; none that reads the environment while it is loaded."""
-PATIENCE_S = 3
-"""Seconds that a worker has to end by itself; one that waits inside a library's own code is killed."""
+PRELOADED_MODULES = ["numpy", "tokenizers", "bert_pipeline.storage.shards"]
+"""Modules that nearly all tasks need, and that do not read the environment on import."""
 
 
 def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator[tuple[int, R]]:
-    """Yield `(index, call())` for every call, in the order in which they finish.
+    """Yield `(index, call())` in the order in which the calls finish.
 
-    The first error ends the run; with one worker everything happens in this process.
+    Raises the first error of a call, or `BertpipeError` when a worker was killed. With one worker
+    all calls run in this process.
     """
     if min(workers, len(calls)) <= 1:
         for index, call in enumerate(calls):
             yield index, call()
         return
     with _borrow_pool(workers) as pool:
-        # Processes start in here.
+        # `submit` starts processes.
         with _ignoring_interrupts(), _without_main():
             futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
             waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:  # results are handed on and not kept
+                for future in done:  # results are not kept after they are yielded
                     yield futures.pop(future), future.result()
         except BrokenProcessPool:
-            raise BertpipeError(KILLED) from None
+            raise BertpipeError(WORKER_KILLED) from None
         except BaseException:
-            # An error, Ctrl-C, or a caller who has enough: tasks may take hours, and what they finished is kept.
+            # An error, Ctrl-C, or the caller stopped iterating: do not wait for the running tasks.
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            _end_processes(processes)
+            _terminate(processes)
             raise
 
 
@@ -64,9 +67,10 @@ _shared: dict[int, ProcessPoolExecutor] | None = None
 
 @contextmanager
 def keep_processes() -> Iterator[None]:
-    """Let all runs within the block share their processes, which take a second to start and to load libraries."""
+    """Share worker processes between runs in the block, because they take a second to start."""
     global _shared
-    before, _shared = _shared, {}
+    before = _shared
+    _shared = {}
     try:
         yield
     finally:
@@ -93,27 +97,27 @@ def _borrow_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def prepare_processes() -> None:
-    """Begin to load what workers need, beside what this process goes on to load itself."""
+    """Start importing what workers need, in parallel with the imports of this process."""
     _context()
     with _ignoring_interrupts():
         forkserver.ensure_running()
 
 
 def _context() -> BaseContext:
-    """Workers are forked from a process that has loaded libraries and has no threads.
+    """Workers are forked from a server process that has imported libraries and has no threads.
 
-    This one may hold threads (tokenizers, torch) whose locks a forked child would inherit, and loading the libraries
-    again in every worker takes longer than much of the work.
+    This process may have threads (tokenizers, torch) whose locks a forked child would inherit, and
+    importing the libraries in every worker would take longer than many tasks.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(PRELOADED_MODULES)
     return context
 
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    # A terminal sends Ctrl-C to all processes. The parent alone answers it; it cancels what has not begun. Processes
-    # inherit this before they can choose.
+    # A terminal sends Ctrl-C to all processes, but only the parent must handle it. New processes
+    # inherit the setting.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -123,9 +127,10 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep new processes from importing this one's main module, which costs time and may be a script without a guard.
+    """Keep new processes from importing the main module of this process.
 
-    Tasks are functions of modules, which are imported by their names.
+    The import takes time, and the module may be a script without `if __name__ == "__main__"`. Tasks
+    are functions of other modules.
     """
     main = vars(sys.modules["__main__"])
     hidden: dict[str, object] = {
@@ -138,10 +143,10 @@ def _without_main() -> Iterator[None]:
         main.update(hidden)
 
 
-def _end_processes(processes: Sequence[BaseProcess]) -> None:
+def _terminate(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + timeouts.TERMINATE_S
     for process in processes:
         process.join(max(0, end - time.monotonic()))
         if process.is_alive():
@@ -149,61 +154,59 @@ def _end_processes(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-_told_to_end = False
+_is_terminating = False
 
 
 def _prepare_pool_worker(environment: dict[str, str]) -> None:
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     os.environ.clear()
-    os.environ.update(
-        environment
-    )  # what this process was forked from may have started in another one
-    _be_one_thread()
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    # The fork server may have started with another environment.
+    os.environ.update(environment)
+    _use_one_thread()
+    threading.Thread(target=_exit_with_starter, daemon=True).start()
 
 
-def _end_with_starter() -> None:
-    # Without this a worker would wait for tasks for ever when the process that wants them was killed with -9.
+def _exit_with_starter() -> None:
+    # Otherwise a worker would wait for tasks forever after its parent was killed with SIGKILL.
     starter = multiprocessing.parent_process()
     assert starter is not None
     starter.join()
     os._exit(1)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    # A task that ends so cleans up behind it: its temporary files, and the semaphores of libraries.
-    global _told_to_end
-    _told_to_end = True
-    # The pool may be gone before this worker is: whatever breaks from now on is no news.
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    # An exception, so that the task removes its temporary files and libraries their semaphores.
+    global _is_terminating
+    _is_terminating = True
+    # The pool may end before this worker does; errors from here on are not worth printing.
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.exit(128 + number)
 
 
 def _run(call: Callable[[], R]) -> R:
-    if _told_to_end:  # the pool goes on with what was in its queue already
+    if _is_terminating:  # the pool continues with the calls in its queue
         sys.exit()
     return call()
 
 
 def prepare_worker(parent: int) -> None:
-    """Make this process a worker: one thread, and no life after process `parent`."""
-    _be_one_thread()
-    end_with(parent)
+    """Make this process a worker: one thread, and exit after process `parent`."""
+    _use_one_thread()
+    exit_with_parent(parent)
 
 
-def _be_one_thread() -> None:
-    # One process a core is the parallelism; threads inside would only fight over the same cores.
+def _use_one_thread() -> None:
+    # The parallelism is one process per core; threads would compete for the same cores.
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, which cannot stop it when killed with -9."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def exit_with_parent(parent: int) -> None:
+    """Exit soon after process `parent`, also when it was killed with SIGKILL."""
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    # Without this a worker would wait for tasks for ever.
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

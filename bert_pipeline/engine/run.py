@@ -1,8 +1,8 @@
-"""The engine: map a pure function over tasks, each of which writes one shard.
+"""Maps a pure function over tasks, each of which writes one shard.
 
-A task knows nothing of workers: whichever process on whichever machine runs it, and after whatever interruption, it
-writes the same bytes. A finished shard carries its counts in the file's own metadata, so a rerun reads them instead of
-doing the work again.
+The bytes of a shard do not depend on the process or machine that runs the task, or on interruptions
+before it. A finished shard has its counts in its footer, so that a rerun reads them instead of
+repeating the task.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bert_pipeline.config import ShardedConfig
-from bert_pipeline.engine.clusters import end_earlier, run_on_cluster
+from bert_pipeline.engine.clusters import cancel_earlier_run, run_on_cluster
 from bert_pipeline.engine.processes import keep_processes
 
 __all__ = ["keep_processes", "run_stage", "run_tasks"]
@@ -22,25 +22,25 @@ R = TypeVar("R")
 def run_tasks(
     function: Callable[[T], R], tasks: Sequence[T], workers: int
 ) -> Iterator[tuple[int, R]]:
-    """Yield `(index, function(task))` for every task, in the order in which they finish, by processes here.
+    """Yield `(index, function(task))` in the order in which the tasks finish, with local processes.
 
-    `function` must be importable and tasks and results picklable. The first error ends the run; with one worker
-    everything happens in this process.
+    `function` must be importable, tasks and results picklable. Raises the first error of a task.
+    With one worker all tasks run in this process.
     """
-    from bert_pipeline.engine.executors import LocalExecutor, Step
+    from bert_pipeline.engine.executors import LocalExecutor, MappedFunction
 
-    yield from LocalExecutor(Step(function, tasks), workers).run()
+    yield from LocalExecutor(MappedFunction(function, tasks), workers).run()
 
 
 def run_stage(
     function: Callable[[T], R], tasks: Sequence[T], config: ShardedConfig, folder: Path
 ) -> Iterator[tuple[int, R]]:
-    """The same by the engine that `config` names, for the artifact that is being made in `folder`.
+    """Like `run_tasks`, with the engine of `config`, for the unfinished artifact in `folder`.
 
-    Results must be JSON values: on a cluster they travel as files.
+    Results must be JSON values, because a cluster writes them to files.
     """
     if config.engine == "local":
-        end_earlier(folder)
+        cancel_earlier_run(folder)
         yield from run_tasks(function, tasks, config.workers)
     else:
         yield from run_on_cluster(function, tasks, config, folder)

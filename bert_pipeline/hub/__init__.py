@@ -1,1 +1,1 @@
-"""Hub: HTTP with retries, and downloads."""
+"""Hub: access to the Hugging Face Hub, with retries."""

@@ -1,12 +1,14 @@
-"""How the hub is asked: with_retries, within a limit, and saying so.
+"""HTTP client for the Hugging Face Hub: retries with exponential backoff, up to `--max-wait`.
 
-`huggingface_hub` retries some requests, each with limits of its own, some without any time-out, and sleeps as long as a
-`Retry-After` header says; `datasets` retries reads through a decompressor, which has forgotten by then what it held in
-its buffer. So all of that is left aside: `huggingface_hub.set_client_factory` is given a client that tries again below
-the libraries, where a failed request has done nothing yet, and that gives up once and for all after `max_wait` seconds.
+`huggingface_hub` retries some requests, each with its own limit, some without a timeout, and sleeps
+for as long as a `Retry-After` header asks; `datasets` retries reads above a decompressor that has
+lost its buffer by then. Therefore their retries are switched off, and
+`huggingface_hub.set_client_factory` gets a client that retries below the libraries, where a failed
+request has had no effect yet, and that gives up after `max_wait` seconds.
 
-Python answers signals in the main thread alone. Arrow reads parquet in threads of its own while the main one waits for
-it in C++, so a failure there is handed up as `TransientHubError` and waited out where Ctrl-C is heard.
+Python handles signals only in the main thread. Arrow reads parquet in its own threads while the
+main thread waits in C++, so a failure there is raised as `TransientHubError` and retried in the
+main thread, where Ctrl-C works.
 """
 
 import logging
@@ -32,146 +34,156 @@ from huggingface_hub.utils import logging as hub_logging
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
 from bert_pipeline.progress import err
 
-FIRST_PAUSE = 0.25
-LONGEST_PAUSE = 30.0
-PAUSES_OF_A_THREAD = 3
-"""A thread that cannot be interrupted waits this often, 1.75 s at most, before it hands its trouble up."""
-WHOLE_BODY = 32_000_000
-"""Bodies up to this size are read at once, so that one which breaks off is a request to repeat."""
-PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-PASSING_ERRORS = (
+INITIAL_BACKOFF_S = 0.25
+"""Wait before the first retry; each further wait is twice as long."""
+MAX_BACKOFF_S = 30.0
+"""Longest wait between two retries."""
+MAX_RETRIES_IN_THREAD = 3
+"""Retries in a thread that Ctrl-C cannot interrupt, 1.75 s in total, before it raises the error."""
+BUFFERED_BODY_BYTES = 32_000_000
+"""Smaller bodies are read completely, so that a connection that breaks is retried."""
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+NETWORK_ERRORS = (
     httpx.TimeoutException,
     httpx.NetworkError,
     httpx.RemoteProtocolError,
     httpx.ProxyError,
 )
-REFUSALS = (httpx.HTTPError, OfflineModeIsEnabled)
-"""What the hub's answers arrive as, once passing troubles are over; `HfHubHTTPError` is one, and an `OSError` too."""
+PERMANENT_ERRORS = (httpx.HTTPError, OfflineModeIsEnabled)
+"""Errors that remain after the retries; `HfHubHTTPError` is one of them, and also an `OSError`."""
 
 T = TypeVar("T")
 
 
 class TransientHubError(Exception):
-    """A failure that may pass: of the network, or of a hub that is busy."""
+    """A temporary failure of the network or the Hub."""
 
-    def __init__(self, url: str, reason: str, asked: float = 0, lost: float = 0) -> None:
-        super().__init__(url, reason, asked, lost)
-        self.url, self.reason = (
-            url.partition("?")[0],
-            reason,
-        )  # the query of a redirected URL is its signature
-        self.asked, self.lost = asked, lost
-        """Seconds that the hub asks to wait; seconds that the failed try took."""
+    def __init__(
+        self, url: str, reason: str, retry_after_s: float = 0, elapsed_s: float = 0
+    ) -> None:
+        super().__init__(url, reason, retry_after_s, elapsed_s)
+        self.url = url.partition("?")[0]  # the query of a redirected URL holds its signature
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        """Seconds that the Hub asks to wait."""
+        self.elapsed_s = elapsed_s
+        """Seconds that the failed request took."""
 
 
-PASSING = (TransientHubError, *PASSING_ERRORS, ConnectionError, TimeoutError)
-"""What may pass, as it arrives from the libraries."""
+TRANSIENT_ERRORS = (TransientHubError, *NETWORK_ERRORS, ConnectionError, TimeoutError)
+"""Temporary failures, in the types that the libraries raise."""
 
 
 class Backoff:
-    """Waits between tries, longer each time, until `max_wait` seconds have gone by with no success."""
+    """Exponential backoff: waits between retries, up to `max_wait` seconds without success."""
 
     def __init__(self, max_wait: float, quiet: bool) -> None:
-        self.max_wait, self.quiet = max_wait, quiet
+        self.max_wait = max_wait
+        self.quiet = quiet
         self.reset()
 
     def reset(self) -> None:
-        """Something was reached: begin anew."""
-        self.tries, self.spent = 0, 0.0
+        """A request succeeded: start again with the shortest wait and the full time limit."""
+        self.retries = 0
+        self.elapsed_s = 0.0
 
-    def wait(self, trouble: TransientHubError) -> None:
-        """Sleep before the next try, or raise `BertpipeError` when there should be none."""
-        self.tries += 1
-        self.spent += trouble.lost
-        left = self.max_wait - self.spent
-        where = f"{trouble.url}: {trouble.reason}"
-        end = "Finished parts are kept: run the same command again to go on"
-        if trouble.asked > left > 0:
+    def wait(self, error: TransientHubError) -> None:
+        """Sleep before the next retry. Raises `SourceUnreachable` when `max_wait` is used up."""
+        self.retries += 1
+        self.elapsed_s += error.elapsed_s
+        left = self.max_wait - self.elapsed_s
+        where = f"{error.url}: {error.reason}"
+        advice = "Finished parts are kept: rerun the same command to resume"
+        if error.retry_after_s > left > 0:
             raise SourceUnreachable(
-                f"{where}. The hub asks to wait {trouble.asked:.0f} s, longer than --max-wait {self.max_wait:g} allows."
-                f" {end} (anonymous requests are limited most: see `hf auth login`)."
+                f"{where}. The Hub asks to wait {error.retry_after_s:.0f} s, longer than "
+                f"--max-wait {self.max_wait:g} allows. {advice} (anonymous requests have the "
+                "lowest rate limit: see `hf auth login`)."
             )
         if left <= 0:
             raise SourceUnreachable(
-                f"{where}. No success in {self.spent:.0f} s (--max-wait {self.max_wait:g}). {end}, later or with "
-                "a longer --max-wait."
+                f"{where}. No success within {self.elapsed_s:.0f} s "
+                f"(--max-wait {self.max_wait:g}). {advice}, later or with a longer --max-wait."
             )
-        # Workers that were turned away together should not come back together.
-        pause = FIRST_PAUSE * 2 ** (self.tries - 1) * random.uniform(0.75, 1.25)
-        pause = min(max(min(pause, LONGEST_PAUSE), trouble.asked), left)
+        # Random jitter, so that workers that were rejected together do not retry together.
+        pause = INITIAL_BACKOFF_S * 2 ** (self.retries - 1) * random.uniform(0.75, 1.25)
+        pause = min(max(min(pause, MAX_BACKOFF_S), error.retry_after_s), left)
         if not self.quiet:
             err.print(
-                f"{where}; trying again in {pause:.1f} s, for at most {left:.0f} s.", markup=False
+                f"{where}; retrying in {pause:.1f} s, giving up after {left:.0f} s.", markup=False
             )
         time.sleep(pause)
-        self.spent += pause
+        self.elapsed_s += pause
 
 
 class RetryingClient(httpx.Client):
-    """The client of `huggingface_hub`, which repeats what only reads."""
+    """The HTTP client of `huggingface_hub`, which retries requests that only read."""
 
     def __init__(self, max_wait: float, quiet: bool) -> None:
-        super().__init__(follow_redirects=True, event_hooks={"request": [_refuse_when_offline]})
-        self.max_wait, self.quiet = max_wait, quiet
+        super().__init__(follow_redirects=True, event_hooks={"request": [_raise_when_offline]})
+        self.max_wait = max_wait
+        self.quiet = quiet
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
     ) -> httpx.Response:
-        """Send a request, again where that may help; `BertpipeError` when it did not for too long."""
+        """Send a request, with retries. Raises `SourceUnreachable` after `max_wait` seconds."""
         if request.method not in ("GET", "HEAD") and "/paths-info/" not in request.url.path:
             return super().send(request, stream=stream, **options)
-        patience = Backoff(self.max_wait, self.quiet)
+        backoff = Backoff(self.max_wait, self.quiet)
         while True:
             try:
-                return self._try(request, stream, options)
-            except TransientHubError as trouble:
+                return self._send_once(request, stream, options)
+            except TransientHubError as error:
                 if threading.current_thread() is threading.main_thread():
-                    patience.wait(trouble)
-                elif trouble.asked or patience.tries >= PAUSES_OF_A_THREAD:
+                    backoff.wait(error)
+                elif error.retry_after_s or backoff.retries >= MAX_RETRIES_IN_THREAD:
                     raise
                 else:
-                    time.sleep(FIRST_PAUSE * 2 ** (patience.tries - 1))
-                    patience.tries += 1
+                    time.sleep(INITIAL_BACKOFF_S * 2 ** (backoff.retries - 1))
+                    backoff.retries += 1
 
-    def _try(self, request: httpx.Request, stream: bool, options: dict[str, Any]) -> httpx.Response:
-        # API requests come without any; a byte every so often is enough, so large files need no more.
-        limit = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, max(self.max_wait / 4, 1))
-        request.extensions["timeout"] = httpx.Timeout(limit).as_dict()
-        url, began = str(request.url), time.monotonic()
+    def _send_once(
+        self, request: httpx.Request, stream: bool, options: dict[str, Any]
+    ) -> httpx.Response:
+        # Requests to the API have no timeout. It is the longest time without any byte, so large
+        # files need no longer one.
+        timeout = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, max(self.max_wait / 4, 1))
+        request.extensions["timeout"] = httpx.Timeout(timeout).as_dict()
+        url = str(request.url)
+        start = time.monotonic()
         try:
             response = super().send(request, stream=True, **options)
-            if not stream or int(response.headers.get("Content-Length", WHOLE_BODY)) < WHOLE_BODY:
+            length = int(response.headers.get("Content-Length", BUFFERED_BODY_BYTES))
+            if not stream or length < BUFFERED_BODY_BYTES:
                 response.read()
-        except PASSING_ERRORS as error:
-            raise TransientHubError(
-                url, _describe(error, limit), lost=time.monotonic() - began
-            ) from error
-        if response.status_code in PASSING_STATUS:
+        except NETWORK_ERRORS as error:
+            elapsed_s = time.monotonic() - start
+            raise TransientHubError(url, _describe(error, timeout), 0, elapsed_s) from error
+        if response.status_code in TRANSIENT_STATUS:
             reason = f"{response.status_code} {response.reason_phrase}"
         else:
-            reason = "" if stream else _wrong_range(response)
+            reason = "" if stream else _find_wrong_range(response)
         if not reason:
             return response
         response.close()
-        raise TransientHubError(
-            url, reason, _asked_to_wait(response.headers), time.monotonic() - began
-        )
+        elapsed_s = time.monotonic() - start
+        raise TransientHubError(url, reason, _retry_after_s(response.headers), elapsed_s)
 
 
 def connect(max_wait: float, quiet: bool) -> None:
-    """Prepare the libraries in this process: our patience instead of theirs, and nothing said but what we say."""
+    """Configure the libraries in this process: our retries instead of theirs, and no output."""
     import datasets
 
-    constants.HF_HUB_DISABLE_TELEMETRY = (
-        True  # here: the variable of that name is read at the library's first import
-    )
+    # Set here, because the environment variable is read at the library's first import.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     huggingface_hub.set_client_factory(lambda: RetryingClient(max_wait, quiet))
-    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = (
-        datasets.config.STREAMING_OPEN_RETRY_INTERVAL
-    ) = 0
+    datasets.config.STREAMING_READ_MAX_RETRIES = 1
+    datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    datasets.config.TORCH_AVAILABLE = False  # a stream would load it, for nothing that is used here
+    datasets.config.TORCH_AVAILABLE = False  # streaming would import torch, which is not needed
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     disable_progress_bars()
@@ -179,49 +191,54 @@ def connect(max_wait: float, quiet: bool) -> None:
 
 
 def with_retries(ask: Callable[[], T], max_wait: float, quiet: bool) -> T:
-    """The answer to something that asks the hub in threads of its own, or in ways that the client does not see."""
-    patience = Backoff(max_wait, quiet)
+    """The result of `ask()`, retried with exponential backoff after transient errors.
+
+    For libraries that use their own threads or connections, which `RetryingClient` does not see.
+    Raises `SourceUnreachable` after `max_wait` seconds without success.
+    """
+    backoff = Backoff(max_wait, quiet)
     while True:
         try:
             return ask()
-        except OfflineModeIsEnabled:  # a `ConnectionError` that does not pass
+        except OfflineModeIsEnabled:  # a `ConnectionError`, but not a transient one
             raise
-        except PASSING as error:
-            patience.wait(as_transient_error(error, constants.ENDPOINT))
+        except TRANSIENT_ERRORS as error:
+            backoff.wait(as_transient_error(error, constants.ENDPOINT))
 
 
 def as_transient_error(error: BaseException, url: str) -> TransientHubError:
-    """An error of `PASSING`, of whatever kind, with the URL that was wanted."""
+    """One of `TRANSIENT_ERRORS` as a `TransientHubError` with the requested URL."""
     if isinstance(error, TransientHubError):
         return error
     return TransientHubError(url, _describe(error, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
-def explain(error: Exception, repository: str, kind: str = "data set") -> BertpipeError:
-    """What a refusal of the hub means, and what to do."""
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{repository}"
+def explain(error: Exception, repository: str, kind: str = "dataset") -> BertpipeError:
+    """What an error of the Hub means, and what to do."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    give_token = "pass a token with access to it: set HF_TOKEN, or `hf auth login` once"
+    give_token = "give a token with access: set HF_TOKEN, or run `hf auth login` once"
     if isinstance(error, OfflineModeIsEnabled):
         return SourceUnreachable(
-            f"{page}: HF_HUB_OFFLINE is set, and nothing can be read from the hub. Unset it."
+            f"{page}: HF_HUB_OFFLINE is set, so the Hub cannot be reached. Unset it."
         )
     if status == 401 and huggingface_hub.get_token():
         return BertpipeError(
-            f"{page}: the hub refuses your token (401): it is mistyped, expired or revoked. Take a new one from "
-            f"{constants.ENDPOINT}/settings/tokens and set HF_TOKEN, or `hf auth login`."
+            f"{page}: the Hub rejects your token (401): it is mistyped, expired or revoked. Create "
+            f"one at {constants.ENDPOINT}/settings/tokens and set HF_TOKEN, or run `hf auth login`."
         )
     if isinstance(error, GatedRepoError) and status == 401:
-        return BertpipeError(f"{page} is gated: ask for access on that page, then {give_token}.")
+        return BertpipeError(f"{page} is gated: request access on that page, then {give_token}.")
     if isinstance(error, GatedRepoError):
         return BertpipeError(
-            f"{page} is gated, and your token has no access (403): ask for it on that page while logged in; a "
-            "fine-grained token also needs the permission to read gated repositories."
+            f"{page} is gated, and your token has no access (403): request access on that page "
+            "while logged in; a fine-grained token also needs the permission to read gated "
+            "repositories."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return BertpipeError(f"{page}: there is no such {kind}. If it is private, {give_token}.")
+        return BertpipeError(f"{page}: no such {kind}. If it is private, {give_token}.")
     if isinstance(error, RevisionNotFoundError):
-        return BertpipeError(f"{page}: the revision is gone. Give another with --revision.")
+        return BertpipeError(f"{page}: no such revision. Give another with --revision.")
     if isinstance(error, HfHubHTTPError):
         url = str(error.response.request.url).partition("?")[0]
         return BertpipeError(
@@ -230,39 +247,42 @@ def explain(error: Exception, repository: str, kind: str = "data set") -> Bertpi
     return BertpipeError(f"{page}: {_first_line(error)}")
 
 
-def _refuse_when_offline(request: httpx.Request) -> None:
+def _raise_when_offline(request: httpx.Request) -> None:
     if constants.is_offline_mode():
         raise OfflineModeIsEnabled(f"Cannot reach {request.url}: HF_HUB_OFFLINE is set.")
 
 
-def _wrong_range(response: httpx.Response) -> str:
-    """What is wrong with the answer to a request for bytes (huggingface_hub takes whatever comes for those bytes)."""
+def _find_wrong_range(response: httpx.Response) -> str:
+    """What is wrong with the response to a range request; empty when it is right.
+
+    huggingface_hub does not check which bytes it received.
+    """
     first, _, last = response.request.headers.get("Range", "").removeprefix("bytes=").partition("-")
     if not last or response.status_code not in (200, 206):
         return ""
-    right = response.status_code == 206 or first == "0"
-    got = len(response.content)
-    if right and got == int(last) - int(first) + 1:
+    is_range = response.status_code == 206 or first == "0"
+    received = len(response.content)
+    if is_range and received == int(last) - int(first) + 1:
         return ""
-    return f"{got} bytes came where bytes {first} to {last} were asked for"
+    return f"wrong range: received {received} bytes instead of bytes {first} to {last}"
 
 
-def _asked_to_wait(headers: httpx.Headers) -> float:
-    """Seconds, by the header `Retry-After` (a number or a date) or the hub's `RateLimit`."""
-    given = headers.get("Retry-After", "").strip()
-    if given.isdigit():
-        return float(given)
+def _retry_after_s(headers: httpx.Headers) -> float:
+    """Seconds to wait, from `Retry-After` (a number or a date) or the Hub's `RateLimit` header."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdigit():
+        return float(value)
     if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     try:
-        return max(parsedate_to_datetime(given).timestamp() - time.time(), 0)
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0)
     except ValueError:
         return 0
 
 
-def _describe(error: BaseException, limit: float) -> str:
+def _describe(error: BaseException, timeout: float) -> str:
     if isinstance(error, httpx.TimeoutException):
-        return f"nothing came for {limit:g} s"
+        return f"timeout after {timeout:g} s without data"
     return f"{type(error).__name__} ({_first_line(error)})"
 
 

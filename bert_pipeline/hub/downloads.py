@@ -1,4 +1,4 @@
-"""Downloads of some files of a model repository into the Hub's cache; nothing in them is executed."""
+"""Downloads files of a model repository to the cache of the Hub; nothing in them is executed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from bert_pipeline.errors import SourceUnreachable
-from bert_pipeline.hub.client import REFUSALS, connect, explain, with_retries
+from bert_pipeline.hub.client import PERMANENT_ERRORS, connect, explain, with_retries
 from bert_pipeline.progress import err
 from bert_pipeline.storage.atomic import explain_full_disk
 
@@ -15,13 +15,13 @@ from bert_pipeline.storage.atomic import explain_full_disk
 def download_files(
     repository: str, revision: str | None, patterns: Sequence[str], max_wait: float, quiet: bool
 ) -> Path:
-    """Download the files of a model repository that match `patterns`; return their folder in the cache.
+    """Download the files of a model repository that match `patterns`; returns the cache folder.
 
-    The folder is named by the commit. When the Hub does not respond, the files that the cache holds
-    of this revision are used. Raises `BertpipeError` when there are none.
+    The folder is named by the commit. When the Hub does not respond, the files of this revision in
+    the cache are used. Raises `BertpipeError` when there are none.
     """
     connect(max_wait, quiet)
-    # The Xet client retries with limits of its own.
+    # The Xet client has its own retries.
     constants.HF_HUB_DISABLE_XET = True
 
     def ask(cached: bool = False) -> Path:
@@ -55,5 +55,5 @@ def download_files(
         raise explain(
             cause if isinstance(cause, Exception) else error, repository, "model"
         ) from None
-    except REFUSALS as error:
+    except PERMANENT_ERRORS as error:
         raise explain(error, repository, "model") from None

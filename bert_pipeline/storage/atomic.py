@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and hashes of what they hold."""
+"""Atomic writing of files and folders, and hashes."""
 
 import errno
 import hashlib
@@ -16,7 +16,8 @@ from bert_pipeline.errors import BertpipeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, an exceeded quota, and a too large file."""
 
 
 def hash_json(value: object) -> str:
@@ -32,8 +33,11 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it is synced and renamed, else removed."""
-    # Not by process id: processes on other machines may have the same.
+    """Yield a temporary path beside `path`, which is renamed to `path` when the block succeeds.
+
+    It is synced to disk first. After an error it is removed.
+    """
+    # Not by process id, which is not unique between machines.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with explain_full_disk(path):
@@ -46,10 +50,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds it is synced and replaces `path`.
+    """Yield a temporary folder beside `path`, which replaces `path` when the block succeeds.
 
-    After an error the temporary folder is removed and `path` is as it was. One writer at a time: the temporary name is
-    fixed, so that the next run removes what a killed one left.
+    It is synced to disk first. After an error it is removed and `path` is unchanged. Only one
+    writer at a time: the temporary name is fixed, so that the next run removes what a killed run
+    left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +73,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
+    """Flush a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,7 +82,7 @@ def sync(path: Path) -> None:
 
 
 def save_array(path: Path, array: "npt.NDArray[Any]") -> None:
-    """Write an array as `.npy` atomically, whatever the name of the file."""
+    """Write an array in `.npy` format, atomically."""
     import numpy as np
 
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -86,15 +91,16 @@ def save_array(path: Path, array: "npt.NDArray[Any]") -> None:
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn every library's way of saying 'disk full' into one message."""
+    """Convert the errors of all libraries for a full disk to one `BertpipeError`."""
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in FULL or any(
-            os.strerror(number) in str(error) for number in FULL
+        if getattr(error, "errno", None) in DISK_FULL or any(
+            os.strerror(number) in str(error) for number in DISK_FULL
         ):
             raise BertpipeError(
-                f"{path}: the disk is full. Free some space and run the same command again: what is finished is kept."
+                f"{path}: the disk is full. Free some space, and rerun the same command to resume; "
+                "finished parts are kept."
             ) from None
         raise
 

@@ -1,7 +1,7 @@
-"""Manifests: what an artifact was made from, and what it holds.
+"""Manifests: what an artifact was made from, and its content.
 
-A stage writes its data files under temporary names, renames each when it is complete, and writes `manifest.json` last,
-so that the manifest also marks completion.
+A stage writes its data files under temporary names, renames each when it is complete, and writes
+`manifest.json` last, so that the manifest also marks completion.
 """
 
 import json
@@ -13,27 +13,32 @@ from typing import Any
 
 from bert_pipeline.errors import BertpipeError
 
-FORMAT = 3  # raised when the same settings would give other files
+FORMAT = 3
+"""Increased when the same settings give other files than before."""
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
 VERSIONED = (
-    *(
-        "bertpipe",
-        "tokenizers",
-        "pyarrow",
-        "numpy",
-        "sentencex",
-        "torch",
-        "transformers",
-        "accelerate",
-    ),
-    *("datasets", "huggingface-hub", "ftfy", "py3langid", "datatrove", "rensa"),
+    "bertpipe",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+    "sentencex",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "huggingface-hub",
+    "ftfy",
+    "py3langid",
+    "datatrove",
+    "rensa",
 )
+"""Packages whose versions the manifest records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What a stage read: `path` for people, `fingerprint` for comparing."""
+    """What a stage read; inputs are compared by `fingerprint`, `path` is for information."""
 
     path: str
     fingerprint: str
@@ -56,33 +61,34 @@ class Manifest:
 def read_manifest(folder: Path, stage: str) -> Manifest:
     """Read the manifest of a finished artifact of `stage`.
 
-    Raises `BertpipeError` when the folder is missing, unfinished, of another stage, or lacks one of its files.
+    Raises `BertpipeError` when the folder is missing, unfinished, of another stage, or damaged.
     """
     manifest = read_manifest_file(folder)
     if manifest is None:
         if not folder.is_dir():
             raise BertpipeError(
-                f"{folder}: no such folder; one made by `bertpipe {stage}` was expected."
+                f"{folder}: no such folder; expected one made by `bertpipe {stage}`."
             )
         hint = (
-            "is unfinished: run the command that makes it again"
+            "it is unfinished; rerun the command that makes it to resume"
             if (folder / UNFINISHED).exists()
-            else "has no manifest"
+            else "it has no manifest"
         )
         raise BertpipeError(f"{folder}: not a finished folder of `bertpipe {stage}` ({hint}).")
     if manifest.stage != stage:
         raise BertpipeError(
-            f"{folder}: made by `bertpipe {manifest.stage}`; a folder made by `bertpipe {stage}` was expected."
+            f"{folder}: made by `bertpipe {manifest.stage}`; expected a folder made by "
+            f"`bertpipe {stage}`."
         )
     for file in damaged_files(folder, manifest):
         raise BertpipeError(
-            f"{file}: missing or damaged since it was written; make {folder} again with --overwrite."
+            f"{file}: missing or damaged since it was written. Rebuild {folder} with --overwrite."
         )
     return manifest
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[Path]:
-    """Files of the manifest that are missing or have another size."""
+    """The files of the manifest that are missing or have another size."""
     files = {folder / name: entry["bytes"] for name, entry in manifest.files.items()}
     return [
         file for file, size in files.items() if not file.is_file() or file.stat().st_size != size
@@ -90,14 +96,14 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[Path]:
 
 
 def describe_input(out: Path, folder: Path, manifest: Manifest) -> Input:
-    """An input's record for the manifest of the artifact at `out`."""
+    """The record of an input for the manifest of the artifact at `out`."""
     return Input(
         path=os.path.relpath(folder.resolve(), out.resolve()), fingerprint=manifest.fingerprint
     )
 
 
 def read_manifest_file(folder: Path) -> Manifest | None:
-    """The manifest in a folder, whatever its stage; None without one."""
+    """The manifest in a folder, of any stage; None without one. Raises when it is invalid."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -107,12 +113,13 @@ def read_manifest_file(folder: Path) -> Manifest | None:
         return Manifest(**raw, inputs=inputs)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BertpipeError(
-            f"{path}: not a manifest that bertpipe {installed_versions()['bertpipe']} can read. Remove its folder."
+            f"{path}: not a valid manifest for bertpipe {installed_versions()['bertpipe']}. Remove "
+            "its folder."
         ) from None
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of bertpipe and of the packages that decide its output."""
+    """The versions of bertpipe and of the packages that affect its output."""
     found = {}
     for name in VERSIONED:
         try:

@@ -1,7 +1,8 @@
-"""Workspaces: an artifact in the making.
+"""Workspaces: an unfinished artifact, under a lock.
 
-`.unfinished.json` records what is being made: the same request resumes where it stopped, another one is rejected.
-Replacing (`--overwrite`) builds in a hidden folder beside the old one and swaps the two at the end.
+`.unfinished.json` records the settings and inputs: the same command resumes, changed settings are
+rejected with a diff. `--overwrite` writes to a hidden folder beside the old one, and swaps the two
+at the end.
 """
 
 import fcntl
@@ -31,7 +32,7 @@ from bert_pipeline.storage.manifest import (
 
 
 def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
-    """What the finished artifact at `config.out` was made of, if it was made by the same settings."""
+    """The inputs of a finished artifact at `config.out` with the same settings; else None."""
     existing = read_manifest_file(config.out)
     if existing and (existing.stage, existing.config) == (stage, config.content()):
         return existing.inputs
@@ -39,19 +40,20 @@ def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
 
 
 class Workspace:
-    """An artifact in the making, held under a lock."""
+    """An unfinished or finished artifact, under a lock."""
 
     def __init__(
         self, folder: Path, target: Path, record: dict[str, Any], finished: Manifest | None
     ) -> None:
         self.folder = folder
-        """Where to write; the final folder, or one beside it while an old artifact is being replaced."""
+        """The folder to write to: the final one, or a hidden one beside it with `--overwrite`."""
         self.finished = finished
-        """The manifest, when the same artifact is already complete."""
-        self._target, self._record = target, record
+        """The manifest when the artifact is already complete, else None."""
+        self._target = target
+        self._record = record
 
     def finish(self, counts: Mapping[str, Any], files: Iterable[Path]) -> Manifest:
-        """Hash the data files, write the manifest and put the folder in its place."""
+        """Hash the data files, write the manifest, and swap in the folder; returns the manifest."""
         listed = {
             str(f.relative_to(self.folder)): {"bytes": f.stat().st_size, "sha256": hash_file(f)}
             for f in files
@@ -75,9 +77,10 @@ class Workspace:
 
 @contextmanager
 def workspace(stage: str, config: StageConfig, inputs: Mapping[str, Input]) -> Iterator[Workspace]:
-    """Lock `config.out` and decide: already complete, to be continued, to be made, or refused with a diff.
+    """Lock `config.out` and open it: complete already, to be resumed, or new.
 
-    Raises `BertpipeError` when another process holds the folder, or it holds something else.
+    Raises `BertpipeError` when another process has the lock, when the folder has other content, or,
+    with a diff, when it was made with other settings.
     """
     target = config.out
     record = {
@@ -87,73 +90,82 @@ def workspace(stage: str, config: StageConfig, inputs: Mapping[str, Input]) -> I
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target):
-        _end_swap(target)
+        _finish_swap(target)
         existing = read_manifest_file(target)
-        yield _open(target, record, existing, config.overwrite)
+        if existing:
+            yield _reopen(target, record, existing, config.overwrite)
+        else:
+            _check_other_files(target)
+            yield _start(target, target, record, config.overwrite)
 
 
-def _open(
-    target: Path, record: dict[str, Any], existing: Manifest | None, overwrite: bool
-) -> Workspace:
-    if existing:
-        if existing.stage != record["stage"]:
-            raise BertpipeError(
-                f"{target}: made by `bertpipe {existing.stage}`, and never replaced by `bertpipe {record['stage']}`. "
-                "Choose another --out."
-            )
-        same = not _differences(_request(existing), _plain(record))
-        if same and not (overwrite and damaged_files(target, existing)):
-            (target / UNFINISHED).unlink(missing_ok=True)  # a kill may have left it
-            return Workspace(target, target, record, read_manifest(target, existing.stage))
-        if not overwrite:
-            raise BertpipeError(_refusal(target, _request(existing), _plain(record), "was made"))
-        made = read_manifest_file(_new(target))
-        if (
-            made
-            and not _differences(_request(made), _plain(record))
-            and not damaged_files(_new(target), made)
-        ):
-            _swap(target)  # killed just before
-            return Workspace(target, target, record, read_manifest(target, made.stage))
-        return _start(_new(target), target, record, overwrite=True)
-    # A run killed in its first moment leaves the temporary form of its marker.
-    others = (
-        (path for path in target.iterdir() if not path.match(".*.tmp"))
-        if target.is_dir()
-        else iter(())
-    )
-    holds_other = any(others) and not (target / UNFINISHED).exists()
-    if holds_other or (target.exists() and not target.is_dir()):
-        raise BertpipeError(f"{target}: holds files that are not bertpipe's; choose another --out.")
-    return _start(target, target, record, overwrite)
+def _reopen(target: Path, record: dict[str, Any], existing: Manifest, overwrite: bool) -> Workspace:
+    """The workspace of a folder that has a manifest."""
+    if existing.stage != record["stage"]:
+        raise BertpipeError(
+            f"{target}: made by `bertpipe {existing.stage}`, which `bertpipe {record['stage']}` "
+            "does not replace. Choose another --out."
+        )
+    is_same = not _differences(_request(existing), _plain(record))
+    if is_same and not (overwrite and damaged_files(target, existing)):
+        (target / UNFINISHED).unlink(missing_ok=True)  # left by a kill after the manifest
+        return Workspace(target, target, record, read_manifest(target, existing.stage))
+    if not overwrite:
+        raise BertpipeError(_explain_differences(target, _request(existing), _plain(record)))
+    replacement = read_manifest_file(_new(target))
+    if (
+        replacement
+        and not _differences(_request(replacement), _plain(record))
+        and not damaged_files(_new(target), replacement)
+    ):
+        _swap(target)  # the earlier run was killed just before
+        return Workspace(target, target, record, read_manifest(target, replacement.stage))
+    return _start(_new(target), target, record, overwrite=True)
+
+
+def _check_other_files(target: Path) -> None:
+    """Raise when `target` has files that are not from bertpipe."""
+    if not target.exists():
+        return
+    if target.is_dir():
+        # A run killed at its start leaves the temporary file of its marker.
+        others = (path for path in target.iterdir() if not path.match(".*.tmp"))
+        if (target / UNFINISHED).exists() or not any(others):
+            return
+    raise BertpipeError(f"{target}: has files that are not from bertpipe. Choose another --out.")
 
 
 def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) -> Workspace:
-    marker, wanted = folder / UNFINISHED, _plain(record)
+    """Prepare `folder` for writing; keeps the finished files of an earlier run."""
+    marker = folder / UNFINISHED
+    request = _plain(record)
     if marker.exists():
-        begun = json.loads(marker.read_text(encoding="utf-8"))
-        if _differences(begun, wanted):
-            # A request that failed before its first file has nothing to lose: its corrected form just begins anew.
-            if not overwrite and _holds_work(folder):
-                raise BertpipeError(_refusal(folder, begun, wanted, "was begun"))
+        earlier = json.loads(marker.read_text(encoding="utf-8"))
+        if _differences(earlier, request):
+            # A run that failed before its first file has nothing to lose.
+            if not overwrite and _has_finished_files(folder):
+                raise BertpipeError(_explain_differences(folder, earlier, request))
             shutil.rmtree(folder)
     elif folder != target and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(".*.tmp"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    write_json(marker, wanted)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    write_json(marker, request)
     return Workspace(folder, target, record, None)
 
 
-def _holds_work(folder: Path) -> bool:
-    """Whether some file of the artifact is finished, or some part that it is made of (`.parts`, `.tokens`)."""
+def _has_finished_files(folder: Path) -> bool:
+    """Whether a file of the artifact, or of its hidden parts (`.parts`, `.tokens`), is finished."""
     parts = [path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind)]
     return any(not path.name.startswith(".") for path in [*folder.iterdir(), *parts])
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The request as it is compared and stored: inputs by fingerprint, wherever they lie."""
+    """The settings and inputs as they are compared: inputs by fingerprint, without their paths."""
     inputs = {name: given.fingerprint for name, given in record["inputs"].items()}
     plain = {
         "stage": record["stage"],
@@ -172,30 +184,33 @@ def _request(manifest: Manifest) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line per difference between two requests."""
     lines = [
         f"{key}: {old.get(key)} → {new.get(key)}"
         for key in ("stage", "format")
         if old.get(key) != new.get(key)
     ]
     for part in ("config", "inputs"):
-        before, after = old.get(part, {}), new.get(part, {})
-        # An input that is not in both is told by the option that names it.
-        for key in sorted(
-            before.keys() | after.keys() if part == "config" else before.keys() & after.keys()
-        ):
-            if before.get(key) != after.get(key):
-                change = (
-                    "its content changed"
-                    if part == "inputs"
-                    else f"{before.get(key)!r} → {after.get(key)!r}"
-                )
-                lines.append(f"{key}: {change}")
+        before = old.get(part, {})
+        after = new.get(part, {})
+        # An input that is in only one of them is reported by the option that names it.
+        keys = before.keys() & after.keys() if part == "inputs" else before.keys() | after.keys()
+        for key in sorted(keys):
+            if before.get(key) == after.get(key):
+                continue
+            if part == "inputs":
+                lines.append(f"{key}: its content changed")
+            else:
+                lines.append(f"{key}: {before.get(key)!r} → {after.get(key)!r}")
     return lines
 
 
-def _refusal(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], how: str) -> str:
+def _explain_differences(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changes = "\n  ".join(_differences(old, new))
-    return f"{folder}: {how} otherwise:\n  {changes}\nUse --overwrite to make it anew, or another --out to keep both."
+    return (
+        f"{folder}: made with other settings:\n  {changes}\n"
+        "Use --overwrite to replace it, or another --out to keep both."
+    )
 
 
 def _new(target: Path) -> Path:
@@ -212,15 +227,13 @@ def _swap(target: Path) -> None:
     shutil.rmtree(_old(target))
 
 
-def _end_swap(target: Path) -> None:
-    """Finish what a swap that was killed left, whichever of its renames were done."""
+def _finish_swap(target: Path) -> None:
+    """Finish a swap that was killed, whichever of its renames were done."""
     if not target.exists():
-        left = next(
-            (folder for folder in (_new(target), _old(target)) if (folder / MANIFEST).exists()),
-            None,
-        )
-        if left:
-            left.rename(target)
+        for folder in (_new(target), _old(target)):
+            if (folder / MANIFEST).exists():
+                folder.rename(target)
+                break
     if target.exists() and _old(target).exists():
         shutil.rmtree(_old(target))
 
@@ -232,10 +245,10 @@ def _locked(target: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                raise OSError("the previous holder has just removed this lock file")
+                raise OSError("the previous owner has just removed this lock file")
         except OSError:
             raise BertpipeError(
-                f"{target}: another bertpipe is writing this folder. Wait for it, or stop it."
+                f"{target}: another bertpipe process writes this folder. Wait for it or stop it."
             ) from None
         try:
             yield

@@ -15,7 +15,7 @@ from ftfy.chardata import CHARMAP_ENCODINGS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bert_pipeline.corpus.cleaning.steps import EXCERPT_CHARS, Cleaner, excerpt
+from bert_pipeline.corpus.cleaning.cleaner import EXCERPT_CHARS, Cleaner, excerpt
 from bert_pipeline.errors import UsageError
 from tests.conftest import invent_documents
 

@@ -47,7 +47,10 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Write bytes to a file of some name, make a corpus of it, return its texts; `read.counts` are the manifest's."""
+    """A function that builds a corpus from the content of one file and returns its texts.
+
+    `read.counts` are the counts in the manifest.
+    """
 
     def build(name: str, content: bytes | str, **options: Any) -> list[str]:
         file = tmp_path / name
@@ -75,17 +78,17 @@ def objects(*values: object) -> str:
 # Plain text
 
 
-def test_blank_lines_part_paragraphs_and_wrapped_lines_are_joined(read: Read):
+def test_text_paragraphs_are_separated_by_blank_lines_and_unwrapped(read: Read):
     text = "The boat is\nin the  harbour\r\nuntil noon.\n\n\n \t\nThen it\nleaves.\n"
     assert read("a.txt", text) == ["The boat is in the harbour until noon.\nThen it leaves."]
 
 
-def test_long_lines_are_paragraphs_of_their_own(read: Read):
+def test_text_long_lines_are_paragraphs(read: Read):
     first, second = "The first one. " * 10, "The second one. " * 10
     assert read("a.txt", f"{first}\n{second}\n") == [f"{first.strip()}\n{second.strip()}"]
 
 
-def test_wikitext_titles_begin_documents_and_headings_are_paragraphs(read: Read):
+def test_text_wikitext_titles_start_documents(read: Read):
     text = (
         " \n = Boats = \n \n Boats float . \n They are old . \n \n = = History = = \n \n The first sank . \n"
         " \n = = = Early = = = \n \n It was 1 + 1 = 2 then . \n \n = 3 = 3 = \n \n A title with a sign . \n"
@@ -96,18 +99,18 @@ def test_wikitext_titles_begin_documents_and_headings_are_paragraphs(read: Read)
     ]
 
 
-def test_an_equation_within_a_paragraph_begins_nothing(read: Read):
+def test_text_equation_is_not_a_wikitext_title(read: Read):
     assert read("a.txt", "The sum\n= a + b =\nis known.\n") == ["The sum = a + b = is known."]
 
 
-def test_one_sentence_a_line_loses_no_sentence(read: Read):
+def test_text_one_sentence_per_line_keeps_all_sentences(read: Read):
     lines = [f"This is sentence number {number}." for number in range(9000)]
     found = read("a.txt", "\n".join(lines))
     assert len(found) > 1
     assert split_sentences("\n".join(found), "en") == lines
 
 
-def test_a_book_is_cut_at_paragraph_ends(read: Read):
+def test_text_long_file_is_split_at_paragraph_ends(read: Read):
     paragraphs = [
         f"Paragraph {n} " + "begins and goes on " * 30 + f"and ends {n}." for n in range(500)
     ]
@@ -119,19 +122,19 @@ def test_a_book_is_cut_at_paragraph_ends(read: Read):
     assert all(text.startswith("Paragraph") and text.endswith(".") for text in found)
 
 
-def test_a_line_of_ten_megabytes_is_no_obstacle(read: Read):
+def test_text_line_of_ten_megabytes(read: Read):
     line = "It goes on and on. " * 530_000
     [found] = read("a.txt", line)
     assert found == line.strip()
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
-def test_words_are_not_glued_whatever_ends_a_line(read: Read, end: str):
+def test_text_line_separators_keep_words_separate(read: Read, end: str):
     [found] = read("a.txt", f"one{end}two")
     assert found.split() == ["one", "two"]
 
 
-def test_bytes_that_are_no_text_are_replaced_and_counted(read: Read):
+def test_text_invalid_utf8_is_replaced_and_counted(read: Read):
     assert read(
         "a.txt",
         b"\xef\xbb\xbfcaf\xc3\xa9 caf\xe9 \xff\xfe nul\x00byte\x07\x1b bad \xed\xa0\x80 end",
@@ -150,7 +153,7 @@ def test_bytes_that_are_no_text_are_replaced_and_counted(read: Read):
         "zero\u00adwidth",
     ],
 )
-def test_text_that_is_not_latin_is_kept_as_it_is(read: Read, text: str):
+def test_text_format_characters_and_emoji_are_kept(read: Read, text: str):
     assert read("a.txt", text) == [unicodedata.normalize("NFC", text)]
 
 
@@ -158,7 +161,7 @@ line_texts = st.text(st.sampled_from("ab. =\t\u200c"), max_size=12)
 
 
 @given(st.lists(line_texts, max_size=30))
-def test_splitting_a_text_file_loses_nothing_but_signs_of_headings(lines: list[str]):
+def test_text_split_documents_keeps_all_characters(lines: list[str]):
     documents = list(split_documents(lines))
     squeezed = re.sub(r"[\s=]", "", "".join(lines))
     assert re.sub(r"[\s=]", "", "".join(documents)) == squeezed
@@ -170,7 +173,7 @@ def test_splitting_a_text_file_loses_nothing_but_signs_of_headings(lines: list[s
 
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz", ".GZ", ".old"])
-def test_compressed_files_of_one_or_more_members_are_read_whole(
+def test_compressed_files_with_several_members_are_read_completely(
     read: Read, suffix: str, copies: int
 ):
     part = objects({"text": "One."}, {"text": "Two."}).encode()
@@ -196,14 +199,14 @@ def cut_files() -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize(("suffix", "content"), cut_files(), ids=lambda value: str(len(value)))
-def test_a_cut_off_file_fails_or_is_counted(read: Read, suffix: str, content: bytes):
+def test_truncated_compressed_file_is_an_error(read: Read, suffix: str, content: bytes):
     with pytest.raises(
-        BertpipeError, match=rf"a\.jsonl{suffix}: broken or cut off .*--on-error skip"
+        BertpipeError, match=rf"a\.jsonl{suffix}: broken or truncated .*--on-error skip"
     ):
         read("a.jsonl" + suffix, content)
 
 
-def test_the_readable_part_of_a_cut_off_file_is_kept_on_demand(read: Read, tmp_path: Path):
+def test_on_error_skip_keeps_readable_part_of_truncated_file(read: Read, tmp_path: Path):
     texts = invent_documents(0, 300)
     whole = gzip.compress(objects(*({"text": text} for text in texts)).encode())
     found = read("a.jsonl.gz", whole[: len(whole) // 2], on_error="skip")
@@ -226,9 +229,7 @@ def test_the_readable_part_of_a_cut_off_file_is_kept_on_demand(read: Read, tmp_p
         "\x00",
     ],
 )
-def test_a_bad_line_is_named_by_file_and_line_or_skipped_and_counted(
-    read: Read, tmp_path: Path, bad: str | bytes
-):
+def test_jsonl_invalid_line_is_reported_or_skipped(read: Read, tmp_path: Path, bad: str | bytes):
     line = bad if isinstance(bad, bytes) else bad.encode()
     content = b'{"text": "One."}\n\n' + line + b'\n{"text": "Two."}\n'
     with pytest.raises(BertpipeError, match=r"a\.jsonl, line 3: .*--on-error skip"):
@@ -239,7 +240,7 @@ def test_a_bad_line_is_named_by_file_and_line_or_skipped_and_counted(
     assert counts(read)["skipped_not_json"] == 1
 
 
-def test_values_that_are_no_text_are_counted(read: Read):
+def test_jsonl_values_that_are_not_text_are_counted(read: Read):
     rows = [
         {"text": value} for value in ("One.", None, 3, ["x"], {"a": 1}, "", " \n\t", "\x00", "Two.")
     ]
@@ -250,17 +251,17 @@ def test_values_that_are_no_text_are_counted(read: Read):
     assert found["bytes"] == len("One.Two.")
 
 
-def test_the_field_is_text_else_content_else_what_is_asked_for(read: Read, tmp_path: Path):
+def test_text_field_default_and_option(read: Read, tmp_path: Path):
     assert read("a.jsonl", objects({"content": "One."}, {"text": "Two.", "content": "x"})) == [
         "One.",
         "Two.",
     ]
     with pytest.raises(
-        BertpipeError, match=r"b\.jsonl, line 1: no field text or content; it has: body, id"
+        BertpipeError, match=r"b\.jsonl, line 1: no field text or content; fields: body, id"
     ):
         corpus_of(tmp_path, objects({"body": "One.", "id": 3}))
     assert corpus_of(tmp_path, objects({"body": "One.", "id": 3}), text_field="body") == ["One."]
-    with pytest.raises(BertpipeError, match=r"no field bodies; it has: body"):
+    with pytest.raises(BertpipeError, match=r"no field bodies; fields: body"):
         corpus_of(tmp_path, objects({"body": "One."}), text_field="bodies")
 
 
@@ -272,17 +273,17 @@ def corpus_of(tmp_path: Path, content: str, **options: Any) -> list[str]:
     return texts_of(out)
 
 
-def test_bytes_that_are_no_text_in_a_record_are_replaced_and_counted(read: Read):
+def test_jsonl_invalid_utf8_is_replaced_and_counted(read: Read):
     assert read("a.jsonl", b'\xef\xbb\xbf{"text": "caf\xe9 \xff."}\n') == ["caf\ufffd \ufffd."]
     assert counts(read)["invalid_bytes_replaced"] == 2
 
 
-def test_escaped_surrogates_are_joined_or_replaced(read: Read):
+def test_jsonl_escaped_surrogates_are_joined_or_replaced(read: Read):
     content = r'{"text": "a \ud83d\ude00 b \ud800 c"}' + "\n" + r'{"text": "\udc00"}' + "\n"
     assert read("a.jsonl", content) == ["a 😀 b \ufffd c", "\ufffd"]
 
 
-def test_line_breaks_in_a_record_part_its_paragraphs(read: Read):
+def test_jsonl_line_breaks_separate_paragraphs(read: Read):
     assert read("a.jsonl", objects({"text": "One.\r\n\r\nTwo\rThree\n \nFour"})) == [
         "One.\nTwo\nThree\nFour"
     ]
@@ -299,29 +300,29 @@ def parquet_bytes(tmp_path: Path, table: pa.Table, **options: Any) -> bytes:
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_parquet_is_read_by_its_text_column(read: Read, tmp_path: Path, kind: pa.DataType):
+def test_parquet_string_types_of_text_column(read: Read, tmp_path: Path, kind: pa.DataType):
     column = pa.array(["One.", None, "Two.", ""], pa.string()).cast(kind)
     content = parquet_bytes(tmp_path, pa.table({"id": [1, 2, 3, 4], "content": column}))
     assert read("a.parquet", content) == ["One.", "Two."]
     assert counts(read)["skipped_no_text"] == 1
 
 
-def test_a_parquet_column_that_is_not_there_lists_those_that_are(read: Read, tmp_path: Path):
+def test_parquet_missing_text_column_lists_columns(read: Read, tmp_path: Path):
     content = parquet_bytes(tmp_path, pa.table({"id": [1], "body": ["One."]}))
     with pytest.raises(
-        BertpipeError, match=r"a\.parquet: no field text or content; it has: id, body.*--text-field"
+        BertpipeError, match=r"a\.parquet: no field text or content; fields: id, body.*--text-field"
     ):
         read("a.parquet", content)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.99])
-def test_a_truncated_parquet_file_is_named(read: Read, tmp_path: Path, keep: float):
+def test_parquet_truncated_file_is_an_error(read: Read, tmp_path: Path, keep: float):
     content = parquet_bytes(tmp_path, pa.table({"text": invent_documents()}))
-    with pytest.raises(BertpipeError, match=r"a\.parquet: broken or cut off"):
+    with pytest.raises(BertpipeError, match=r"a\.parquet: broken or truncated"):
         read("a.parquet", content[: int(len(content) * keep)])
 
 
-def test_a_flipped_bit_in_parquet_is_found_by_its_checksum(read: Read, tmp_path: Path):
+def test_parquet_checksum_detects_flipped_bit(read: Read, tmp_path: Path):
     content = parquet_bytes(
         tmp_path,
         pa.table({"text": invent_documents()}),
@@ -331,11 +332,11 @@ def test_a_flipped_bit_in_parquet_is_found_by_its_checksum(read: Read, tmp_path:
     )
     middle = content.index(invent_documents()[20].encode()[:20])
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    with pytest.raises(BertpipeError, match=r"a\.parquet: broken or cut off"):
+    with pytest.raises(BertpipeError, match=r"a\.parquet: broken or truncated"):
         read("a.parquet", flipped)
 
 
-def test_bytes_that_are_no_text_in_parquet_are_replaced_and_counted(read: Read, tmp_path: Path):
+def test_parquet_invalid_utf8_is_replaced_and_counted(read: Read, tmp_path: Path):
     data = b"fine.bad \xff\xfe text."
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 5, len(data))))
     column = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(data))
@@ -346,16 +347,16 @@ def test_bytes_that_are_no_text_in_parquet_are_replaced_and_counted(read: Read, 
     assert counts(read)["invalid_bytes_replaced"] == 2
 
 
-def test_a_column_that_holds_no_text_is_named_with_its_type(read: Read, tmp_path: Path):
+def test_parquet_binary_text_column_is_an_error(read: Read, tmp_path: Path):
     content = parquet_bytes(tmp_path, pa.table({"id": [1], "text": [b"One."]}))
     with pytest.raises(
-        BertpipeError, match=r"a\.parquet: column text holds binary, not one text; .* id, text"
+        BertpipeError, match=r"a\.parquet: column text has type binary, not string; .* id, text"
     ):
         read("a.parquet", content)
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
-def test_a_file_name_of_any_bytes_is_no_obstacle(tmp_path: Path, kind: str):
+def test_file_name_that_is_not_utf8(tmp_path: Path, kind: str):
     name = os.fsdecode(b"caf\xe9 \n.x")
     content = {"text": b"One.", "jsonl": b'{"text": "One."}'}.get(kind) or parquet_bytes(
         tmp_path, pa.table({"text": ["One."]})
@@ -369,7 +370,7 @@ def test_a_file_name_of_any_bytes_is_no_obstacle(tmp_path: Path, kind: str):
     assert texts_of(tmp_path / "out") == ["One."]
 
 
-def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path):
+def test_file_matched_by_two_patterns_is_read_once(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"Text of {name}.")
     config = CorpusConfig(
@@ -396,16 +397,16 @@ def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path):
         ("a.jsonl.gz", b""),
     ],
 )
-def test_a_corpus_without_text_is_an_error_and_not_an_empty_corpus(
+def test_corpus_without_text_is_an_error(
     read: Read, tmp_path: Path, name: str, content: str | bytes
 ):
-    with pytest.raises(BertpipeError, match="no document with any text") as caught:
+    with pytest.raises(BertpipeError, match="no document with text") as caught:
         read(name, content)
     assert name in str(caught.value)
     assert not (tmp_path / "corpus" / "manifest.json").exists()
 
 
-def test_an_empty_file_among_others_is_no_obstacle(tmp_path: Path):
+def test_empty_file_among_others_is_ignored(tmp_path: Path):
     write_jsonl(tmp_path / "a.jsonl", [])
     write_jsonl(tmp_path / "b.jsonl", ["One."])
     config = CorpusConfig(
@@ -422,7 +423,7 @@ def test_an_empty_file_among_others_is_no_obstacle(tmp_path: Path):
 @pytest.mark.parametrize(
     ("pattern", "problem"), [("absent/*.txt", "matches no file"), (".", "is a folder")]
 )
-def test_a_pattern_without_files_is_named(tmp_path: Path, pattern: str, problem: str):
+def test_pattern_without_files_is_an_error(tmp_path: Path, pattern: str, problem: str):
     with pytest.raises(BertpipeError, match=problem):
         build_corpus(
             CorpusConfig(
@@ -432,8 +433,8 @@ def test_a_pattern_without_files_is_named(tmp_path: Path, pattern: str, problem:
     assert not (tmp_path / "corpus").exists()
 
 
-def test_an_unknown_source_lists_the_known_ones(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"nowhere: unknown.*python-docs.*text:GLOB"):
+def test_unknown_source_lists_known_sources(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"nowhere: unknown source.*python-docs.*text:GLOB"):
         build_corpus(CorpusConfig(out=tmp_path / "corpus", source=("nowhere",), quiet=True))
 
 
@@ -450,20 +451,20 @@ def write_sources(tmp_path: Path, files: int = 6) -> tuple[str, ...]:
     return f"jsonl:{tmp_path}/raw/*.jsonl", f"text:{tmp_path}/raw/b.txt"
 
 
-def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path):
+def test_bytes_do_not_depend_on_workers(tmp_path: Path):
     sources = write_sources(tmp_path)
     made = []
-    for workers in (1, 2, 4):
+    for workers in (1, 3):
         out = tmp_path / f"corpus-{workers}"
         build_corpus(
             CorpusConfig(out=out, source=sources, workers=workers, quiet=True, shard_mb=1e-6)
         )
         made.append(shard_bytes(out))
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
     assert len(made[0]) > 8
 
 
-def test_rows_and_the_manifest_agree_with_what_was_given(tmp_path: Path):
+def test_rows_and_manifest_match_the_input(tmp_path: Path):
     sources = write_sources(tmp_path)
     config = CorpusConfig(
         out=tmp_path / "corpus",
@@ -489,7 +490,7 @@ def test_rows_and_the_manifest_agree_with_what_was_given(tmp_path: Path):
     assert table.schema.names == ["id", "text", "source", "language"]
 
 
-def test_small_files_share_a_shard_and_a_large_one_has_its_own(tmp_path: Path):
+def test_small_files_share_a_shard(tmp_path: Path):
     for number, size in enumerate([100, 100, 5000, 100, 100]):
         write_jsonl(tmp_path / f"{number}.jsonl", ["x" * size])
     config = CorpusConfig(
@@ -522,11 +523,11 @@ def corpus_command(tmp_path: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, stop: signal.Signals):
+def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signals):
     texts = invent_documents(8, 100)
     for number in range(12):
         write_jsonl(tmp_path / "raw" / f"{number:02}.jsonl", texts * 10)
-    out, whole = tmp_path / "corpus", tmp_path / "whole"
+    out, whole = tmp_path / "corpus", tmp_path / "complete"
     with subprocess.Popen(
         corpus_command(tmp_path, out), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -541,7 +542,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, stop: 
         _, said = process.communicate()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.parquet")}
     assert finished
-    assert not (out / "manifest.json").exists(), "the run was over before it could be stopped"
+    assert not (out / "manifest.json").exists(), "the run finished before it could be stopped"
     assert process.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
     assert "Traceback" not in said
     for folder in (out, whole):
@@ -555,7 +556,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, stop: 
     assert read_manifest(out, "corpus").counts["documents"] == 12 * 1000
 
 
-def test_the_order_of_files_is_by_name_and_not_by_the_disk(tmp_path: Path):
+def test_files_are_read_in_order_of_names(tmp_path: Path):
     for name in ("b", "c", "a"):
         write_jsonl(tmp_path / f"{name}.jsonl", [name])
     os.utime(tmp_path / "a.jsonl", (9e9, 9e9))
@@ -570,7 +571,7 @@ def test_the_order_of_files_is_by_name_and_not_by_the_disk(tmp_path: Path):
 
 
 def big_rows(tmp_path: Path, files: int = 5, rows: int = 40) -> tuple[str, list[str]]:
-    """Files of rows of uneven length, all different; their source and texts in order."""
+    """Files of different rows of various lengths; returns the source and the texts in order."""
     texts = [f"Row {n} says {'so ' * (n * 7 % 50)}and ends." for n in range(files * rows)]
     for number in range(files):
         write_jsonl(
@@ -590,7 +591,7 @@ def build(out: Path, source: str, **options: Any) -> tuple[list[str], dict[str, 
     ("limit", "workers"),
     [*((limit, 1) for limit in (1, 2, 39, 40, 41, 137, 200, 1000)), (41, 3), (1000, 3)],
 )
-def test_max_documents_takes_the_first_so_many(
+def test_max_documents_keeps_the_first_documents(
     tmp_path: Path, steps: str, limit: int, workers: int
 ):
     source, texts = big_rows(tmp_path)
@@ -603,7 +604,7 @@ def test_max_documents_takes_the_first_so_many(
 
 @pytest.mark.parametrize("steps", ["basic", "basic,exact"])
 @pytest.mark.parametrize("limit", [30, 1000, 1001, 5000, 10**6])
-def test_max_bytes_takes_whole_documents_that_fit(tmp_path: Path, limit: int, steps: str):
+def test_max_bytes_keeps_complete_documents(tmp_path: Path, limit: int, steps: str):
     source, texts = big_rows(tmp_path)
     found, counts = build(tmp_path / "out", source, max_bytes=limit, clean=(steps,))
     fitting = [
@@ -613,7 +614,7 @@ def test_max_bytes_takes_whole_documents_that_fit(tmp_path: Path, limit: int, st
     assert counts["bytes"] == sum(len(text.encode()) for text in found) <= limit
 
 
-def test_a_limit_counts_what_cleaning_and_duplicates_leave(tmp_path: Path):
+def test_max_documents_is_counted_after_cleaning_and_deduplication(tmp_path: Path):
     texts = [
         f"Text {n // 4} is here in four copies, as it were, and that is that." for n in range(400)
     ]
@@ -628,18 +629,18 @@ def test_a_limit_counts_what_cleaning_and_duplicates_leave(tmp_path: Path):
     assert counts["documents"] == 30
 
 
-def test_a_limit_below_the_first_document_leaves_nothing_and_says_so(tmp_path: Path):
+def test_max_bytes_below_first_document_is_an_error(tmp_path: Path):
     source, _ = big_rows(tmp_path)
     for steps in ("exact", "basic"):
         with pytest.raises(
             BertpipeError,
-            match=r"the first document is of \d+ bytes or more, for which --max-bytes 3",
+            match=r"the first document has \d+ bytes or more, which exceeds --max-bytes 3",
         ):
             build(tmp_path / steps, source, max_bytes=3, clean=(steps,))
 
 
 @pytest.mark.parametrize("buffer", [2, 16, 1000])
-def test_shuffling_repeats_with_its_seed_and_loses_nothing(tmp_path: Path, buffer: int):
+def test_shuffle_buffer_is_reproducible_and_keeps_all_documents(tmp_path: Path, buffer: int):
     source, texts = big_rows(tmp_path)
     first, _ = build(tmp_path / "a", source, shuffle_buffer=buffer, seed=5)
     again, _ = build(tmp_path / "b", source, shuffle_buffer=buffer, seed=5, workers=3)
@@ -650,7 +651,7 @@ def test_shuffling_repeats_with_its_seed_and_loses_nothing(tmp_path: Path, buffe
     assert sorted(first) == sorted(other) == sorted(texts)
 
 
-def test_small_files_are_read_in_random_order(tmp_path: Path):
+def test_shuffle_buffer_shuffles_files(tmp_path: Path):
     for number in range(200):
         write_jsonl(tmp_path / "raw" / f"{number:03}.jsonl", [f"Text {number:03}."])
     source = f"jsonl:{tmp_path}/raw/*.jsonl"
@@ -658,7 +659,7 @@ def test_small_files_are_read_in_random_order(tmp_path: Path):
     assert min(first) < "Text 060." < "Text 140." < max(first)
 
 
-def test_documents_have_no_power_over_the_terminal(
+def test_explain_removes_terminal_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "a.txt").write_text("A\x1b[31mred\x1b]0;title\x07 text.", encoding="utf-8")
@@ -669,12 +670,12 @@ def test_documents_have_no_power_over_the_terminal(
 
 
 @pytest.mark.parametrize("pattern", ["~nobody-of-that-name/*.txt", "~/absent-*.txt"])
-def test_a_tilde_is_the_home_folder_or_nothing(pattern: str, tmp_path: Path):
+def test_tilde_in_pattern_is_expanded(pattern: str, tmp_path: Path):
     with pytest.raises(BertpipeError, match="matches no file"):
         build(tmp_path / "out", f"text:{pattern}")
 
 
-def test_a_shuffle_buffer_of_n_moves_no_document_forward_by_more_than_n(tmp_path: Path):
+def test_shuffle_buffer_size_limits_the_distance(tmp_path: Path):
     source, texts = big_rows(tmp_path, files=1, rows=300)
     found, _ = build(tmp_path / "out", source, shuffle_buffer=10)
     earlier = [texts.index(text) - place for place, text in enumerate(found)]
@@ -695,7 +696,7 @@ options_of_runs = st.fixed_dictionaries(
 
 @settings(max_examples=6, deadline=None)
 @given(options_of_runs)
-def test_workers_change_no_byte_whatever_the_options(
+def test_bytes_do_not_depend_on_workers_for_any_options(
     tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]
 ):
     folder = tmp_path_factory.mktemp("runs")
@@ -710,7 +711,7 @@ def test_workers_change_no_byte_whatever_the_options(
 
 @pytest.mark.parametrize("steps", ["basic", "basic,exact,near"])
 @pytest.mark.parametrize("options", [{}, {"shuffle_buffer": 50}, {"max_documents": 2500}])
-def test_a_kill_within_one_large_file_loses_and_repeats_no_row(
+def test_kill_within_a_large_file_loses_and_repeats_no_row(
     tmp_path: Path, steps: str, options: dict[str, Any]
 ):
     texts = [
@@ -746,10 +747,10 @@ def test_a_kill_within_one_large_file_loses_and_repeats_no_row(
                     kills += 1
                     break
                 time.sleep(0.001)
-    assert kills, "the run was over before it could be killed"
-    for out in (tmp_path / "out", tmp_path / "whole"):
+    assert kills, "the run finished before it could be killed"
+    for out in (tmp_path / "out", tmp_path / "complete"):
         build_corpus(CorpusConfig(out=out, source=(f"jsonl:{tmp_path}/raw.jsonl",), **shared))
-    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "complete")
     expected = texts[: options.get("max_documents")]
     found = texts_of(tmp_path / "out")
     if "shuffle_buffer" in options:
@@ -760,7 +761,7 @@ def test_a_kill_within_one_large_file_loses_and_repeats_no_row(
         assert read_manifest(tmp_path / "out", "corpus").counts["skipped_not_json"] == 4000
 
 
-def test_a_run_that_met_a_broken_row_goes_on_by_the_other_policy(tmp_path: Path):
+def test_failed_run_resumes_with_on_error_skip(tmp_path: Path):
     source, texts = big_rows(tmp_path, files=3)
     with (tmp_path / "raw" / "2.jsonl").open("a") as file:
         file.write("broken\n")
@@ -772,22 +773,22 @@ def test_a_run_that_met_a_broken_row_goes_on_by_the_other_policy(tmp_path: Path)
     assert found == texts
     assert counts["skipped_not_json"] == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    with pytest.raises(BertpipeError, match="left out: 1 × skipped not json"):
+    with pytest.raises(BertpipeError, match=r"made with --on-error skip \(skipped not json: 1\)"):
         build(tmp_path / "out", source)
 
 
 @pytest.mark.parametrize("steps", ["basic", "exact"])
-def test_what_was_read_is_not_thrown_away_by_a_changed_option(tmp_path: Path, steps: str):
+def test_changed_settings_of_unfinished_run_are_rejected(tmp_path: Path, steps: str):
     source, _ = big_rows(tmp_path, files=1)
     with (tmp_path / "raw" / "0.jsonl").open("a") as file:
         file.write("broken\n")
     with pytest.raises(BertpipeError, match="not a JSON object"):
         build(tmp_path / "out", source, clean=(steps,))
-    with pytest.raises(BertpipeError, match=r"was begun otherwise:\n +clean: "):
+    with pytest.raises(BertpipeError, match=r"made with other settings:\n +clean: "):
         build(tmp_path / "out", source, clean=("control",))
 
 
-def test_a_shard_that_is_lost_before_the_end_is_made_again(tmp_path: Path):
+def test_lost_shard_of_unfinished_run_is_rewritten(tmp_path: Path):
     source, texts = big_rows(tmp_path, files=3)
     with (tmp_path / "raw" / "2.jsonl").open("a") as file:
         file.write("broken\n")
@@ -799,13 +800,16 @@ def test_a_shard_that_is_lost_before_the_end_is_made_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("option", ["files", "revision", "repository", "split"])
-def test_options_of_hub_sources_are_refused_without_one(option: str):
-    with pytest.raises(UsageError, match=f"--{option}: only for sources on the hub"):
+def test_hub_options_without_hub_source_are_rejected(option: str):
+    with pytest.raises(UsageError, match=f"--{option}: applies only to sources on the Hub"):
         build_config(CorpusConfig, {"out": Path("x"), "source": ("text:*",), option: "x"})
 
 
 def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
-    """Build in processes, each killed with -9 at a later call of the function `target`; return how many were killed."""
+    """Build in processes, each killed at a later call of the function `target`.
+
+    Returns the number of killed processes.
+    """
     values = json.dumps(
         {"out": str(out), "source": [source], "workers": 1, "quiet": True} | options
     )
@@ -825,26 +829,26 @@ def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
         done = subprocess.run([sys.executable, "-c", code, values, target, str(calls)], check=False)
         if done.returncode == 0:
             return calls
-    raise AssertionError("it never came to an end")
+    raise AssertionError("the build did not finish")
 
 
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("bert_pipeline.corpus.publish.write_json", {"max_bytes": 1000, "shard_mb": 0.0005}),
+        ("bert_pipeline.corpus.finalize.write_json", {"max_bytes": 1000, "shard_mb": 0.0005}),
         (
             "bert_pipeline.corpus.parts.write_shard",
             {"max_documents": 4, "clean": "exact", "shard_mb": 0.0004},
         ),
         (
-            "bert_pipeline.corpus.dedup.write_shard",
+            "bert_pipeline.corpus.selection.write_shard",
             {"max_documents": 4, "clean": "exact", "shard_mb": 0.0004},
         ),
         ("os.replace", {"shard_mb": 0.0005}),
         ("os.unlink", {"clean": "near"}),
     ],
 )
-def test_a_kill_at_any_step_leaves_no_trace_in_the_result(
+def test_kill_at_every_write_resumes_to_the_same_bytes(
     tmp_path: Path, target: str, options: dict[str, Any]
 ):
     texts = [
@@ -854,11 +858,11 @@ def test_a_kill_at_any_step_leaves_no_trace_in_the_result(
     write_jsonl(tmp_path / "a.jsonl", texts[:4] * 2 + texts)
     source = f"jsonl:{tmp_path}/a.jsonl"
     assert build_in_steps(tmp_path / "killed", source, target, **options) > 0
-    build(tmp_path / "whole", source, **({"shard_mb": 16.0} | options))
-    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
+    build(tmp_path / "complete", source, **({"shard_mb": 16.0} | options))
+    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "complete")
 
 
-def test_a_damaged_part_is_made_again(tmp_path: Path):
+def test_damaged_part_is_read_again(tmp_path: Path):
     source, texts = big_rows(tmp_path, files=1)
     options = {"clean": "exact", "shard_mb": 16.0}
     with pytest.MonkeyPatch.context() as patch:
@@ -869,12 +873,12 @@ def test_a_damaged_part_is_made_again(tmp_path: Path):
     content = bytearray(part.read_bytes())
     content[300] ^= 1
     part.write_bytes(content)
-    with pytest.raises(BertpipeError, match=r"damaged, and removed\. Run the same command again"):
+    with pytest.raises(BertpipeError, match=r"damaged, and removed\. Rerun the same command"):
         build(tmp_path / "out", source, **options)
     assert build(tmp_path / "out", source, **options)[0] == texts
 
 
-def test_every_document_is_accounted_for(tmp_path: Path):
+def test_counts_of_read_changed_removed_and_written_documents_add_up(tmp_path: Path):
     texts = [
         "One  text.",
         "One text.",
@@ -906,7 +910,7 @@ def test_every_document_is_accounted_for(tmp_path: Path):
     assert ["Two.", "Two."] in counts["removed"]["exact duplicate"]["samples"]
 
 
-def test_explain_shows_samples_of_each_reason_also_afterwards(tmp_path: Path):
+def test_explain_prints_samples_also_for_a_finished_corpus(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(
         objects(*({"text": f"Text  number {n % 6} of {'x' * 99}"} for n in range(12)))
     )
@@ -925,15 +929,15 @@ def test_explain_shows_samples_of_each_reason_also_afterwards(tmp_path: Path):
     )
     assert re.search(r"read +12", plain)
     assert re.search(r"changed by whitespace +12", plain)
-    assert re.search(r"− exact duplicate +6", plain)
+    assert re.search(r"removed: exact duplicate +6", plain)
     assert re.search(r"written +6", plain)
     assert "Text  number" not in plain
-    assert explained.count("from  Text  number") == 3
-    assert explained.count("is like  Text number") == 3
+    assert explained.count("before  Text  number") == 3
+    assert explained.count("duplicates  Text number") == 3
     assert max(map(len, explained.splitlines())) < 110
 
 
-def test_the_table_has_a_line_for_each_step_in_their_order(
+def test_cleaning_table_has_one_row_per_step_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     texts = [
@@ -949,22 +953,19 @@ def test_the_table_has_a_line_for_each_step_in_their_order(
         quiet=False,
     )
     lines = capsys.readouterr().out.splitlines()
-    table = [
-        re.split(r"  +", line.strip())[:2]
-        for line in lines[lines.index("Documents in and out") + 2 :]
-    ]
+    table = [re.split(r"  +", line.strip())[:2] for line in lines[lines.index("Cleaning") + 2 :]]
     assert table == [
         ["read", "3"],
         ["changed by unicode", "0"],
         ["changed by whitespace", "1"],
-        ["− language", "0"],
-        ["− exact duplicate", "1"],
-        ["− near", "0"],
+        ["removed: language", "0"],
+        ["removed: exact duplicate", "1"],
+        ["removed: near", "0"],
         ["written", "2"],
     ]
 
 
-def test_shard_names_are_gapless_also_where_a_part_loses_all(tmp_path: Path):
+def test_shard_numbers_have_no_gap_when_a_part_is_removed(tmp_path: Path):
     rows = [f"Text {n}, long enough to fill a part of its own {'x' * 900}" for n in range(6)]
     write_jsonl(tmp_path / "a.jsonl", [rows[0], rows[1], rows[1], rows[1], rows[2], rows[0]])
     found, _ = build(

@@ -1,1 +1,1 @@
-"""Cleaning: the steps of `--clean` that look at one document."""
+"""Cleaning: the steps of `--clean` that look at one document at a time."""

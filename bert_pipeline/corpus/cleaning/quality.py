@@ -1,7 +1,6 @@
-"""Filters of document quality from datatrove, for any language that parts its words by spaces."""
+"""Quality filters of datatrove (Gopher, C4, FineWeb), for languages with spaces between words."""
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 
 from datatrove.data import Document
@@ -17,11 +16,12 @@ from datatrove.utils.text import TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 from loguru import logger
 
+from bert_pipeline.corpus.cleaning.cleaner import Filter
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.errors import UsageError
 
 SPACELESS = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "yue", "zh"})
-"""Languages that write no space between words: to count theirs takes a dictionary, which no filter here has."""
+"""Languages without spaces between words; counting their words would need a dictionary."""
 
 _REASONS = {
     "dup_para_frac": "repeated paragraphs",
@@ -48,37 +48,41 @@ _REASONS = {
 }
 
 
-class Words(WordTokenizer):  # type: ignore[misc]
-    """Words as Gopher counts them, by white space.
+class WhitespaceTokenizer(WordTokenizer):  # type: ignore[misc]
+    """Words separated by whitespace, as Gopher counts them.
 
-    datatrove takes such an object wherever it takes a language (`load_word_tokenizer`: "for custom tokenizers"). Its
-    own tokenizers need spaCy, Stanza or other large packages, some of which download models; and since they count every
-    punctuation mark as a word without letters, Gopher's rule of 80% words with letters removes the dialogue of novels.
+    datatrove accepts such an object in place of a language (`load_word_tokenizer`: "for custom
+    tokenizers"). Its own tokenizers need spaCy, Stanza or other large packages, some of which
+    download models; and because they count each punctuation mark as a word without letters,
+    Gopher's rule of 80% words with letters would remove the dialogue in novels.
     """
 
     def word_tokenize(self, text: str) -> list[str]:
-        """Words with the punctuation on them."""
+        """Words with attached punctuation."""
         return text.split()
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """The sentences that the examples will be made of."""
+        """Sentences, split as for the training examples."""
         return split_sentences(text, self.language or "en")
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Where the sentences lie."""
+        """The start and end of each sentence."""
         return list(simple_span_tokenize(re.sub(r"\s", " ", text), self.sent_tokenize(text)))
 
 
 class C4Filter(C4QualityFilter):  # type: ignore[misc]
-    """C4's filter with the end marks of all scripts: the library's own knows Latin ones and would drop all of Hindi."""
+    """C4's filter with the sentence end marks of all scripts.
+
+    datatrove's filter has those of Latin script only and would remove all text in Hindi.
+    """
 
     end_marks = (*END_PUNCTUATION, *TERMINAL_PUNCTUATION, "”", "’", "»", "」", "』")
 
-    def __init__(self, language: Words) -> None:
+    def __init__(self, language: WhitespaceTokenizer) -> None:
         super().__init__(filter_no_terminal_punct=False, language=language)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Drop lines without an end mark, then do what the library does."""
+        """Remove lines without an end mark, then apply datatrove's filter."""
         doc.text = "\n".join(filter(self._is_ended, doc.text.split("\n")))
         result: bool | tuple[bool, str] = super().filter(doc)
         return result
@@ -88,47 +92,75 @@ class C4Filter(C4QualityFilter):  # type: ignore[misc]
         return line.endswith(self.end_marks) and not line.endswith(ELLIPSIS)
 
 
-def make_filter(step: str, language: str) -> Callable[[str], tuple[str, str | None]]:
-    """A function that gives a text as the filter leaves it, and the reason to remove it, if there is one.
+def make_gopher_repetition_filter(language: str) -> Filter:
+    """Repeated lines, paragraphs and n-grams, with Gopher's thresholds.
 
-    Thresholds are the published ones: Gopher (Rae et al. 2021, table A1 and section A.1.1), C4 (Raffel et al. 2020,
-    section 2.2; all but its list of bad words), FineWeb (Penedo et al. 2024, section 3.6). Gopher's stop words are
-    English; of other languages none are asked for.
+    Rae et al., 2021, table A1, https://arxiv.org/abs/2112.11446.
     """
-    language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
-    if language in SPACELESS:
-        raise UsageError(
-            f"--clean {step}: it counts words, and {language} writes no spaces between them. Leave out "
-            "gopher-repetition, gopher-quality, c4 and fineweb for this language."
-        )
+    tokenizer = _make_tokenizer("gopher-repetition", language)
+    return _as_filter("gopher-repetition", GopherRepetitionFilter(language=tokenizer))
+
+
+def make_gopher_quality_filter(language: str) -> Filter:
+    """Length, symbols and stop words, with Gopher's thresholds.
+
+    Rae et al., 2021, section A.1.1, https://arxiv.org/abs/2112.11446. The stop words are English,
+    so other languages need none.
+    """
+    tokenizer = _make_tokenizer("gopher-quality", language)
+    min_stop_words = 2 if tokenizer.language == "en" else 0
+    return _as_filter(
+        "gopher-quality", GopherQualityFilter(language=tokenizer, min_stop_words=min_stop_words)
+    )
+
+
+def make_c4_filter(language: str) -> Filter:
+    """Lines without an end mark, and documents with code or too few sentences, as in C4.
+
+    Raffel et al., 2020, section 2.2, https://arxiv.org/abs/1910.10683, without the list of bad
+    words.
+    """
+    return _as_filter("c4", C4Filter(_make_tokenizer("c4", language)))
+
+
+def make_fineweb_filter(language: str) -> Filter:
+    """Lines without punctuation, short lines and repeated lines, with FineWeb's thresholds.
+
+    Penedo et al., 2024, section 3.6, https://arxiv.org/abs/2406.17557.
+    """
+    return _as_filter(
+        "fineweb", FineWebQualityFilter(language=_make_tokenizer("fineweb", language))
+    )
+
+
+def _as_filter(step: str, datatrove_filter: BaseFilter) -> Filter:
     logger.disable("datatrove")
-    filter_ = _build(step, language)
 
     def apply(text: str) -> tuple[str, str | None]:
         if not text.strip():
             return text, None
         document = Document(text=text, id="")
-        keep, reason = get_filter_result(filter_.filter(document))
-        return document.text, None if keep else _explain(reason or "")
+        keep, reason = get_filter_result(datatrove_filter.filter(document))
+        return document.text, None if keep else f"{step}: {_explain(reason or '')}"
 
     return apply
 
 
+def _make_tokenizer(step: str, language: str) -> WhitespaceTokenizer:
+    """Raises `UsageError` for a language without spaces between words."""
+    language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
+    if language in SPACELESS:
+        raise UsageError(
+            f"--clean {step}: counts words, but {language} has no spaces between words. Remove "
+            "gopher-repetition, gopher-quality, c4 and fineweb from --clean for this language."
+        )
+    return _tokenizer(language)
+
+
 @lru_cache
-def _words(language: str) -> Words:
-    # One object for all filters: datatrove remembers by it the words of the last texts.
-    return Words(language)
-
-
-def _build(step: str, language: str) -> BaseFilter:
-    words = _words(language)
-    if step == "gopher-repetition":
-        return GopherRepetitionFilter(language=words)
-    if step == "gopher-quality":
-        return GopherQualityFilter(language=words, min_stop_words=2 if language == "en" else 0)
-    if step == "c4":
-        return C4Filter(words)
-    return FineWebQualityFilter(language=words)
+def _tokenizer(language: str) -> WhitespaceTokenizer:
+    # One object for all filters, because datatrove caches the words of the last texts by it.
+    return WhitespaceTokenizer(language)
 
 
 def _explain(reason: str) -> str:

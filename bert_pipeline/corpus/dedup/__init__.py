@@ -1,1 +1,1 @@
-"""Deduplication: exact and near duplicates over the whole corpus."""
+"""Deduplication: exact and near duplicates in the complete corpus."""

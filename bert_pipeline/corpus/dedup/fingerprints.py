@@ -1,9 +1,12 @@
-"""Fingerprints of documents: a hash of the text for exact duplicates, a MinHash signature for near ones.
+"""Fingerprints: a hash of the text for exact duplicates, a MinHash signature for near duplicates.
 
-Near duplicates are found as Broder ("On the resemblance and containment of documents", 1997) and Leskovec et al.
-("Mining of Massive Datasets", ch. 3) describe: a document is the set of its word 5-grams; the share of equal places in
-two MinHash signatures estimates the Jaccard similarity of the sets; a signature is cut into bands, and documents that
-agree in a whole band are compared.
+A document is the set of its word 5-grams (shingles). The share of equal values in two MinHash
+signatures estimates the Jaccard similarity of the sets. A signature is split into bands
+(locality-sensitive hashing), and documents with an equal band are compared.
+
+Sources: Broder, 1997, "On the resemblance and containment of documents",
+https://doi.org/10.1109/SEQUEN.1997.666900; Leskovec, Rajaraman and Ullman, "Mining of Massive
+Datasets", chapter 3, http://www.mmds.org.
 """
 
 import hashlib
@@ -15,15 +18,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bert_pipeline.ragged import Array, Int64Array, UInt64Array
+from bert_pipeline.ragged import Array, UInt64Array, expand, offsets_of
 from bert_pipeline.storage.atomic import save_array
 
 PERMUTATIONS = 128
-SHINGLE = 5
-LEAST_RECALL = 0.99
-"""Share of the pairs at the threshold that some band must bring together."""
+"""Values in a MinHash signature."""
+SHINGLE_WORDS = 5
+MIN_RECALL = 0.99
+"""Share of the pairs at the threshold that have at least one equal band."""
 
-# Scripts that write no spaces between words are taken by the character.
+# In scripts without spaces between words, each character counts as a word.
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -40,21 +44,25 @@ _MULTIPLIERS = np.array(
     ],
     dtype=np.uint64,
 )
-RECORD = np.dtype([("bytes", np.uint32), ("digest", np.uint64, 2)])
+RECORD_DTYPE = np.dtype([("bytes", np.uint32), ("digest", np.uint64, 2)])
 
 
 @cache
 def choose_bands(threshold: float) -> tuple[int, int]:
-    """Number of bands and places in each: the longest bands that miss at most 1% of the pairs at the threshold."""
+    """The number of bands and the values per band.
+
+    The longest bands that miss at most 1% of the pairs at the threshold: with r values per band and
+    b bands, a pair with similarity s has an equal band with probability 1 - (1 - s**r)**b.
+    """
     for rows in range(PERMUTATIONS, 1, -1):
         bands = PERMUTATIONS // rows
-        if 1 - (1 - threshold**rows) ** bands >= LEAST_RECALL:
+        if 1 - (1 - threshold**rows) ** bands >= MIN_RECALL:
             return bands, rows
     return PERMUTATIONS, 1
 
 
 class Fingerprints:
-    """Fingerprints of a part's documents, in their order."""
+    """The fingerprints of a part's documents, in order."""
 
     def __init__(self, bands: tuple[int, int] | None) -> None:
         self._bands = bands
@@ -62,15 +70,15 @@ class Fingerprints:
         self._signatures: list[npt.NDArray[np.uint32]] = []
 
     @classmethod
-    def wanted(cls, steps: Sequence[str], threshold: float) -> "Fingerprints | None":
-        """An empty collection for the steps `exact` and `near`; None when neither is asked for."""
+    def for_steps(cls, steps: Sequence[str], threshold: float) -> "Fingerprints | None":
+        """An empty collection for the steps `exact` and `near`; None without these steps."""
         if "near" in steps:
             return cls(choose_bands(threshold))
         return cls(None) if "exact" in steps else None
 
     def add(self, texts: Sequence[str]) -> None:
-        """Take in the next documents."""
-        records = np.zeros(len(texts), dtype=RECORD)
+        """Add the next documents."""
+        records = np.zeros(len(texts), dtype=RECORD_DTYPE)
         for number, text in enumerate(texts):
             raw = text.encode()
             records["bytes"][number] = len(raw)
@@ -82,19 +90,23 @@ class Fingerprints:
             self._signatures.append(make_signatures(texts))
 
     def save(self, part: Path) -> None:
-        """Write them beside the part: `.records.npy`, `.bands.npy` (bands × documents), `.signatures.npy`."""
-        _save(part, "records", np.concatenate([np.zeros(0, dtype=RECORD), *self._records]))
+        """Write `.records.npy`, and for near duplicates `.bands.npy` and `.signatures.npy`.
+
+        The files are beside the part. Records have shape (documents,), bands (bands, documents),
+        signatures (documents, permutations).
+        """
+        _save(part, "records", np.concatenate([np.zeros(0, dtype=RECORD_DTYPE), *self._records]))
         if self._bands:
             signatures = np.concatenate(
                 [np.zeros((0, PERMUTATIONS), dtype=np.uint32), *self._signatures]
             )
             _save(part, "bands", hash_bands(signatures, *self._bands))
-            # Half of each value tells as much about equality but for 1 in 65,536, on half the disk.
+            # 16 of the 32 bits halve the disk space; 1 in 65,536 values is equal by chance.
             _save(part, "signatures", signatures.astype(np.uint16))
 
 
 def fingerprint_path(part: Path, kind: str) -> Path:
-    """Where one kind of a part's fingerprints lies."""
+    """The file with a part's fingerprints of one kind."""
     return part.with_suffix(f".{kind}.npy")
 
 
@@ -103,7 +115,10 @@ def _save(part: Path, kind: str, array: Array) -> None:
 
 
 def split_words(text: str) -> list[bytes]:
-    """Words in lower case without punctuation, as UTF-8: bytes split twice as fast as a pattern on text finds words."""
+    """Lowercased words without punctuation, as UTF-8.
+
+    Splitting bytes is twice as fast as a regular expression on text.
+    """
     if text.isascii():
         return text.lower().encode().translate(_TO_SPACES).split()
     raw = _SPACELESS.sub(r" \g<0> ", text.lower()).encode().translate(_TO_SPACES)
@@ -113,39 +128,40 @@ def split_words(text: str) -> list[bytes]:
 
 
 def make_signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-    """MinHash signatures, (texts, `PERMUTATIONS`). A text of fewer than 5 words is one shingle."""
+    """MinHash signatures, of shape (texts, `PERMUTATIONS`).
+
+    A text of fewer than 5 words is one shingle.
+    """
     from rensa import RMinHash
 
     words = [split_words(text) or [text.encode()] for text in texts]
     hashed = RMinHash.hash_token_sets(words)
     lengths = np.array([len(row) for row in hashed], dtype=np.int64)
-    padded = np.maximum(lengths, SHINGLE)
-    starts = np.concatenate([[0], np.cumsum(padded)])
+    padded = np.maximum(lengths, SHINGLE_WORDS)
+    starts = offsets_of(padded)
     flat = np.zeros(int(starts[-1]), dtype=np.uint64)
-    flat[np.repeat(starts[:-1] - _ends(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))] = (
-        np.fromiter((value for row in hashed for value in row), dtype=np.uint64)
+    flat[expand(starts[:-1], lengths)] = np.fromiter(
+        (value for row in hashed for value in row), dtype=np.uint64
     )
-    width = len(flat) - SHINGLE + 1
+    # The hash of every 5-gram, also those that span two documents, which `expand` skips below.
+    width = len(flat) - SHINGLE_WORDS + 1
     shingles = sum(
-        (flat[k : width + k] * _MULTIPLIERS[k] for k in range(SHINGLE)),
+        (flat[k : width + k] * _MULTIPLIERS[k] for k in range(SHINGLE_WORDS)),
         np.zeros(width, dtype=np.uint64),
     )
     shingles ^= shingles >> np.uint64(29)
-    counts = padded - SHINGLE + 1
-    ends = _ends(counts)
-    chosen = shingles[np.repeat(starts[:-1] - ends[:-1], counts) + np.arange(int(ends[-1]))]
+    counts = padded - SHINGLE_WORDS + 1
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        chosen, ends.astype(np.uint64), PERMUTATIONS, 1
+        shingles[expand(starts[:-1], counts)],
+        offsets_of(counts).astype(np.uint64),
+        PERMUTATIONS,
+        1,
     )
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
 
-def _ends(lengths: Int64Array) -> Int64Array:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-
-
 def hash_bands(signatures: npt.NDArray[np.uint32], bands: int, rows: int) -> UInt64Array:
-    """One hash of each band of each signature, (bands, documents)."""
+    """One hash per band and signature, of shape (bands, documents)."""
     hashes = np.zeros((bands, len(signatures)), dtype=np.uint64)
     for band in range(bands):
         for row in range(rows):

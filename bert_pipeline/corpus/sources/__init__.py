@@ -1,1 +1,1 @@
-"""Sources: where documents come from, one module per kind."""
+"""Sources of documents: one module per kind, listed in `registry.py`."""

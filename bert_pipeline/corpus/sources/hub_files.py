@@ -1,8 +1,9 @@
-"""Which files of a hub repository are read: those of a config and split, of a language, or of a glob.
+"""Finds files in a Hub repository: those of a config and split, of a language, or of a glob.
 
-Layouts of OSCAR: `fa_meta/fa_meta_part_1.jsonl.zst` (23.01), `compressed/fa_meta/fa_meta_part_1.jsonl.gz` (22.01) and
-`data/2024-22/fa_meta/fa_meta_part-….jsonl.zst` (Community OSCAR, a folder a crawl). All of them name the language in a
-folder or file, and that is what is looked for.
+Layouts of OSCAR: `fa_meta/fa_meta_part_1.jsonl.zst` (23.01),
+`compressed/fa_meta/fa_meta_part_1.jsonl.gz` (22.01) and
+`data/2024-22/fa_meta/fa_meta_part-….jsonl.zst` (Community OSCAR, one folder per crawl). All of them
+have the language in the name of a folder or file, which is what the search looks for.
 """
 
 import re
@@ -17,13 +18,14 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, RepoFile, RepoFolder
 
-from bert_pipeline.corpus.sources.hub_rows import file_format
+from bert_pipeline.corpus.sources.hub_rows import READERS, file_format
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.hub.client import REFUSALS, explain, with_retries
+from bert_pipeline.hub.client import PERMANENT_ERRORS, explain, with_retries
 from bert_pipeline.progress import err
 
-SHOWN = 60
-NO_DATA = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
+MAX_LISTED_NAMES = 60
+"""Names in an error message."""
+METADATA_FILES = frozenset({"dataset_infos.json", "dataset_dict.json", "state.json"})
 _LANGUAGE = re.compile(r"(?:^|/)(?P<language>[a-z]{2,5})_meta(?=[/._-]|$)")
 
 T = TypeVar("T")
@@ -31,32 +33,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file, and the hash by which the hub knows its content."""
+    """A file in a repository."""
 
     path: str
     size: int
     blob: str
+    """The Hub's hash of the content."""
 
 
 class Repository:
-    """A data set's repository at one commit; a branch that moves on the hub moves nothing here."""
+    """A dataset repository at one commit, which stays the same when the branch moves."""
 
     def __init__(self, name: str, revision: str | None, max_wait: float, quiet: bool) -> None:
-        self.name, self.max_wait, self.quiet = name, max_wait, quiet
+        self.name = name
+        self.max_wait = max_wait
+        self.quiet = quiet
         self.page = f"{constants.ENDPOINT}/datasets/{name}"
         self._api = HfApi()
-        info = self._ask(lambda: self._find(revision))
+        info = self._with_retries(lambda: self._fetch_info(revision))
         self.commit = info.sha or ""
         self.names = [sibling.rfilename for sibling in info.siblings or []]
-        """Its files; of a very large repository, some of them."""
-        if info.gated:  # what it is may be known to everybody, what it holds may not
-            self._ask(lambda: self._api.auth_check(name, repo_type="dataset"))
+        """Paths of its files; incomplete for a very large repository."""
+        if info.gated:  # the metadata of a gated repository is public, its files are not
+            self._with_retries(lambda: self._api.auth_check(name, repo_type="dataset"))
 
-    def declared(self, config: str | None, split: str) -> tuple[str | None, list[HubFile]]:
-        """The config's name, and the files of its split, as the repository's card or its file names declare them."""
+    def find_declared(self, config: str | None, split: str) -> tuple[str | None, list[HubFile]]:
+        """The config's name and the files of a split, as the dataset card or file names declare.
+
+        Raises `BertpipeError` when there is no such config or split, or a script is needed.
+        """
         if f"{self.name.rpartition('/')[2]}.py" in self.names:
             raise BertpipeError(
-                f"{self.page} is read by a script, and scripts are no longer run. {self._suggest()}"
+                f"{self.page} needs a loading script, which is not supported. {self._suggest()}"
             )
         builder = self._builder(config)
         by_split = {
@@ -75,8 +83,8 @@ class Repository:
             [url.removeprefix(root) for url in by_split[split]]
         )
 
-    def matching(self, glob: str) -> list[HubFile]:
-        """The files that match a glob."""
+    def find_matching(self, glob: str) -> list[HubFile]:
+        """The files that match a glob. Raises `BertpipeError` when there are none."""
         if found := self.find(glob):
             return found
         raise BertpipeError(f"{self.page}: --files {glob} matches no file. {self._suggest()}")
@@ -88,14 +96,17 @@ class Repository:
         listed = self._list(folder, recursive=True)
         return [_to_file(e) for e in listed if isinstance(e, RepoFile) and pattern.match(e.path)]
 
-    def of_language(self, language: str) -> list[HubFile]:
-        """The files of a language; of the newest crawl, where there are several."""
+    def find_language(self, language: str) -> list[HubFile]:
+        """The files of a language, of the newest crawl when there are several.
+
+        Raises `BertpipeError` when there are none.
+        """
         seen: set[str] = set()
         crawls: dict[str, list[HubFile]] = {}
         for file, crawl in self._walk("", language, seen):
             crawls.setdefault(crawl, []).append(file)
         if not crawls:
-            known = f"There are: {_some(sorted(seen))}." if seen else self._suggest()
+            known = f"Languages: {_some(sorted(seen))}." if seen else self._suggest()
             raise BertpipeError(f"{self.page}: no files of language {language!r}. {known}")
         newest = max(crawls)
         if len(crawls) > 1 and not self.quiet:
@@ -107,7 +118,7 @@ class Repository:
         return crawls[newest]
 
     def _walk(self, folder: str, language: str, seen: set[str]) -> Iterator[tuple[HubFile, str]]:
-        # Folder by folder: a listing of everything would be a hundred thousand files of other languages.
+        # Folder by folder: a recursive listing has 100,000 files of other languages.
         for entry in self._list(folder):
             match = _LANGUAGE.search(entry.path)
             if match:
@@ -133,14 +144,14 @@ class Repository:
             except EntryNotFoundError:
                 return []
 
-        return self._ask(ask)
+        return self._with_retries(ask)
 
     def _describe(self, paths: list[str]) -> list[HubFile]:
         folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
         entries = {entry.path: entry for folder in folders for entry in self._list(folder)}
         return [_to_file(entry) for path in paths if isinstance(entry := entries[path], RepoFile)]
 
-    def _find(self, revision: str | None) -> DatasetInfo:
+    def _fetch_info(self, revision: str | None) -> DatasetInfo:
         try:
             return self._api.dataset_info(self.name, revision=revision)
         except RevisionNotFoundError:
@@ -151,65 +162,64 @@ class Repository:
     def _suggest_revision(self) -> str:
         try:
             refs = self._api.list_repo_refs(self.name, repo_type="dataset")
-        except (*REFUSALS, KeyError):  # a hub that serves files alone
-            return "Give a branch, tag or commit id that is there."
-        return f"There are: {_some([ref.name for ref in [*refs.branches, *refs.tags]])}, and commit ids."
+        except (*PERMANENT_ERRORS, KeyError):  # a mirror may serve files only
+            return "Give an existing branch, tag or commit hash."
+        names = [ref.name for ref in [*refs.branches, *refs.tags]]
+        return f"Branches and tags: {_some(names)}; or give a commit hash."
 
     def _builder(self, config: str | None) -> Any:
         import datasets
 
         def resolve() -> Any:
-            # With an empty cache: what it finds in its cache, `datasets` takes in place of a hub that refuses.
+            # With an empty cache, because `datasets` falls back to its cache on errors of the Hub.
             with tempfile.TemporaryDirectory() as cache:
                 return datasets.load_dataset_builder(
                     self.name, config, revision=self.commit, cache_dir=cache
                 )
 
         try:
-            return self._ask(resolve)
+            return self._with_retries(resolve)
         except BertpipeError:
             raise
-        except Exception as error:  # there is no end to what a card may declare
+        except Exception as error:  # a dataset card can be wrong in any way
             names = self._configs() if isinstance(error, ValueError) else []
             if names and config not in names:
-                problem = f"no config {config}" if config else "it has several configs"
+                problem = f"no config {config}" if config else "the dataset has several configs"
                 choice = f"Choose one with --source hub:{self.name}:CONFIG from: {_some(names)}."
                 raise BertpipeError(f"{self.page}: {problem}. {choice}") from None
             detail = " ".join(str(error).split())
             raise BertpipeError(
-                f"{self.page}: its data files were not made out ({detail}). {self._suggest()}"
+                f"{self.page}: the data files were not found ({detail}). {self._suggest()}"
             ) from error
 
     def _configs(self) -> list[str]:
         import datasets
 
         try:
-            names: list[str] = self._ask(
+            names: list[str] = self._with_retries(
                 lambda: datasets.get_dataset_config_names(self.name, revision=self.commit)
             )
         except ValueError:
             return []
         return names
 
-    def _ask(self, ask: Callable[[], T]) -> T:
+    def _with_retries(self, ask: Callable[[], T]) -> T:
         try:
             return with_retries(ask, self.max_wait, self.quiet)
-        except REFUSALS as error:
+        except PERMANENT_ERRORS as error:
             raise explain(error, self.name) from None
 
     def _suggest(self) -> str:
-        """A way to read the files that are there."""
+        """Advice on how to read the files that exist."""
         if any(_LANGUAGE.search(name) for name in self.names):
             return f"Read it by language with: --source oscar:LANG --repository {self.name}"
         data = [
             name
             for name in self.names
-            if file_format(name) and name.rpartition("/")[2] not in NO_DATA
+            if file_format(name) and name.rpartition("/")[2] not in METADATA_FILES
         ]
         if not data:
-            return (
-                "It holds no files that can be read (parquet, jsonl, json, txt, csv, tsv, arrow)."
-            )
+            return f"It has no files in a supported format ({', '.join(READERS)})."
         suffixes = Counter(re.sub(r"^[^.]*", "", name.rpartition("/")[2]) for name in data)
         suffix = max(suffixes, key=lambda suffix: suffixes[suffix])
         folders = {name.rpartition("/")[0] for name in data if name.endswith(suffix)}
@@ -222,6 +232,6 @@ def _to_file(entry: RepoFile) -> HubFile:
 
 
 def _some(names: Sequence[str] | dict[str, Any]) -> str:
-    """Names, as many as a person reads."""
-    shown = ", ".join(list(names)[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown}, … ({len(names)} in all)"
+    """The first names, separated by commas."""
+    shown = ", ".join(list(names)[:MAX_LISTED_NAMES])
+    return shown if len(names) <= MAX_LISTED_NAMES else f"{shown}, … ({len(names)} in total)"

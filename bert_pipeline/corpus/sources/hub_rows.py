@@ -1,8 +1,9 @@
-"""Files of a hub repository as rows and documents, streamed through `datasets.load_dataset(..., streaming=True)`.
+"""Files of a Hub repository as rows, streamed with `load_dataset(..., streaming=True)`.
 
-Lines of text and JSON are taken one level below, from the `hf://` files that `datasets` streams from. Its JSON reader
-knows no line numbers, and one bad line costs it the file. Its text reader ignores `encoding` and `encoding_errors` when
-it streams (datasets 5.2: `xopen` drops them), so one byte that is no UTF-8 does.
+Text and JSON lines are read one level below, from the `hf://` files that `datasets` streams from.
+The JSON reader of `datasets` has no line numbers, and fails for the complete file on one bad line.
+Its text reader ignores `encoding` and `encoding_errors` when streaming (datasets 5.2: `xopen` drops
+them), and fails on one byte that is not valid UTF-8.
 """
 
 import io
@@ -24,11 +25,12 @@ import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
-from bert_pipeline.corpus.sources.json_lines import Policy, read_json_lines
-from bert_pipeline.corpus.sources.plain_text import decode, split_documents
+from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
+from bert_pipeline.corpus.sources.json_lines import read_json_lines
+from bert_pipeline.corpus.sources.plain_text import split_documents, split_lines
 from bert_pipeline.hub.client import (
-    PASSING,
-    REFUSALS,
+    PERMANENT_ERRORS,
+    TRANSIENT_ERRORS,
     Backoff,
     as_transient_error,
     connect,
@@ -41,11 +43,15 @@ else:
     from backports.zstd import ZstdError
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
-ROWS_AT_ONCE = 64
-BUFFER = 1 << 20
-LARGE_GROUP = 64_000_000
-"""Arrow's scanner, with which `datasets` reads parquet, decodes a whole row group for the first row of it, whatever the
-batch size: 600 MB of text took 1.1 GB. Larger row groups are decoded page by page, which took 40 MB."""
+BATCH_ROWS = 64
+BUFFER_BYTES = 1 << 20
+LARGE_ROW_GROUP_BYTES = 64_000_000
+"""Row groups above this size are decoded page by page.
+
+Arrow's scanner, which `datasets` uses to read parquet, decodes the complete row group before it
+returns the first row, whatever the batch size: 1.1 GB of memory for 600 MB of text, against 40 MB
+page by page.
+"""
 
 DATA_ERRORS = (
     EOFError,
@@ -56,48 +62,48 @@ DATA_ERRORS = (
     ZstdError,
     pa.ArrowException,
 )
-"""What broken files raise; `ValueError` is what `datasets`, pandas and JSON say."""
+"""Exceptions for broken files; `datasets`, pandas and `json` raise `ValueError`."""
 
 T = TypeVar("T")
-Numbered = Iterator[tuple[int, Any]]
+NumberedRows = Iterator[tuple[int, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
-    """How the files of one commit are read."""
+    """Reader of a repository's files at one commit; picklable, for worker processes."""
 
     spec: str
     repository: str
     commit: str
     language: str
-    policy: Policy
+    policy: ErrorPolicy
     max_wait: float
     quiet: bool
 
     def connect(self) -> None:
-        """Prepare the libraries in this process."""
+        """Configure the Hub libraries in this process."""
         connect(self.max_wait, self.quiet)
 
     def url(self, path: str) -> str:
-        """Where a person finds the file."""
+        """The URL of a file, for messages."""
         return f"{constants.ENDPOINT}/datasets/{self.repository}/resolve/{self.commit}/{path}"
 
     @contextmanager
     def reading(self, path: str, counts: Counter[str]) -> Iterator[None]:
-        """Tell broken data, which the policy may skip, from a hub that refuses, which it never does."""
+        """Hand broken data to the policy, and raise `BertpipeError` for errors of the Hub."""
         try:
             yield
         except DATA_ERRORS as error:
-            # A revision that is gone is a `FileNotFoundError`. None of these is the data's fault, so none is skipped.
-            if isinstance(error, (*REFUSALS, FileNotFoundError, PermissionError)):
+            # Not broken data, so never skipped. A missing revision is a `FileNotFoundError`.
+            if isinstance(error, (*PERMANENT_ERRORS, FileNotFoundError, PermissionError)):
                 raise explain(error, self.repository) from None
             detail = str(error).strip().partition("\n")[0] or type(error).__name__
             self.policy.handle(
-                f"{self.url(path)}: broken or cut off ({detail}).", "broken_file", counts
+                f"{self.url(path)}: broken or truncated ({detail}).", "broken_file", counts
             )
 
     def rows(self, path: str, builder: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """The rows of a file by a builder of `datasets`."""
+        """The rows of a file, read with a builder of `datasets`."""
         import datasets
 
         where: dict[str, Any] = {
@@ -105,41 +111,47 @@ class HubFiles:
             "split": "train",
             "streaming": True,
         }
-        yield from self._steadily(path, lambda: datasets.load_dataset(builder, **where, **options))
+        yield from self._resume_after_errors(
+            path, lambda: datasets.load_dataset(builder, **where, **options)
+        )
 
     def lines(self, path: str) -> Iterator[bytes]:
-        """The lines of a text file, plain or compressed, as the bytes that they are."""
-        yield from self._steadily(path, lambda: _read_lines(self._location(path)))
+        """The undecoded lines of a text file, plain or compressed."""
+        yield from self._resume_after_errors(path, lambda: _read_lines(self._location(path)))
 
-    def _steadily(self, path: str, open_file: Callable[[], Iterable[T]]) -> Iterator[T]:
-        """The items of a file; after a failure that passed, on from the item reached."""
-        patience = Backoff(self.max_wait, self.quiet)
+    def _resume_after_errors(self, path: str, open_file: Callable[[], Iterable[T]]) -> Iterator[T]:
+        """The items of a file; after a transient error it is reopened at the item reached."""
+        backoff = Backoff(self.max_wait, self.quiet)
         reached = 0
         while True:
             try:
                 for item in islice(open_file(), reached, None):
                     reached += 1
-                    patience.reset()
+                    backoff.reset()
                     yield item
                 return
-            except PASSING as error:
-                patience.wait(as_transient_error(error, self.url(path)))
+            except TRANSIENT_ERRORS as error:
+                backoff.wait(as_transient_error(error, self.url(path)))
 
     def column(self, path: str) -> Iterator[Any]:
-        """The values of a parquet file's text column, and no other's: their types may be what no reader knows."""
+        """The values of a parquet file's text column; other columns may have unsupported types."""
         import datasets
 
-        metadata = next(self._steadily(path, lambda: _read_metadata(self._location(path))))
+        metadata = next(
+            self._resume_after_errors(path, lambda: _read_metadata(self._location(path)))
+        )
         schema = metadata.schema.to_arrow_schema()
         name = self.policy.choose_field(schema.names, self.url(path))
-        if _largest_group(metadata, name) > LARGE_GROUP:
-            yield from self._steadily(path, lambda: _read_column(self._location(path), name))
+        if _largest_row_group(metadata, name) > LARGE_ROW_GROUP_BYTES:
+            yield from self._resume_after_errors(
+                path, lambda: _read_column(self._location(path), name)
+            )
             return
         scan = ds.ParquetFragmentScanOptions(
             page_checksum_verification=True,
             pre_buffer=False,
             use_buffered_stream=True,
-            buffer_size=BUFFER,
+            buffer_size=BUFFER_BYTES,
         )
         features = datasets.Features.from_arrow_schema(
             pa.schema([schema.field(name).remove_metadata()])
@@ -147,7 +159,7 @@ class HubFiles:
         options = {
             "columns": [name],
             "features": features,
-            "batch_size": ROWS_AT_ONCE,
+            "batch_size": BATCH_ROWS,
             "fragment_scan_options": scan,
         }
         for row in self.rows(path, "parquet", **options):
@@ -158,14 +170,14 @@ class HubFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class HubTask:
-    """Some whole files, a document a row."""
+class HubFilesTask:
+    """Complete files, one document per row."""
 
     files: HubFiles
     paths: tuple[str, ...]
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
-        """Documents of the files in order; ids are `PATH#ROW`, both from the repository."""
+        """Documents of the files in order; ids are `PATH#ROW`."""
         self.files.connect()
         for path in self.paths:
             read = READERS[file_format(path)]
@@ -182,7 +194,7 @@ class HubTask:
 
 
 def file_format(path: str) -> str:
-    """The extension that says how a file is read, without that of its compression; empty when no reader knows it."""
+    """The file extension without that of the compression; empty when there is no reader for it."""
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     extension = path.rpartition("/")[2].rpartition(".")[2].lower()
@@ -199,8 +211,8 @@ def _read_metadata(location: str) -> Iterator[pq.FileMetaData]:
         yield pq.read_metadata(file)
 
 
-def _largest_group(metadata: pq.FileMetaData, name: str) -> int:
-    """Bytes of the column in the row group that has most of them."""
+def _largest_row_group(metadata: pq.FileMetaData, name: str) -> int:
+    """The largest uncompressed size of the column in a row group, in bytes."""
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     columns = (group.column(index) for group in groups for index in range(group.num_columns))
     return max(
@@ -210,45 +222,44 @@ def _largest_group(metadata: pq.FileMetaData, name: str) -> int:
 
 
 def _read_column(location: str, name: str) -> Iterator[Any]:
-    options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": BUFFER}
+    options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": BUFFER_BYTES}
     with fsspec.open(location) as raw, pq.ParquetFile(raw, **options) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[name], use_threads=False):
+        for batch in file.iter_batches(BATCH_ROWS, columns=[name], use_threads=False):
             yield from batch.column(0).to_pylist()
 
 
-def _read_parquet(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
+def _read_parquet(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
     yield from enumerate(files.column(path))
 
 
-def _read_text(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
-    # A lone carriage return ends a line too, as in files on disk.
-    lines = (
-        line for raw in files.lines(path) for line in decode(raw, counts).rstrip("\r\n").split("\r")
-    )
-    yield from enumerate(split_documents(lines))
+def _read_text(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
+    yield from enumerate(split_documents(split_lines(files.lines(path), counts)))
 
 
-def _read_json_lines(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
+def _read_json_lines(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
     yield from read_json_lines(files.lines(path), files.url(path), files.policy, counts)
 
 
-def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> Numbered:
+def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
     first = next((line for line in files.lines(path) if line.strip()), b"{}")
     try:
-        lines = isinstance(json.loads(first), dict)
+        is_json_lines = isinstance(json.loads(first), dict)
     except ValueError:
-        lines = False
-    yield from _read_json_lines(files, path, counts) if lines else _read_rows(files, path, "json")
+        is_json_lines = False
+    if is_json_lines:
+        yield from _read_json_lines(files, path, counts)
+    else:
+        yield from _read_rows(files, path, "json")
 
 
-def _read_rows(files: HubFiles, path: str, builder: str, **options: Any) -> Numbered:
+def _read_rows(files: HubFiles, path: str, builder: str, **options: Any) -> NumberedRows:
     field = None
     for number, row in enumerate(files.rows(path, builder, **options)):
         field = field or files.policy.choose_field(row, files.url(path))
         yield number, row.get(field)
 
 
-READERS: dict[str, Callable[[HubFiles, str, Counter[str]], Numbered]] = {
+READERS: dict[str, Callable[[HubFiles, str, Counter[str]], NumberedRows]] = {
     "parquet": _read_parquet,
     "jsonl": _read_json_lines,
     "ndjson": _read_json_lines,
@@ -258,3 +269,4 @@ READERS: dict[str, Callable[[HubFiles, str, Counter[str]], Numbered]] = {
     "tsv": lambda files, path, counts: _read_rows(files, path, "csv", sep="\t"),
     "arrow": lambda files, path, counts: _read_rows(files, path, "arrow"),
 }
+"""Readers by file extension."""

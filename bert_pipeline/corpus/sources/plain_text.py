@@ -1,23 +1,56 @@
-"""Plain text as people store it: made into paragraphs, one a line, and into documents."""
+"""`text:GLOB`: plain text files, split into documents of one paragraph per line."""
 
 import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.sources.files import (
+    FileSource,
+    FilesTask,
+    handle_broken_file,
+    open_decompressed,
+)
 
 MAX_DOCUMENT_CHARS = 100_000
-"""A longer file is cut into several documents at paragraph ends: one book must still give pairs from 'another document'
-and a held-out part, and no stage should need a whole library in memory."""
+"""A longer file is split into several documents at paragraph ends.
+
+A single book must provide random next sentences from another document and a validation split, and
+no stage should need to hold a very large file in memory.
+"""
 
 WRAP_WIDTH = 120
-"""A paragraph none of whose lines is longer than this is taken to be hard-wrapped."""
+"""A paragraph whose lines are all at most this long counts as hard-wrapped."""
 
 _TITLE = re.compile(r"= [^=](?:.*[^=])? =")
 _HEADING = re.compile(r"=(?: ?=)+ .+ =(?: ?=)+")
 
 
+def open_source(spec: str, config: CorpusConfig) -> FileSource:
+    """The text files that match the pattern in `spec`."""
+    return FileSource(spec, read_documents)
+
+
+def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
+    """The texts of one file's documents."""
+    with handle_broken_file(path, task.policy, counts), open_decompressed(path) as file:
+        yield from split_documents(split_lines(file, counts))
+
+
+def split_lines(file: Iterable[bytes], counts: Counter[str]) -> Iterator[str]:
+    """Decoded lines without their ends."""
+    for raw in file:
+        # A lone carriage return ends a line too: old files, and logs with progress bars.
+        yield from decode(raw, counts).rstrip("\r\n").split("\r")
+
+
 def decode(raw: bytes, counts: Counter[str]) -> str:
-    """UTF-8 text without a byte order mark; bytes that are none become U+FFFD, counted as `invalid_bytes_replaced`."""
+    """UTF-8 text without a byte order mark.
+
+    Invalid bytes become U+FFFD, counted as `invalid_bytes_replaced`.
+    """
     raw = raw.removeprefix(BOM_UTF8)
     try:
         return raw.decode("utf-8")
@@ -28,23 +61,27 @@ def decode(raw: bytes, counts: Counter[str]) -> str:
 
 
 def join_wrapped(lines: list[str]) -> list[str]:
-    """Make a hard-wrapped paragraph one line; leave lines that are paragraphs or sentences of their own."""
+    """Join a hard-wrapped paragraph into one line; lines that are paragraphs themselves stay."""
     if len(lines) > 1 and max(map(len, lines)) <= WRAP_WIDTH:
         return [" ".join(lines)]
     return lines
 
 
 def is_title(line: str) -> bool:
-    """Whether a stripped line is a title of WikiText, ` = Title = `, which begins an article after a blank line."""
+    """Whether a stripped line is a WikiText title, ` = Title = `.
+
+    After a blank line, a title starts an article.
+    """
     return line.startswith("=") and _TITLE.fullmatch(line) is not None
 
 
 def split_documents(lines: Iterable[str]) -> Iterator[str]:
-    """Cut the lines of a text file into documents of paragraphs, one a line.
+    """Split the lines of a text file into documents of one paragraph per line.
 
-    Blank lines part paragraphs. A line ` = Title = ` after a blank one begins a document (WikiText); without such
-    lines the file is one document, or where it is longer several of about `MAX_DOCUMENT_CHARS`, cut between
-    paragraphs. Only where no blank line comes for as long again does the cut fall between two lines.
+    Blank lines separate paragraphs. A line ` = Title = ` after a blank line starts a document
+    (WikiText). A file without such lines is one document, or, when it is longer, several documents
+    of about `MAX_DOCUMENT_CHARS`, split between paragraphs. Text without a blank line for twice
+    that length is split between two lines.
     """
     paragraphs: list[str] = []
     block: list[str] = []
@@ -57,7 +94,8 @@ def split_documents(lines: Iterable[str]) -> Iterator[str]:
             block = []
             if paragraphs and (begins or size >= MAX_DOCUMENT_CHARS):
                 yield "\n".join(paragraphs)
-                paragraphs, size = [], 0
+                paragraphs = []
+                size = 0
         if line:
             block.append(line.strip("= ") if begins or _HEADING.fullmatch(line) else line)
             size += len(line) + 1

@@ -1,0 +1,48 @@
+"""`--text-field` and `--on-error`: which field holds the text, and what to do with broken data."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.errors import BertpipeError
+
+TEXT_FIELDS = ("text", "content")
+"""Field names that are tried when `--text-field` is not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPolicy:
+    """Which field holds the text, and whether broken data ends the run."""
+
+    text_field: str | None
+    on_error: str
+    advice: str
+    """What to do about broken data, for the error message."""
+
+    @classmethod
+    def from_config(cls, config: CorpusConfig, advice: str) -> "ErrorPolicy":
+        """The policy that the options set."""
+        return cls(config.text_field, config.on_error, advice)
+
+    def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
+        """Raise `BertpipeError` (`--on-error fail`), or count `skipped_<reason>` (`skip`)."""
+        if self.on_error == "fail":
+            raise BertpipeError(f"{problem} {self.advice}")
+        counts[f"skipped_{reason}"] += 1
+
+    def find_field(self, fields: Collection[str]) -> str | None:
+        """The field that holds the text; None when there is none."""
+        candidates = (self.text_field,) if self.text_field else TEXT_FIELDS
+        return next((field for field in candidates if field in fields), None)
+
+    def choose_field(self, fields: Collection[str], where: str) -> str:
+        """The field that holds the text. Raises `BertpipeError` when there is none."""
+        if (field := self.find_field(fields)) is None:
+            raise BertpipeError(f"{where}: {self.describe_missing_field(fields)}")
+        return field
+
+    def describe_missing_field(self, fields: Collection[str]) -> str:
+        """An error message that lists the fields that exist."""
+        expected = self.text_field or " or ".join(TEXT_FIELDS)
+        return f"no field {expected}; fields: {', '.join(fields)}. Choose one with --text-field."
