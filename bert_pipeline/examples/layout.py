@@ -70,7 +70,7 @@ class PairLayout:
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """Tokens that each pair loses at the front and back of both segments; int64 of shape (pairs,)."""
+    """Tokens that each pair loses at both ends of both segments; int64 of shape (pairs,)."""
 
     front_a: Int64Array
     back_a: Int64Array

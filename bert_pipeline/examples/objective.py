@@ -13,8 +13,8 @@ SentenceBounds = Sequence[int]
 Pair = tuple[int, int, int, int, bool, int, int]
 """(a_start, a_stop, b_start, b_stop, label, wanted, document) of one sentence pair.
 
-Segment A is ids `a_start:a_stop`, B is `b_start:b_stop`. Where `wanted` is above 0, B is drawn later
-from a document other than `document`, up to `wanted` tokens.
+Segment A is ids `a_start:a_stop`, B is `b_start:b_stop`. Where `wanted` is above 0, B is drawn
+later, from a document other than `document`, up to `wanted` tokens.
 """
 
 

@@ -26,7 +26,7 @@ from bert_pipeline.storage.shards import finished_counts, list_column, write_sha
 from bert_pipeline.tokenizer.load import SpecialIds
 
 DOCUMENTS = "documents.npy"
-"""Beside the pieces of the token store: the number of documents in each, int64 of shape (pieces,)."""
+"""File in the token store: number of documents in each piece, int64 of shape (pieces,)."""
 COUNTED = (
     "rows",
     "tokens",
@@ -61,7 +61,7 @@ class ExampleJob:
 
 
 def shard_schema(config: ExamplesConfig, split: Split) -> pa.Schema:
-    """The columns of a split's shards: with `word_starts` if `pretrain` will mask complete words."""
+    """The columns of a split's shards; with `word_starts` if `pretrain` masks whole words."""
     later = config.masks == "dynamic" and split == "train" and config.mask_unit != "token"
     return SCHEMA.append(WORD_STARTS) if later else SCHEMA
 

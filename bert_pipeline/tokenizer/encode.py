@@ -19,7 +19,7 @@ from bert_pipeline.tokenizer.load import LoadedTokenizer
 from bert_pipeline.tokenizer.words import is_wordwise
 
 BATCH_CHARACTERS = 500_000
-"""Characters passed to the tokenizer at a time: its result needs a hundred times the ids' memory."""
+"""Characters passed to the tokenizer at a time: its result takes a hundred times the ids' memory"""
 SENTENCE_OVERHEAD = 50
 """Characters that each sentence counts in addition."""
 MAX_WORD_CHARACTERS = 48

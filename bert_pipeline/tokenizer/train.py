@@ -1,4 +1,4 @@
-"""`bertpipe tokenize`: a new or an existing tokenizer, saved for `AutoTokenizer.from_pretrained`."""
+"""`bertpipe tokenize`: a new or existing tokenizer, saved for `AutoTokenizer.from_pretrained`."""
 
 from dataclasses import asdict
 from pathlib import Path

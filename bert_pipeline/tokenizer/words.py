@@ -1,4 +1,4 @@
-"""Whether a tokenizer encodes a sentence word by word, so that words can be looked up in a table."""
+"""Whether a tokenizer encodes a sentence word by word, so that a table of words can be used."""
 
 import json
 from typing import Any

@@ -131,7 +131,7 @@ def test_held_out_rows_have_written_masks(unit: str, folder: Folder) -> None:
     dynamic, static = (read(folder(masks, unit), "validation") for masks in ("dynamic", "static"))
     assert dynamic.equals(static)
     assert all(dynamic["masked_positions"].to_pylist())
-    assert DynamicMasks.of(read_manifest(folder("static", unit), "examples"), 0) is None
+    assert DynamicMasks.from_manifest(read_manifest(folder("static", unit), "examples"), 0) is None
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
