@@ -510,7 +510,8 @@ def test_filters_accept_any_text(step: str, text: str):
     st.text(max_size=5),
 )
 def test_excerpt_is_short_and_has_the_first_difference(head: str, tail: str, old: str, new: str):
-    before, after = head + old + tail, head + new + tail
+    before = head + old + tail
+    after = head + new + tail
     shown_before, shown_after = excerpt(before, after)
     assert max(len(shown_before), len(shown_after)) <= EXCERPT_CHARS
     assert shown_before in before

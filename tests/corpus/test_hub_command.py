@@ -77,7 +77,8 @@ def test_command_resumes_to_the_same_bytes_after_hub_errors(
 def test_command_does_not_write_or_print_the_token(hub: LocalHub, run: Run, tmp_path: Path) -> None:
     add_wikitext(hub, LINES)
     add_oscar(hub, "OSCAR-2301")
-    hub.gated, hub.tokens = {"oscar-corpus/OSCAR-2301": {"hf_secret"}}, {"hf_secret"}
+    hub.gated = {"oscar-corpus/OSCAR-2301": {"hf_secret"}}
+    hub.tokens = {"hf_secret"}
     command = [
         "--debug",
         "corpus",

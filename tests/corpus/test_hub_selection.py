@@ -44,7 +44,8 @@ def test_gated_repository_without_token_wrong_token_and_no_access(
     hub: LocalHub, read: Read
 ) -> None:
     add_oscar(hub, "OSCAR-2301")
-    hub.gated, hub.tokens = {"oscar-corpus/OSCAR-2301": {"hf_good"}}, {"hf_good", "hf_other"}
+    hub.gated = {"oscar-corpus/OSCAR-2301": {"hf_good"}}
+    hub.tokens = {"hf_good", "hf_other"}
     page = f"{hub.url}/datasets/oscar-corpus/OSCAR-2301"
     assert read("oscar:fa").error == (
         f"{page} is gated: request access on that page, then give a token with access: set "

@@ -124,7 +124,7 @@ def test_summary_of_cleaning_without_removals_is_one_line(
     monkeypatch.chdir(tmp_path)
     build(Path("out"), "text:a.txt", quiet=False)
     assert capsys.readouterr().out.splitlines() == [
-        "corpus: 1 documents, 9 B of text in 1 shard → out",
+        "corpus: 1 document, 9 B of text in 1 shard → out",
         "  cleaning (unicode, control, whitespace): no documents removed",
     ]
 

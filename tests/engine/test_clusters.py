@@ -111,7 +111,8 @@ sys.path.insert(0, sys.argv[1])
 from bert_pipeline.engine.run import run_stage
 from tests.engine.test_clusters import config_for, note_and_wait
 if __name__ == "__main__":
-    folder, engine = Path(sys.argv[2]), sys.argv[3]
+    folder = Path(sys.argv[2])
+    engine = sys.argv[3]
     list(run_stage(note_and_wait, [str(folder / "notes")] * 3, config_for(engine, folder), folder))
 """
 

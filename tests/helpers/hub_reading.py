@@ -309,7 +309,8 @@ def oscar_rows(language: str, count: int = 3) -> list[dict[str, Any]]:
 
 
 def add_oscar(hub: LocalHub, layout: str) -> Path:
-    fa, de = oscar_rows("fa", 4), oscar_rows("de")
+    fa = oscar_rows("fa", 4)
+    de = oscar_rows("de")
     files: dict[str, dict[str, bytes | str]] = {
         "OSCAR-2301": {
             "OSCAR-2301.py": "import datasets",
