@@ -1,1 +1,35 @@
-"""bertpipe: from raw text to a pretrained BERT."""
+"""bertpipe: from raw text to a pretrained BERT.
+
+The functions are documented in `bert_pipeline.api`; they are loaded when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bert_pipeline.api import (
+        build_corpus,
+        build_examples,
+        evaluate,
+        fill_mask,
+        pretrain,
+        run_recipe,
+        train_tokenizer,
+    )
+
+__all__ = [
+    "build_corpus",
+    "build_examples",
+    "evaluate",
+    "fill_mask",
+    "pretrain",
+    "run_recipe",
+    "train_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from bert_pipeline import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

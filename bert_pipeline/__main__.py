@@ -1,4 +1,4 @@
-"""`python -m bert_pipeline` is `bertpipe`; launchers of several processes need a module to start."""
+"""`python -m bert_pipeline` is `bertpipe`; launchers of several processes need a module."""
 
 from bert_pipeline.cli import main
 

@@ -1,20 +1,22 @@
-"""The command line: one short function a command. Heavy libraries are imported inside the bodies."""
+"""The command line: one short function per command. Heavy libraries are imported in the bodies."""
 
 import json
 import os
 import signal
 import sys
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
 
-# Pydantic would search all installed packages for plugins, which takes longer than the rest of `--help`.
+# Pydantic would search all installed packages for plugins, which takes longer than the rest of
+# `--help`.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
-from bert_pipeline.config import ShardedConfig
-from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline import api
 from bert_pipeline.errors import (
     BertpipeError,
     ReportedByMain,
@@ -22,30 +24,40 @@ from bert_pipeline.errors import (
     UsageError,
     describe_os_error,
 )
-from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.options import stage_command
-from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.stages import STAGES
 
 app = typer.Typer(
     name="bertpipe",
-    help="From raw text to a pretrained BERT: corpus → tokenize → examples → pretrain, or `run` for all of them.",
+    help="From raw text to a pretrained BERT: corpus → tokenize → examples → pretrain, or `run` "
+    "for all of them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Model = Annotated[
-    Path,
-    typer.Argument(help="Model folder, or the folder of the run that made it.", show_default=False),
+    Path, typer.Argument(help="Model folder, or the folder of the run.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON alone.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        print(f"bertpipe {version('bertpipe')}")  # noqa: T201
+        raise typer.Exit
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     """Options before any command."""
     if debug:
@@ -55,7 +67,7 @@ def options(
 @app.command("run")
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as quickstart.")
+        str, typer.Argument(help="YAML file, or the name of a shipped recipe such as quickstart.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")
@@ -65,81 +77,54 @@ def run(
         typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe."),
     ] = None,
     through: Annotated[
-        Literal["corpus", "tokenize", "examples", "long_examples", "pretrain"],
+        Literal[tuple(STAGES)],  # type: ignore[valid-type]
         typer.Option(help="Last stage to run."),
     ] = "pretrain",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make anew what was made otherwise.")
+        bool, typer.Option("--overwrite", help="Rebuild stages whose settings changed.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print all tables of the summaries.")
+    ] = False,
 ) -> None:
-    """Run a recipe from its source to a model; what is complete is kept, what was stopped goes on."""
-    from bert_pipeline.recipe import default_out, find_recipe, read_recipe, run_recipe
-
-    path = find_recipe(recipe)
-    run_recipe(
-        read_recipe(path, out or default_out(path), settings or [], overwrite, quiet),
-        through,
-        quiet,
+    """Run a recipe from its source to a model; complete stages are skipped, stopped ones resume."""
+    api.run_recipe(
+        recipe,
+        out,
+        settings or [],
+        through=through,
+        overwrite=overwrite,
+        quiet=quiet,
+        verbose=verbose,
     )
 
 
-@stage_command(app, "corpus", CorpusConfig)
-def corpus(config: CorpusConfig) -> None:
-    """Turn sources into clean documents in parquet."""
-    _prepare_workers(config)
-    from bert_pipeline.corpus.build import build_corpus
-
-    build_corpus(config)
-
-
-@stage_command(app, "tokenize", TokenizeConfig)
-def tokenize(config: TokenizeConfig) -> None:
-    """Train a WordPiece or byte-level BPE tokenizer on a corpus, or take an existing tokenizer, and measure it."""
-    from bert_pipeline.tokenizer.train import train_tokenizer
-
-    train_tokenizer(config)
-
-
-@stage_command(app, "examples", ExamplesConfig)
-def examples(config: ExamplesConfig) -> None:
-    """Make masked examples from a corpus and a tokenizer."""
-    _prepare_workers(config)
-    from bert_pipeline.examples.build import build_examples
-
-    build_examples(config)
-
-
-@stage_command(app, "pretrain", PretrainConfig)
-def pretrain(config: PretrainConfig) -> None:
-    """Pretrain BERT on examples, or go on where a stopped run was."""
-    from bert_pipeline.training.launch import run_pretrain
-
-    run_pretrain(config)
+for _name, _stage in STAGES.items():
+    if _stage.help:
+        stage_command(app, _name, _stage)
 
 
 @app.command("evaluate")
 def evaluate(
     model: Model,
     examples: Annotated[
-        Path, typer.Option(help="Folder made by `bertpipe examples`.", show_default=False)
+        Path, typer.Option(help="Folder written by `bertpipe examples`.", show_default=False)
     ],
     split: Annotated[
-        Literal["validation", "train"], typer.Option(help="Examples to measure on.")
+        Literal["validation", "train"], typer.Option(help="Examples to evaluate on.")
     ] = "validation",
     as_json: Json = False,
 ) -> None:
-    """Measure a model on masked examples, beside the unigram baseline."""
-    from dataclasses import asdict
-
-    from bert_pipeline.pretraining.evaluation import describe, evaluate_folder
-    from bert_pipeline.progress import print_pairs
-
-    evaluation = evaluate_folder(model, examples, split, quiet=as_json)
+    """Evaluate a model on masked examples, beside the unigram baseline."""
+    evaluation = api.evaluate(model, examples, split, quiet=as_json)
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201
-    else:
-        print_pairs(f"{model} on {examples}, {split}", describe(evaluation, split))
+        return
+    from bert_pipeline.pretraining.evaluation import describe
+    from bert_pipeline.progress import print_pairs
+
+    print_pairs(f"{model} on {examples}, {split}", describe(evaluation, split))
 
 
 @app.command("fill-mask")
@@ -148,31 +133,25 @@ def fill_mask(
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")
     ],
-    top_k: Annotated[int, typer.Option(help="Candidates for each mask.")] = 5,
+    top_k: Annotated[int, typer.Option(help="Predictions per mask.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Fill the masks in texts."""
-    from bert_pipeline.predict.fill_mask import MaskFiller, draw
+    """Predict the masked words in texts."""
+    if as_json:
+        found = api.fill_mask(model, texts, top_k=top_k)
+        print(json.dumps(found, ensure_ascii=False))  # noqa: T201
+        return
+    from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates
     from bert_pipeline.progress import print_line
 
-    filler = MaskFiller(model)
-    if as_json:
-        print(json.dumps(filler.fill(texts, top_k), ensure_ascii=False))  # noqa: T201
-        return
-    for text, masks in zip(texts, filler.fill_each(texts, top_k), strict=True):
-        print_line("\n".join([text, *draw(masks)]))
-
-
-def _prepare_workers(config: ShardedConfig) -> None:
-    if config.engine == "local" and config.workers > 1:
-        from bert_pipeline.engine.processes import prepare_processes
-
-        prepare_processes()
+    predictions = MaskFiller(model).fill_each(texts, top_k)
+    for text, masks in zip(texts, predictions, strict=True):
+        print_line("\n".join([text, *format_candidates(masks)]))
 
 
 def main() -> None:
     """Run the command line; every expected error ends here, as one message and an exit code."""
-    # The training loop puts its own handlers in place, which save first.
+    # The training loop installs its own handlers, which save first.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -180,7 +159,7 @@ def main() -> None:
     except BertpipeError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
-        _fail(_name_rank(error), error.exit_code)
+        _fail(_message_of_rank(error), error.exit_code)
     except OSError as error:
         if os.environ.get("BERTPIPE_DEBUG"):
             raise
@@ -193,18 +172,16 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _name_rank(error: BertpipeError) -> str:
-    """The message, if it is for this process to print: what all processes of a launcher meet, the first one says."""
+def _message_of_rank(error: BertpipeError) -> str:
+    """The message, if this process is to print it: errors that all ranks meet, rank 0 prints."""
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         return str(error)
-    return (
-        "" if isinstance(error, ReportedByMain | UsageError | Stopped) else f"rank {rank}: {error}"
-    )
+    is_printed_by_main = isinstance(error, ReportedByMain | UsageError | Stopped)
+    return "" if is_printed_by_main else f"rank {rank}: {error}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(
-        "Stopped by a signal. What is finished is kept: run the same command again to go on.",
-        number,
+        "Stopped by a signal. Finished work is kept: run the same command again to resume.", number
     )

@@ -1,20 +1,20 @@
-"""Errors that a user can act on; `cli.main` prints each as one message and exits with its code."""
+"""Errors for users: `cli.main` prints each as one message and exits with its code."""
 
 
 class BertpipeError(Exception):
-    """Something failed that the message explains: what, where, and what to do."""
+    """An error whose message says what failed, where, and what to do."""
 
     exit_code = 1
 
 
 class UsageError(BertpipeError):
-    """The command, recipe or option is wrong, whatever lies on disk."""
+    """A command, recipe or option is invalid."""
 
     exit_code = 2
 
 
 class Stopped(BertpipeError):
-    """A signal ended the run after its work was saved."""
+    """A signal stopped the run, after its state was saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -22,21 +22,21 @@ class Stopped(BertpipeError):
 
 
 class ReportedByMain(BertpipeError):
-    """Another process of the run has met the error and prints it."""
+    """An error that the main process of the run reports."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("The main process failed; its message stands with it.")
+        super().__init__("The main process failed; see its error message.")
         self.exit_code = exit_code
 
 
 class LostRank(BertpipeError):
-    """Another process of the run is gone, or out of reach."""
+    """Another process of the run ended or cannot be reached."""
 
 
 class SourceUnreachable(BertpipeError):
-    """A source does not respond now, and may at another time."""
+    """A source does not respond at the moment."""
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system refused, in one line."""
+    """The file and the reason, in one line."""
     return f"{error.filename or 'A file'}: {error.strerror or error}."

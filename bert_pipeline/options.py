@@ -2,45 +2,37 @@
 
 import inspect
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 from bert_pipeline.config import Choice, StageConfig, build_config, flag, read_section
 from bert_pipeline.recipe import SECTIONS
+from bert_pipeline.stages import Stage
 
-C = TypeVar("C", bound=StageConfig)
 
-
-def stage_command(
-    app: typer.Typer, name: str, model: type[C]
-) -> Callable[[Callable[[C], object]], Callable[[C], object]]:
-    """Register a function of one config as `bertpipe <name>`.
+def stage_command(app: typer.Typer, name: str, stage: Stage) -> None:
+    """Register a stage as `bertpipe <name>`.
 
     A value comes from the command line, else from the `<name>:` section of the `--config` file,
     else it is the default.
     """
 
-    def register(run: Callable[[C], object]) -> Callable[[C], object]:
-        def command(config: Path | None = None, **options: Any) -> None:
-            values = read_section(config, name, SECTIONS) if config else {}
-            values |= {key: value for key, value in options.items() if value not in (None, [])}
-            run(build_config(model, values))
+    def command(config: Path | None = None, **options: Any) -> None:
+        values = read_section(config, name, SECTIONS) if config else {}
+        values |= {key: value for key, value in options.items() if value not in (None, [])}
+        stage.run(build_config(stage.config, values))
 
-        help_text = f"Recipe whose `{name}:` section sets options; the command line overrides it."
-        config_option = typer.Option(help=help_text, show_default=False)
-        config_parameter = _parameter("config", Path | None, config_option)
-        fields = ordered_fields(model)
-        parameters = [*(_from_field(key, field) for key, field in fields), config_parameter]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(name, help=inspect.getdoc(run))(command)
-        return run
-
-    return register
+    help_text = f"Recipe whose `{name}:` section sets options; the command line overrides it."
+    config_option = typer.Option(help=help_text, show_default=False)
+    config_parameter = _parameter("config", Path | None, config_option)
+    fields = ordered_fields(stage.config)
+    parameters = [*(_from_field(key, field) for key, field in fields), config_parameter]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, help=stage.help)(command)
 
 
 def ordered_fields(model: type[StageConfig]) -> list[tuple[str, FieldInfo]]:
@@ -91,7 +83,7 @@ def describe_default(field: FieldInfo) -> str:
 
 
 def _parsed_type(annotation: Any) -> Any:
-    """The type that Typer parses: the one beside None or a mapping in a union, a list for a tuple."""
+    """The type that Typer parses: of a union its main member, of a tuple a list."""
     if get_origin(annotation) in (Union, types.UnionType):
         members = [
             a for a in get_args(annotation) if a is not type(None) and get_origin(a) is not dict

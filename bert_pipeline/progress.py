@@ -1,8 +1,9 @@
-"""What a person sees while waiting: one bar with rate and remaining time, and tables at the end.
+"""Terminal output: progress bars while a command runs, results and tables at its end.
 
-Bars go to standard error and only to a terminal; results go to standard output.
+Bars go to standard error, and only to a terminal; results go to standard output.
 """
 
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,22 +20,26 @@ from rich.progress import (
 )
 from rich.table import Table
 
+PLAIN_WIDTH = 80
+"""Columns of tables where standard output is not a terminal."""
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """A bar that counts up to a total, with a short text beside it."""
+    """A progress bar with a short text beside it."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+        self._progress = progress
+        self._task = task
 
     def advance(self, amount: float = 1) -> None:
-        """Count `amount` more."""
+        """Add `amount` to the completed part."""
         self._progress.update(self._task, advance=amount)
 
     def move_to(self, completed: float) -> None:
-        """Set the count."""
+        """Set the completed part."""
         self._progress.update(self._task, completed=completed)
 
     def note(self, text: str) -> None:
@@ -51,9 +56,9 @@ def bar(
     counted: bool = True,
     describe: Callable[[], str] | None = None,
 ) -> Iterator[Bar]:
-    """A progress bar for the length of the block; invisible when quiet or when standard error is no terminal.
+    """Show a progress bar during the block; hidden when quiet or without a terminal.
 
-    `describe` is asked every second for the text beside the bar, where work is done that nobody reports.
+    `describe` is called every second for the text beside the bar.
     """
     columns = [
         TextColumn("{task.description}"),
@@ -79,12 +84,16 @@ def bar(
 
 def _keep_describing(shown: Bar, describe: Callable[[], str], ended: threading.Event) -> None:
     while not ended.wait(1):
-        with suppress(OSError):  # files come and go while they are counted
+        with suppress(OSError):  # files may disappear while they are counted
             shown.note(describe())
 
 
+def _width() -> int:
+    return out.width if out.is_terminal else PLAIN_WIDTH
+
+
 def print_line(message: str, *, quiet: bool = False) -> None:
-    """Print one line of result."""
+    """Print a line of the result, as it is."""
     if not quiet:
         out.print(message, markup=False)
 
@@ -92,27 +101,41 @@ def print_line(message: str, *, quiet: bool = False) -> None:
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False
 ) -> None:
-    """Print a small table; the first column is text, the others are figures."""
+    """Print a small table; the first column is text, the others are figures.
+
+    Cells are wrapped to the width of the terminal, or to 80 columns.
+    """
     if quiet:
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        justify = "left" if index == 0 else "right"
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    out.print(table, soft_wrap=False, width=_width())
 
 
 def print_pairs(title: str, pairs: Sequence[tuple[str, str]], *, quiet: bool = False) -> None:
-    """Print a heading and named values below it."""
-    width = max(len(name) for name, _ in pairs)
-    print_line(
-        "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in pairs)]), quiet=quiet
-    )
+    """Print a heading and named values below it, wrapped to the width of the terminal or to 80."""
+    name_width = max(len(name) for name, _ in pairs)
+    lines = [title]
+    for name, value in pairs:
+        first = f"  {name:<{name_width}}  "
+        wrapped = textwrap.wrap(
+            value,
+            _width(),
+            initial_indent=first,
+            subsequent_indent=" " * len(first),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += wrapped or [first.rstrip()]
+    print_line("\n".join(lines), quiet=quiet)
 
 
 def human_bytes(count: float) -> str:
-    """`14.2 MB`: decimal units, as disks are sold."""
+    """A size in decimal units, such as `14.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

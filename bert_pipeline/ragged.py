@@ -1,6 +1,6 @@
-"""Arrays, and lists of different lengths as flat arrays.
+"""Array types, and ragged arrays: lists of different lengths, stored as flat arrays.
 
-A ragged array is all values end to end, and the offsets at which each list begins.
+A ragged array is the values of all lists end to end, and the offset where each list begins.
 """
 
 from typing import Any

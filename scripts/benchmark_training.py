@@ -1,10 +1,10 @@
-"""Speed of training, beside the ways that others train: real (non-padding) tokens a second.
+"""Training speed beside other training loops, in real (non-padding) tokens per second.
 
-All contenders train the same stock model on the same rows in the same order, one after the other, round after round,
-each in a process of its own. Rows are made for it: nine tenths full, the others of a random length, in pairs. Starting
-Python, reading rows and the first steps (with compilation, where there is any) do not count; `first steps` tells what
-these took longer than later ones do. MFU counts the FLOPs alone that real tokens need. Ratios are taken within a round:
-median (least to most).
+All contenders train the same stock model on the same rows in the same order, in turn, round after
+round, each in a new process. Rows are synthetic: nine tenths are full, the others have a random
+length; all are sentence pairs. Starting Python, reading rows and the first steps (with compilation,
+if any) are not counted; `first steps` is the extra time of these. MFU counts only the FLOPs that
+real tokens need. Ratios are taken within a round: median (minimum to maximum).
 """
 
 import json
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("COLUMNS", "120")  # for tables that go to a file
+os.environ.setdefault("COLUMNS", "120")  # for tables written to a file
 
 import torch
 import transformers
@@ -48,7 +48,7 @@ CONTENDER_SCRIPT = Path(__file__).with_name("training_contenders.py")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A model and the rows that it is trained on."""
+    """A model and its training rows."""
 
     title: str
     model: str | dict[str, Any]
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Measured:
-    """Tokens a second, extra seconds of the first steps and bytes of GPU memory of a contender, by round."""
+    """Tokens per second by round, extra seconds of the first steps, and bytes of GPU memory."""
 
     speed: dict[int, float] = field(default_factory=dict)
     extra: list[float] = field(default_factory=list)
@@ -71,8 +71,8 @@ class Measured:
 def settings(on_gpu: bool) -> list[Setting]:
     """What is measured on this kind of device."""
     if on_gpu:
-        # Compilation takes most of the time, so that not all can be measured everywhere in a few minutes: what matters
-        # most comes first.
+        # Compilation takes most of the time, so not everything fits into a few minutes: the most
+        # important settings come first.
         sizes = [(128, 256, "cbad"), (512, 64, "cb"), (128, 1024, "cb"), (512, 256, "cb")]
         return [
             Setting(
@@ -87,7 +87,8 @@ def settings(on_gpu: bool) -> list[Setting]:
             for length, batch, contenders in sizes
         ]
     recipe = read_yaml(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
-    examples, vocab_size = recipe["examples"], recipe["tokenize"]["vocab_size"]
+    examples = recipe["examples"]
+    vocab_size = recipe["tokenize"]["vocab_size"]
     length = examples["max_seq_length"]
     quickstart = recipe["pretrain"]["model"]
     return [
@@ -105,18 +106,18 @@ def settings(on_gpu: bool) -> list[Setting]:
 
 @app.command()
 def training(
-    rounds: Annotated[int, typer.Option(help="Times that each is measured, at most.", min=1)] = 5,
-    steps: Annotated[
-        int, typer.Option(help="Steps of each contender in a round that count.", min=1)
-    ] = 40,
-    warm_up: Annotated[int, typer.Option(help="Steps before these.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Maximum number of rounds.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Measured steps per contender and round.", min=1)] = 40,
+    warm_up: Annotated[int, typer.Option(help="Steps before these, not measured.", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
-    only: Annotated[str, typer.Option(help="Contenders, by their letters in the table.")] = "abcde",
+    only: Annotated[
+        str, typer.Option(help="Contenders to run, by their letters in the table.")
+    ] = "abcde",
     models: Annotated[
-        str | None, typer.Option(help="Only the models with this in their title.")
+        str | None, typer.Option(help="Only models with this text in their title.")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(help="End by then, with fewer rounds or contenders if need be.", min=0)
+        float, typer.Option(help="Time limit; fewer rounds or contenders if necessary.", min=0)
     ] = 7.5,
 ) -> None:
     """Measure training steps."""
@@ -143,7 +144,7 @@ def _compare(
     seconds: float,
     deadline: float,
 ) -> None:
-    """Measure all contenders on one setting in about so many seconds, and print the table."""
+    """Measure all contenders on one setting in about this many seconds, and print the table."""
     began = time.monotonic()
     folder.mkdir()
     loaded = make_tokenizer(folder / "tokenizer", setting.vocab_size)
@@ -156,7 +157,8 @@ def _compare(
     )
     tokens, flops = _count_work(folder, loaded, setting, range(warm_up, warm_up + steps))
     found = {letter: Measured() for letter in letters}
-    device, failed = "", {}
+    device = ""
+    failed: dict[str, str] = {}
     for done in range(rounds):
         round_began = time.monotonic()
         for letter in letters:
@@ -179,7 +181,8 @@ def _compare(
             if isinstance(result, str):
                 failed[letter] = result
                 continue
-            measured, device = found[letter], result["device"]
+            measured = found[letter]
+            device = result["device"]
             measured.speed[done] = tokens / result["measured"]
             measured.extra.append(result["first"] - result["measured"] * warm_up / steps)
             measured.memory = result["memory"]
@@ -195,10 +198,8 @@ def _count_work(
     folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range
 ) -> tuple[int, float]:
     """Real tokens of the steps, and the FLOPs that they need."""
-    examples, config = (
-        open_rows(folder, setting.vocab_size),
-        make_config(setting.model, setting.vocab_size, tokenizer.special, None),
-    )
+    examples = open_rows(folder, setting.vocab_size)
+    config = make_config(setting.model, setting.vocab_size, tokenizer.special, None)
     rows, _ = draw_rows(
         len(examples), setting.batch * steps.start, setting.batch * len(steps), seed=0
     )
@@ -208,8 +209,9 @@ def _count_work(
 
 
 def _run(job: Job, seconds: float) -> dict[str, Any] | str:
-    """What the contender's process reports, or the last line that it died with."""
-    given, result = job.folder / "job.json", job.folder / "result.json"
+    """What the contender's process reports, or the last line of its error."""
+    given = job.folder / "job.json"
+    result = job.folder / "result.json"
     given.write_text(json.dumps(asdict(job), default=str), encoding="utf-8")
     result.unlink(missing_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
@@ -235,7 +237,7 @@ def _print(
     steps: int,
     threads: int,
 ) -> None:
-    """`flops` are those that a token needs: work that a contender does beside them counts as none."""
+    """`flops` are those that a token needs; other work of a contender is not counted."""
     peak = peak_of(device)
     on_gpu = ["memory, GB", "MFU"] if device != "CPU" else []
     header = ["", "tokens/s (range)", "÷ a", "÷ b", "first steps, s", *on_gpu]
@@ -254,9 +256,10 @@ def _print(
         rows.append([*row, f"{measured.memory / 1e9:.1f}", share] if on_gpu else row)
     where = device if device != "CPU" else f"{threads} CPU thread(s)"
     title = (
-        f"{setting.title}: {setting.batch} rows of up to {setting.length} tokens, {setting.mask_rate:.0%} masked, "
-        f"vocabulary {setting.vocab_size:,}; {where}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {rounds} round(s) of {steps} steps"
+        f"{setting.title}: {setting.batch} rows of up to {setting.length} tokens, "
+        f"{setting.mask_rate:.0%} masked, vocabulary {setting.vocab_size:,}; {where}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; {rounds} round(s) of "
+        f"{steps} steps"
     )
     print_table(title, header, rows)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: documents made for them, and a run of `bertpipe` watched from outside."""
+"""Shared by the benchmarks: synthetic documents, and the time and memory of a `bertpipe` run."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A finished run: how long it took, and the most memory in bytes, what processes share counting once."""
+    """Time and peak memory (bytes, proportional set size) of a finished run."""
 
     seconds: float
     peak_of_all: float
@@ -23,19 +23,20 @@ class Watched:
 
 
 def run_and_watch(arguments: list[str]) -> Watched:
-    """Run `bertpipe` and look at the memory of all its processes five times a second."""
+    """Run `bertpipe` and sample the memory of all its processes five times per second."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "bert_pipeline", *arguments])
     peak_of_all = peak_of_one = 0.0
     while process.poll() is None:
         sizes = _memory(process.pid)
-        peak_of_all, peak_of_one = max(peak_of_all, sum(sizes)), max(peak_of_one, *sizes, 0.0)
+        peak_of_all = max(peak_of_all, sum(sizes))
+        peak_of_one = max(peak_of_one, *sizes, 0.0)
         time.sleep(0.2)
     return Watched(time.perf_counter() - start, peak_of_all, peak_of_one, process.returncode)
 
 
 def _memory(pid: int) -> list[float]:
-    """Bytes held by a process and by each of its children (proportional set sizes)."""
+    """Memory of a process and each of its children in bytes (proportional set size)."""
     try:
         parent = psutil.Process(pid)
         return [
@@ -47,7 +48,7 @@ def _memory(pid: int) -> list[float]:
 
 
 def generate_documents(folder: Path, size: float, file_size: float = 64e6) -> None:
-    """Write `raw-NNNNN.jsonl`: documents of about 3 kB, words as frequent as in Python's own documentation."""
+    """Write `raw-NNNNN.jsonl`: documents of about 3 kB with the word frequencies of Python docs."""
     from pydoc_data.topics import topics
 
     counted = Counter(" ".join(topics.values()).split())

@@ -1,7 +1,7 @@
-"""One contender of `scripts/benchmark training`, in a process of its own: training_contenders.py JOB.json RESULT.json
+"""One contender of `scripts/benchmark training`: training_contenders.py JOB.json RESULT.json
 
-Each trains the model of a job on the same rows in the same order, and tells how long the steps after the first few
-took. Its clock starts after the libraries are loaded, the rows read and the model made.
+Each trains the model of a job on the same rows in the same order, and reports the time of the steps
+after the warm-up. The clock starts when libraries are loaded, rows are read and the model is made.
 """
 
 import json
@@ -22,20 +22,21 @@ from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.compile import has_compiler
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.pretrain import METRICS, STAGE, pretrain
+from bert_pipeline.pretraining.pretrain import STAGE, pretrain
 from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.tokenizer.load import load_tokenizer
+from bert_pipeline.training.trainer import METRICS
 
 LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to train, and for how long. `warm_up` steps come before the `steps` that are measured."""
+    """What to train, and for how long: `warm_up` steps, then the measured `steps`."""
 
     contender: str
     folder: Path
-    """Holds `tokenizer` and `examples`."""
+    """Has `tokenizer` and `examples`."""
     model: str | dict[str, Any]
     vocab_size: int
     length: int
@@ -48,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of the first steps and of the measured ones; most memory that tensors took on a GPU, in bytes."""
+    """Seconds of the warm-up and of the measured steps; peak GPU memory of tensors in bytes."""
 
     first: float
     measured: float
@@ -56,14 +57,14 @@ class Timing:
 
 
 class Stopwatch:
-    """Times steps from outside, waiting for the device at the two ends only."""
+    """Times steps; waits for the device only at the start and the end."""
 
     def __init__(self, job: Job) -> None:
         self._ends = (0, job.warm_up, job.warm_up + job.steps)
         self.times: list[float] = []
 
-    def look(self, steps: int) -> None:
-        """Note the time where `steps` is one of the ends."""
+    def record(self, steps: int) -> None:
+        """Record the time if `steps` is a start or an end."""
         if steps in self._ends:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -71,13 +72,13 @@ class Stopwatch:
 
     @property
     def timing(self) -> Timing:
-        """What the clock has seen."""
+        """The recorded times."""
         start, middle, end = self.times
         return Timing(middle - start, end - middle, torch.cuda.max_memory_allocated())
 
 
 class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The rows in the order of the steps, each as arrays for the stock model."""
+    """The rows in the order of the steps, as arrays for the stock model."""
 
     def __init__(self, job: Job) -> None:
         self._examples = open_rows(job.folder, job.vocab_size)
@@ -102,7 +103,7 @@ class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def pad(rows: list[dict[str, Any]], width: int | None = None) -> dict[str, torch.Tensor]:
-    """Stack rows, padded to `width` or to the longest one."""
+    """Stack rows, padded to `width` or to the longest row."""
     lengths = [len(row["input_ids"]) for row in rows]
     shape = (len(rows), width or max(lengths))
     fillers = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
@@ -123,47 +124,49 @@ def make_model(job: Job) -> BertForPreTraining:
 
 
 def run_classic(job: Job) -> Timing:
-    """The loop of the tutorials: rows padded to one length, the model's own loss, plain AdamW, fp32."""
+    """The tutorial loop: rows padded to one length, the model's own loss, plain AdamW, fp32."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, model = PaddedRows(job), make_model(job).to(device).train()
+    rows = PaddedRows(job)
+    model = make_model(job).to(device).train()
     loader = torch.utils.data.DataLoader(
         rows, job.batch, collate_fn=lambda some: pad(some, job.length)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     watch = Stopwatch(job)
-    watch.look(0)
+    watch.record(0)
     for done, batch in enumerate(loader, start=1):
         loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        watch.look(done)
+        watch.record(done)
     return watch.timing
 
 
 class InOrder(Trainer):
-    """The stock trainer, but for the order of the rows."""
+    """The stock trainer with a sequential sampler."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 class Watching(TrainerCallback):
-    """HeadPositions the clock between the trainer's steps."""
+    """Records the time between the trainer's steps."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self._watch.look(0)
+        self._watch.record(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self._watch.look(state.global_step)
+        self._watch.record(state.global_step)
 
 
 def run_trainer(job: Job) -> Timing:
-    """`transformers.Trainer` as fast as its settings make it."""
-    on_gpu, watch = torch.cuda.is_available(), Stopwatch(job)
+    """`transformers.Trainer` with its fastest settings."""
+    on_gpu = torch.cuda.is_available()
+    watch = Stopwatch(job)
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -194,11 +197,13 @@ def run_trainer(job: Job) -> Timing:
 
 
 def run_bertpipe(job: Job) -> Timing:
-    """What `bertpipe pretrain` runs, timed by its own metrics."""
+    """`bertpipe pretrain`, timed by its metrics."""
     on_gpu = torch.cuda.is_available()
     with TemporaryDirectory() as folder:
         out = Path(folder) / STAGE
         steps = job.warm_up + job.steps
+        # As in a run that is long enough to amortise compilation.
+        compiles = on_gpu and has_compiler(torch.device("cuda"))
         config = PretrainConfig(
             out=out,
             examples=job.folder / EXAMPLES,
@@ -208,9 +213,7 @@ def run_bertpipe(job: Job) -> Timing:
             max_steps=steps,
             batch_size=job.batch,
             learning_rate=LEARNING_RATE,
-            compile="on"
-            if on_gpu and has_compiler(torch.device("cuda"))
-            else "off",  # as in a run that is long enough
+            compile="on" if compiles else "off",
             log_every=job.warm_up,
             checkpoint_every=steps,
             threads=job.threads,
@@ -233,7 +236,7 @@ RUNS: dict[str, Callable[[Job], Timing]] = {
 
 
 def main() -> None:
-    """Run the job that the first file describes, and write the second."""
+    """Run the job in the first file, and write the result to the second."""
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     job = Job(**given | {"folder": Path(given["folder"])})
     torch.set_num_threads(job.threads)

@@ -1,24 +1,24 @@
-"""A tokenizer and training rows made for benchmarks: folders that `pretrain` takes, out of nothing."""
+"""Synthetic tokenizer and examples for benchmarks, in folders that `pretrain` reads."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.counter_rng import make_key, random_bits
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
-from bert_pipeline.examples.rows import Segments, UnpaddedRows, write_rows
+from bert_pipeline.examples.rows import UnpaddedRows, write_rows
 from bert_pipeline.examples.schema import SCHEMA, TOKEN_COUNTS
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
+from bert_pipeline.examples.segments import SegmentedIds, Segments
 from bert_pipeline.pretraining.batches import Examples
-from bert_pipeline.ragged import offsets_of
+from bert_pipeline.ragged import BoolArray, offsets_of
 from bert_pipeline.storage.manifest import Input, describe_input, read_manifest
-from bert_pipeline.storage.shards import write_shard
+from bert_pipeline.storage.shards import list_column, write_shard
 from bert_pipeline.storage.workspace import workspace
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import STAGE as TOKENIZE
@@ -27,7 +27,7 @@ from bert_pipeline.tokenizer.save import save_pretrained
 from bert_pipeline.tokenizer.special_tokens import SPECIALS
 
 SHORT = 0.1
-"""Share of the rows that are cut to a random length (`short_seq_prob` of the BERT release)."""
+"""Share of the rows with a random shorter length (`short_seq_prob` of the BERT release)."""
 
 
 def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
@@ -48,7 +48,7 @@ def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
 def make_examples(
     folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float
 ) -> None:
-    """Write `count` pairs of up to `length` tokens: nine tenths full, the others of any length; words by Zipf's law."""
+    """Write `count` pairs of up to `length` tokens, most full, with Zipf-distributed words."""
     made_with = folder.with_name("tokenizer")
     config = ExamplesConfig(
         out=folder,
@@ -60,14 +60,15 @@ def make_examples(
     )
     random = np.random.default_rng(0)
     rows, label = _make_rows(random, tokenizer, count, length)
-    rule = MaskRule.of(config, "train", tokenizer.special.mask, tokenizer.vocab_size)
+    rule = MaskRule.from_config(config, "train", tokenizer.special.mask, tokenizer.vocab_size)
     masks = draw_masks(rows, random_bits(make_key("benchmark", 0), np.arange(count)), rule)
     inputs = {
         "corpus": Input("none", "none"),
         "tokenizer": describe_input(folder, made_with, tokenizer.manifest),
     }
     with workspace(EXAMPLES, config, inputs) as work:
-        shard, counts_file = work.folder / "train-00000.parquet", work.folder / TOKEN_COUNTS
+        shard = work.folder / "train-00000.parquet"
+        counts_file = work.folder / TOKEN_COUNTS
         write_shard(shard, SCHEMA, _to_batches(rows, masks, label), dict)
         np.save(counts_file, np.bincount(rows.tokens, minlength=tokenizer.vocab_size))
         counts = {
@@ -90,7 +91,7 @@ def open_rows(folder: Path, vocab_size: int) -> Examples:
 
 def _make_rows(
     random: np.random.Generator, tokenizer: LoadedTokenizer, count: int, length: int
-) -> tuple[UnpaddedRows, npt.NDArray[np.bool_]]:
+) -> tuple[UnpaddedRows, BoolArray]:
     words = length - 3  # beside [CLS] and two [SEP]
     sizes = np.where(random.random(count) < SHORT, random.integers(2, words + 1, count), words)
     first = 1 + (random.random(count) * (sizes - 1)).astype(np.int64)
@@ -102,19 +103,15 @@ def _make_rows(
     segments = Segments(
         offsets_of(parts)[:-1], parts, np.arange(count + 1) * 2, label, np.zeros(count, np.bool_)
     )
-    return write_rows(segments, ids, None, tokenizer.special), label
+    return write_rows(SegmentedIds(segments, ids, None), tokenizer.special), label
 
 
-def _to_batches(
-    rows: UnpaddedRows, masks: Masks, label: npt.NDArray[np.bool_]
-) -> Iterator[pa.RecordBatch]:
+def _to_batches(rows: UnpaddedRows, masks: Masks, label: BoolArray) -> Iterator[pa.RecordBatch]:
     columns = [
-        *(_lists(rows.offsets, values) for values in (masks.tokens, rows.segment_ids)),
+        list_column(masks.tokens, rows.offsets),
+        list_column(rows.segment_ids, rows.offsets),
         pa.array(label),
-        *(_lists(masks.offsets, values) for values in (masks.positions, masks.labels)),
+        list_column(masks.positions, masks.offsets),
+        list_column(masks.labels, masks.offsets),
     ]
     yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-
-
-def _lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.generic]) -> pa.Array:
-    return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values))

@@ -1,13 +1,16 @@
-"""The command line as a user meets it: real processes, exit codes, messages."""
+"""The command line: options, exit codes, messages."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.cli import run_cli
 
 HEAVY = {
     "torch",
@@ -23,7 +26,22 @@ HEAVY = {
 COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask"]
 
 
+HELP_OF_ALL_COMMANDS = f"""
+import sys
+from bert_pipeline.cli import main
+for command in {["", *COMMANDS]!r}:
+    sys.argv = ["bertpipe", *filter(None, [command]), "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+heavy = {HEAVY!r} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
 def bertpipe(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """In a new process."""
     command = [sys.executable, "-m", "bert_pipeline", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
     return subprocess.run(
@@ -31,19 +49,31 @@ def bertpipe(*arguments: object, cwd: Path | None = None) -> "subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=["", *COMMANDS])
-def test_help_loads_nothing_heavy(command: list[str]) -> None:
-    code = (
-        "import sys; sys.argv = ['bertpipe', *sys.argv[1:]]\n"
-        "from bert_pipeline.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        f"heavy = {HEAVY!r} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    arguments = [sys.executable, "-c", code, *command, "--help"]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+def test_help_imports_no_heavy_libraries() -> None:
+    command = [sys.executable, "-c", HELP_OF_ALL_COMMANDS]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "Usage" in result.stdout
+    assert result.stdout.count("Usage") == 1 + len(COMMANDS)
+
+
+def test_import_of_the_package_is_lazy() -> None:
+    code = (
+        "import sys, bert_pipeline\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "from bert_pipeline import pretrain, fill_mask\n"
+        f"assert not {HEAVY!r} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_version_is_printed() -> None:
+    result = run_cli("--version")
+    assert (result.code, result.stdout) == (0, f"bertpipe {version('bertpipe')}\n")
+
+
+def test_shell_completion_is_offered() -> None:
+    assert "--install-completion" in run_cli("--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -54,26 +84,29 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
         ("tokenize", "--corpus --out --kind --vocab-size --workers --overwrite --quiet --config"),
         (
             "examples",
-            "--corpus --tokenizer --out --max-seq-length --objective --workers --seed --engine --config",
+            "--corpus --tokenizer --out --max-seq-length --objective --workers --seed --engine "
+            "--config",
         ),
         (
             "pretrain",
-            "--examples --tokenizer --out --model --max-steps --max-minutes --batch-size --accumulate --learning-rate "
-            "--checkpoint-every --keep-checkpoints --num-processes --precision --seed --overwrite --quiet --config",
+            "--examples --tokenizer --out --model --max-steps --max-tokens --max-minutes "
+            "--max-epochs "
+            "--batch-size --accumulate --learning-rate --checkpoint-every --keep-checkpoints "
+            "--num-processes --precision --seed --overwrite --quiet --verbose --config",
         ),
         ("evaluate", "--examples --split --json"),
         ("fill-mask", "--top-k --json"),
     ],
 )
-def test_commands_have_the_options_of_the_contract(command: str, expected: str) -> None:
-    shown = re.findall(r"--[a-z-]+", bertpipe(command, "--help").stdout)
+def test_commands_have_the_documented_options(command: str, expected: str) -> None:
+    shown = re.findall(r"--[a-z-]+", run_cli(command, "--help").stdout)
     assert set(expected.split()) <= set(shown)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["corpus", "--out", "x"], 2, "--source is missing"),
+        (["corpus", "--out", "x"], 2, "--source is required"),
         (
             ["corpus", "--source", "text:nowhere/*.txt", "--out", "x"],
             1,
@@ -91,7 +124,7 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
         (
             ["pretrain", "--examples", "e", "--tokenizer", "t", "--out", "x"],
             2,
-            "give one of --max-steps, --max-tokens and --max-minutes",
+            "give one of --max-steps, --max-tokens, --max-minutes, --max-epochs",
         ),
         (
             ["run", "nonsense"],
@@ -100,7 +133,7 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
         ),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),
-        (["fill-mask", "nowhere", "a [MASK]"], 1, "no model folder"),
+        (["fill-mask", "nowhere", "a [MASK]"], 1, "no model found"),
         (["evaluate", "nowhere", "--examples", "nowhere"], 1, "nowhere"),
         (["dance"], 2, "dance"),
     ],
@@ -108,40 +141,41 @@ def test_commands_have_the_options_of_the_contract(command: str, expected: str) 
 def test_bad_usage_is_one_clear_message(
     arguments: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
-    result = bertpipe(*arguments, cwd=tmp_path)
-    assert result.returncode == code, result.stderr
+    result = run_cli(*arguments, cwd=tmp_path)
+    assert result.code == code, result.stderr
     assert said in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not result.stdout
     assert not any(path.is_file() and path.suffix != ".lock" for path in tmp_path.rglob("*"))
 
 
+@pytest.mark.integration
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = bertpipe("--debug", "fill-mask", tmp_path, "a [MASK]")
     assert "Traceback" in result.stderr
 
 
-def test_a_recipe_file_gives_options_and_the_line_wins(corpus_folder: Path, tmp_path: Path) -> None:
+def test_command_line_overrides_the_config_file(corpus_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "tokenize: {kind: byte-bpe, vocab_size: 450}\nexamples: {max_seq_length: 32}\n"
     )
     given = ["--config", recipe, "--corpus", corpus_folder, "--out", tmp_path / "t"]
-    result = bertpipe("tokenize", *given, "--vocab-size", 400)
-    assert result.returncode == 0, result.stderr
+    result = run_cli("tokenize", *given, "--vocab-size", 400)
+    assert result.code == 0, result.stderr
     manifest = json.loads((tmp_path / "t" / "manifest.json").read_text())
     assert manifest["config"]["kind"] == "byte-bpe"
     assert manifest["counts"]["vocab_size"] == 400
     recipe.write_text("tokenise: {kind: byte-bpe}\n")
-    result = bertpipe(
+    result = run_cli(
         "tokenize", "--config", recipe, "--corpus", corpus_folder, "--out", tmp_path / "u"
     )
-    assert result.returncode == 2
+    assert result.code == 2
     assert "tokenise" in result.stderr
 
 
 def test_quiet_prints_nothing(corpus_folder: Path, tmp_path: Path) -> None:
-    result = bertpipe(
+    result = run_cli(
         "tokenize",
         "--corpus",
         corpus_folder,
@@ -151,4 +185,4 @@ def test_quiet_prints_nothing(corpus_folder: Path, tmp_path: Path) -> None:
         400,
         "--quiet",
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (result.code, result.stdout, result.stderr) == (0, "", "")

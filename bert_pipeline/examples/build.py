@@ -1,8 +1,10 @@
 """`bertpipe examples`: documents become masked examples in parquet.
 
-First every piece of the corpus is tokenised once into the token store, a hidden folder of flat arrays; then every
-(pass, piece) makes its examples from there, and takes second sentences from other pieces at little cost. Both steps are
-pure functions of a piece.
+1. Every piece of the corpus is tokenized once, into the token store (a hidden folder of arrays).
+2. Every (pass, piece) makes its examples from the store, where second sentences from other pieces
+   can be read cheaply.
+
+Both steps are pure functions of a piece, so they run in parallel and can be resumed.
 """
 
 import shutil
@@ -18,12 +20,14 @@ from bert_pipeline.config import flags
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, plan_pieces
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.examples.shard import DOCUMENTS, ExampleJob, forget_store, make_shard
 from bert_pipeline.examples.splits import Split, Splits
-from bert_pipeline.examples.summary import describe, summarise
-from bert_pipeline.examples.token_store import TokenStore, encode_piece, forget_encoder, plan_pieces
+from bert_pipeline.examples.summary import manifest_counts, print_summary
+from bert_pipeline.examples.token_store import TokenStore
 from bert_pipeline.progress import bar, print_line
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.atomic import save_array
@@ -32,14 +36,15 @@ from bert_pipeline.storage.workspace import workspace
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 
 STORE = ".tokens"
-VALIDATION_PIECES_TOGETHER = 16
-"""Pieces whose held-out documents share one validation file: there are few in each."""
+PIECES_PER_VALIDATION_FILE = 16
+"""Each piece has only a few validation documents, so several pieces share one file."""
 
 
 def build_examples(config: ExamplesConfig) -> Manifest:
-    """Write `{train,validation}-NNNNN.parquet` and the training tokens' counts to `config.out`, and show some.
+    """Write `{train,validation}-NNNNN.parquet` and the token counts to `config.out`.
 
-    Raises `BertpipeError` when there are too few documents to part, or to find "another document" in.
+    Returns the manifest, after printing `config.show` examples. Raises `BertpipeError` when there
+    are too few documents for both splits or for the objective.
     """
     if config.shows_only:
         return _show_only(config)
@@ -58,10 +63,9 @@ def build_examples(config: ExamplesConfig) -> Manifest:
             with keep_processes():
                 counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
             manifest = work.finish(counts, files)
-            summarise(manifest, config)
-        shutil.rmtree(
-            config.out / STORE, ignore_errors=True
-        )  # not before: a kill would cost all the tokenizing
+            print_summary(manifest, config)
+        # Removed last: a run that is killed before the end would have to tokenize again.
+        shutil.rmtree(config.out / STORE, ignore_errors=True)
     show_examples(config, manifest, loaded)
     return manifest
 
@@ -70,13 +74,12 @@ def _show_only(config: ExamplesConfig) -> Manifest:
     manifest = read_manifest(config.out, STAGE)
     asked = config.content()
     if other := [name for name, value in manifest.config.items() if asked.get(name) != value]:
-        options = flags(other)
         raise BertpipeError(
-            f"{config.out}: was made with other {options}. To look at it, give --out and --show alone."
+            f"{config.out}: has different settings ({flags(other)}). To show its examples, give "
+            "--out and --show only."
         )
-    show_examples(
-        config, manifest, load_tokenizer(find_tokenizer(config.tokenizer, quiet=config.quiet))
-    )
+    tokenizer = find_tokenizer(config.tokenizer, quiet=config.quiet)
+    show_examples(config, manifest, load_tokenizer(tokenizer))
     return manifest
 
 
@@ -84,11 +87,11 @@ def _make(
     folder: Path, corpus: Manifest, tokenizer: Path, loaded: LoadedTokenizer, config: ExamplesConfig
 ) -> tuple[dict[str, Any], list[Path]]:
     """Make all files; returns the manifest's counts and the files."""
-    forget_encoder()  # an earlier call in this process may have had other files at the same paths
+    forget_encoder()
     forget_store()
     totals: Counter[str] = Counter()
     store = _encode_corpus(folder, corpus, tokenizer, config, totals)
-    with _nothing_left_on_error(folder):
+    with _clean_up_on_error(folder):
         held_out = count_held_out(len(store), config)
     splits = Splits(len(store), held_out, config.seed)
     jobs = _plan_jobs(folder, len(store.first) - 1, held_out, config, loaded)
@@ -96,22 +99,27 @@ def _make(
         for index, counts in run_stage(make_shard, jobs, config, folder):
             totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
             progress.advance()
-    with _nothing_left_on_error(folder):
+    with _clean_up_on_error(folder):
         if not totals["train_rows"]:
             raise BertpipeError(
-                f"{config.corpus}: too little text for a single example ({totals['documents']} document(s) of "
-                f"{totals['tokens']} token(s)). Give more text."
+                f"{config.corpus}: too little text for a single example "
+                f"({totals['documents']} document(s) with {totals['tokens']} token(s)). "
+                "Add more text."
             )
     token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
     counts_file = folder / TOKEN_COUNTS
     save_array(counts_file, token_counts)
     forget_store()
-    return describe(totals, splits, loaded, config), [*(job.path for job in jobs), counts_file]
+    files = [*(job.path for job in jobs), counts_file]
+    return manifest_counts(totals, splits, loaded, config), files
 
 
 @contextmanager
-def _nothing_left_on_error(folder: Path) -> Iterator[None]:
-    """What no example can be made of is no work to be kept: the next request may be another one."""
+def _clean_up_on_error(folder: Path) -> Iterator[None]:
+    """Remove the partial result if no examples can be made with these settings.
+
+    The next run will have other settings, and could not resume from it.
+    """
     try:
         yield
     except BertpipeError:
@@ -124,12 +132,11 @@ def _nothing_left_on_error(folder: Path) -> Iterator[None]:
 def _encode_corpus(
     folder: Path, corpus: Manifest, tokenizer: Path, config: ExamplesConfig, totals: Counter[str]
 ) -> TokenStore:
-    """Tokenise every piece of the corpus into the token store; adds up the counts."""
+    """Tokenize every piece of the corpus into the token store; adds the counts to `totals`."""
     store = folder / STORE
     store.mkdir(exist_ok=True)
-    jobs = plan_pieces(
-        store, config.corpus, corpus, tokenizer, with_starts=config.mask_unit != "token"
-    )
+    with_word_starts = config.mask_unit != "token"
+    jobs = plan_pieces(store, config.corpus, corpus, tokenizer, with_word_starts)
     documents = np.zeros(len(jobs), dtype=np.int64)
     with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(encode_piece, jobs, config, folder):
@@ -140,20 +147,25 @@ def _encode_corpus(
     return TokenStore(store, documents)
 
 
-def count_held_out(count: int, config: ExamplesConfig) -> int:
-    """How many of `count` documents are held out; `BertpipeError` when too few are left to train on."""
-    needed = 2 if config.objective == "mlm+nsp" else 1
-    held_out = (
-        max(needed, round(count * config.validation_fraction)) if config.validation_fraction else 0
-    )
-    if count - held_out < needed:
-        parts = f"{needed} to train on" + (f" and {needed} to hold out" if held_out else "")
-        ways = ["Give more documents"]
-        ways += ["set --validation-fraction 0"] if held_out else []
-        ways += ["use --objective mlm, which needs no other document"] if needed > 1 else []
+def count_held_out(documents: int, config: ExamplesConfig) -> int:
+    """Number of validation documents.
+
+    Raises `BertpipeError` when there are too few documents for the objective.
+    """
+    needed = OBJECTIVES[config.objective].min_documents
+    held_out = 0
+    if config.validation_fraction:
+        held_out = max(needed, round(documents * config.validation_fraction))
+    if documents - held_out < needed:
+        splits = f"{needed} for training" + (f" and {needed} for validation" if held_out else "")
+        solutions = ["Add more documents"]
+        if held_out:
+            solutions.append("set --validation-fraction 0")
+        if needed > 1:
+            solutions.append("use --objective mlm, which needs no second document")
         raise BertpipeError(
-            f"{config.corpus}: {count} document(s) with sentences, but {config.objective} needs {parts}. "
-            f"{', or '.join(ways)}."
+            f"{config.corpus}: has {documents} document(s) with sentences, but {config.objective} "
+            f"needs {splits}. {', or '.join(solutions)}."
         )
     return held_out
 
@@ -161,37 +173,36 @@ def count_held_out(count: int, config: ExamplesConfig) -> int:
 def _plan_jobs(
     folder: Path, pieces: int, held_out: int, config: ExamplesConfig, loaded: LoadedTokenizer
 ) -> list[ExampleJob]:
-    def job(split: Split, number: int, some: range) -> ExampleJob:
-        path = folder / f"{split}-{number:05}.parquet"
+    def job(split: Split, number: int, pieces_of_job: range) -> ExampleJob:
         return ExampleJob(
-            path,
-            split,
-            number,
-            some,
-            folder / STORE,
-            held_out,
-            config,
-            loaded.special,
-            loaded.vocab_size,
+            path=folder / f"{split}-{number:05}.parquet",
+            split=split,
+            number=number,
+            pieces=pieces_of_job,
+            store=folder / STORE,
+            held_out=held_out,
+            config=config,
+            special=loaded.special,
+            vocab_size=loaded.vocab_size,
         )
 
-    train = [
-        job("train", n, range(n % pieces, n % pieces + 1))
-        for n in range(config.dupe_factor * pieces)
-    ]
-    starts = range(0, pieces, VALIDATION_PIECES_TOGETHER) if held_out else range(0)
-    together = VALIDATION_PIECES_TOGETHER
-    return train + [
-        job("validation", n, range(s, min(pieces, s + together))) for n, s in enumerate(starts)
-    ]
+    jobs = []
+    for number in range(config.dupe_factor * pieces):
+        piece = number % pieces
+        jobs.append(job("train", number, range(piece, piece + 1)))
+    starts = range(0, pieces, PIECES_PER_VALIDATION_FILE) if held_out else range(0)
+    for number, start in enumerate(starts):
+        end = min(pieces, start + PIECES_PER_VALIDATION_FILE)
+        jobs.append(job("validation", number, range(start, end)))
+    return jobs
 
 
 def _count_tokens(store: TokenStore, splits: Splits, vocab_size: int, quiet: bool) -> Int64Array:
-    """Occurrences of each id in the training documents."""
+    """Occurrences of each id in the training documents; int64 of shape (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     with bar("counting tokens", len(store.first) - 1, quiet=quiet) as progress:
         for piece in range(len(store.first) - 1):
-            left_out = splits.members("validation", *store.first[piece : piece + 2].tolist())
-            counts += store.count_tokens(piece, left_out, vocab_size)
+            validation = splits.members("validation", *store.first[piece : piece + 2].tolist())
+            counts += store.count_tokens(piece, validation, vocab_size)
             progress.advance()
     return counts

@@ -2,67 +2,74 @@
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.config import ShardedConfig
+from bert_pipeline.config import Choice, ShardedConfig
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.storage.manifest import read_manifest
 
 
 class ExamplesConfig(ShardedConfig):
-    """Make training examples by the BERT release's algorithm, or ALBERT's, RoBERTa's, SpanBERT's."""
+    """Make training examples as BERT, ALBERT, RoBERTa or SpanBERT do."""
 
     execution: ClassVar[frozenset[str]] = ShardedConfig.execution | {"corpus", "tokenizer", "show"}
 
     corpus: Path
     """Folder made by `bertpipe corpus`."""
     tokenizer: Path
-    """Folder made by `bertpipe tokenize`, any Hugging Face tokenizer's folder, or its name on the hub."""
+    """Folder made by `bertpipe tokenize`, the folder of any Hugging Face tokenizer, or its name on
+    the Hugging Face Hub."""
     max_seq_length: int = Field(128, ge=8, le=65535)
-    """Longest example in tokens, special tokens included."""
-    objective: Literal["mlm+nsp", "mlm+sop", "mlm"] = "mlm+nsp"
-    """`mlm+nsp` makes sentence pairs, half with a random second one (BERT); `mlm+sop` pairs, half of them swapped
-    (ALBERT); `mlm` fills examples with whole sentences (RoBERTa)."""
+    """Maximum length of an example in tokens, including special tokens."""
+    objective: Annotated[str, Choice(OBJECTIVES)] = "mlm+nsp"
+    """Masked LM alone or with a task on sentence pairs. `mlm+nsp`: next-sentence prediction, half
+    of the second sentences are random (BERT). `mlm+sop`: sentence-order prediction, half of the
+    pairs are swapped (ALBERT). `mlm`: examples are filled with complete sentences (RoBERTa)."""
     across_documents: bool = False
-    """Let an example go on with the next document after a separator, so that fewer are short (`mlm` only)."""
+    """Continue an example with the next document after a separator (FULL-SENTENCES in RoBERTa), so
+    that fewer examples are short. Only with `--objective mlm`."""
 
     mask_unit: Literal["token", "whole-word", "span"] = "token"
-    """What is masked at a time: pieces (BERT), whole words of any tokenizer, or spans of words, the last of which ends
-    where the mask rate is reached (SpanBERT)."""
+    """What is masked together: `token` single tokens (BERT), `whole-word` all tokens of a word
+    (whole word masking), `span` spans of 1 to 10 words (SpanBERT)."""
     masks: Literal["static", "dynamic"] = "static"
-    """`static` writes the masks of training examples into the files; `dynamic` leaves them to `bertpipe pretrain`,
-    which draws others in every epoch (RoBERTa). Held-out examples always get written ones, so that evaluations
-    compare."""
+    """`static` masking writes the masks of training examples into the files; with `dynamic` masking
+    `bertpipe pretrain` draws new masks in every epoch (RoBERTa). Validation examples always have
+    static masks, so that evaluations are comparable."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
-    """Share of the tokens to predict in training examples."""
+    """Share of the tokens to predict in training examples (`mlm_probability` in Hugging Face,
+    `masked_lm_prob` in the BERT release)."""
     validation_mask_rate: float = Field(0.15, gt=0, lt=1)
-    """The same for validation examples; left at BERT's 15%, figures of runs with different mask rates compare."""
+    """Share of the tokens to predict in validation examples. Keep the default, so that runs with
+    different mask rates are comparable."""
     mask_share: float = Field(0.8, ge=0, le=1)
-    """Of the tokens to predict, the share that becomes the mask token."""
+    """Share of the tokens to predict that is replaced by the mask token."""
     random_share: float = Field(0.1, ge=0, le=1)
-    """Of the tokens to predict, the share that becomes a random token; the others stay as they are."""
+    """Share of the tokens to predict that is replaced by a random token; the rest is unchanged."""
     max_predictions: int | None = Field(None, ge=1)
-    """Most tokens to predict in one example, held-out ones included; by default the mask rate of the longest one."""
+    """Maximum number of tokens to predict in an example (`max_predictions_per_seq` in the BERT
+    release). Default: mask rate times --max-seq-length."""
 
     short_seq_prob: float = Field(0.1, ge=0, le=1)
-    """Share of the documents (with `mlm`: of the examples) that are cut to a random shorter length, so that short
-    inputs are seen too."""
+    """Probability that a document (with `mlm`: an example) gets a random shorter length, so that
+    the model sees short inputs too."""
     dupe_factor: int = Field(5, ge=1)
-    """Passes over the training documents, each with new pairs and new masks."""
+    """Passes over the training documents, each with different pairs and masks."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
-    """Share of the documents held out; 0 holds out none."""
+    """Share of the documents that is held out for validation; 0 for none."""
     pad: bool = False
-    """Fill every row up to --max-seq-length (segment id -1), for training loops that stack rows as they are."""
+    """Pad every row to --max-seq-length (segment id -1), for training loops that stack rows."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice."""
     show: int = Field(0, ge=0)
-    """Print so many of the finished examples as people read them; alone with --out, of a folder that is complete."""
+    """Print this many finished examples as text. With --out alone: of an existing folder."""
 
     @model_validator(mode="before")
     @classmethod
-    def _take_what_made_it(cls, given: Any) -> Any:
-        """Where only a finished folder is to be shown, its own settings are what was asked for."""
+    def _read_settings_to_show(cls, given: Any) -> Any:
+        """With `show` and `out` alone, take all settings from the manifest of the folder."""
         if (
             not given.get("show")
             or "corpus" in given
@@ -70,27 +77,22 @@ class ExamplesConfig(ShardedConfig):
         ):
             return given
         out = Path(os.path.expanduser(given["out"]))  # noqa: PTH111 (as for every --out)
-        made = read_manifest(out, "examples")
-        return (
-            made.config
-            | {"tokenizer": out / made.inputs["tokenizer"].path}
-            | given
-            | {"corpus": out}
-        )
+        manifest = read_manifest(out, "examples")
+        tokenizer = out / manifest.inputs["tokenizer"].path
+        return manifest.config | {"tokenizer": tokenizer} | given | {"corpus": out}
 
     @property
     def shows_only(self) -> bool:
-        """Whether nothing is to be made: the folder then stands for its own corpus, which may be gone."""
+        """Whether only existing examples are shown: `corpus` is then the folder itself."""
         return self.corpus.absolute() == self.out.absolute()
 
     @model_validator(mode="after")
     def _check_masks(self) -> "ExamplesConfig":
         if self.mask_share + self.random_share > 1:
             raise ValueError(
-                f"--mask-share {self.mask_share:g} and --random-share {self.random_share:g} add up to more than 1."
+                f"--mask-share {self.mask_share:g} and --random-share {self.random_share:g} "
+                "must not add up to more than 1."
             )
-        if self.across_documents and self.objective != "mlm":
-            raise ValueError(
-                f"--across-documents: {self.objective} pairs sentences; use --objective mlm."
-            )
+        if self.across_documents and OBJECTIVES[self.objective].has_pairs:
+            raise ValueError("--across-documents requires --objective mlm.")
         return self

@@ -1,4 +1,7 @@
-"""Dynamic masks: rows that were stored without masks get other ones in every epoch (RoBERTa, Liu et al. 2019, 4.1)."""
+"""Dynamic masking: rows stored without masks get new masks in every epoch.
+
+Liu et al. 2019 (RoBERTa), section 4.1: https://arxiv.org/abs/1907.11692
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from bert_pipeline.tokenizer.load import SpecialIds
 
 @dataclass(frozen=True, slots=True)
 class DynamicMasks:
-    """Draws masks of stored rows: a pure function of seed, epoch and the row's number."""
+    """Draws masks of stored rows: a pure function of the seed, the epoch and the row's number."""
 
     rule: MaskRule
     special: tuple[int, ...]
@@ -25,35 +28,37 @@ class DynamicMasks:
     seed: int
 
     @property
-    def needs_starts(self) -> bool:
-        """Whether it has to know where words begin."""
+    def needs_word_starts(self) -> bool:
+        """Whether `draw` needs to know which tokens begin a word."""
         return self.rule.unit != "token"
 
     @classmethod
-    def of(cls, examples: Manifest, seed: int) -> "DynamicMasks | None":
-        """The masks of an examples folder's training rows; None where they are written in the files."""
+    def from_manifest(cls, examples: Manifest, seed: int) -> "DynamicMasks | None":
+        """The masks for the training rows of an examples folder; None if its masks are static."""
         config = ExamplesConfig.model_validate(
             examples.config | {"out": Path(), "corpus": Path(), "tokenizer": Path()}
         )
         if config.masks == "static":
             return None
         ids = SpecialIds(**examples.counts["special_ids"])
-        rule = MaskRule.of(config, "train", ids.mask, examples.counts["vocab_size"])
+        rule = MaskRule.from_config(config, "train", ids.mask, examples.counts["vocab_size"])
         return cls(rule, (ids.pad, ids.cls, ids.sep, ids.mask), seed)
 
     def draw(
         self,
         tokens: Int32Array,
-        starts: BoolArray | None,
+        word_starts: BoolArray | None,
         offsets: Int64Array,
         rows: Int64Array,
         epochs: Int64Array,
     ) -> Masks:
-        """Mask rows laid end to end (row r is `tokens[offsets[r]:offsets[r + 1]]`), by their numbers and epochs."""
+        """Mask rows laid end to end; row r is `tokens[offsets[r]:offsets[r + 1]]`.
+
+        `rows` and `epochs`, int64 of shape (rows,), are the rows' numbers and their epochs.
+        """
         is_special = np.isin(tokens, self.special)
-        segment_ids: npt.NDArray[np.int8] = np.empty(
-            0, dtype=np.int8
-        )  # masks do not depend on them
-        flat = UnpaddedRows(tokens, segment_ids, is_special, starts, offsets)
+        # Masks do not depend on segments.
+        segment_ids: npt.NDArray[np.int8] = np.empty(0, dtype=np.int8)
+        unpadded = UnpaddedRows(tokens, segment_ids, is_special, word_starts, offsets)
         keys = random_bits(random_bits(make_key("dynamic masks", self.seed), epochs), rows)
-        return draw_masks(flat, keys, self.rule)
+        return draw_masks(unpadded, keys, self.rule)

@@ -1,4 +1,4 @@
-"""`bertpipe examples --show N`: examples as people read them."""
+"""`bertpipe examples --show N`: examples as text."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders
 
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import WORD_STARTS
 from bert_pipeline.progress import out
 from bert_pipeline.storage.manifest import Manifest
@@ -20,47 +21,45 @@ from bert_pipeline.tokenizer.load import LoadedTokenizer
 
 Decode = Callable[[Sequence[int]], str]
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-STYLES = {"hidden": "bold green", "replaced": "bold red", "kept": "bold yellow"}
-LEGEND = "To be predicted: [word] behind the mask, [other←word] replaced by another token, [word=] left as it is."
-MEANINGS = {
-    ("mlm+nsp", True): "B is a random next, of another document",
-    ("mlm+nsp", False): "B follows A",
-    ("mlm+sop", True): "swapped: A follows B",
-    ("mlm+sop", False): "in order: B follows A",
-}
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+STYLES = {"masked": "bold green", "random": "bold red", "kept": "bold yellow"}
+LEGEND = "To predict: [word] masked, [other←word] replaced by a random token, [word=] unchanged."
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One row without padding: the original ids, what the model sees, and which positions it has to predict."""
+class PreviewRow:
+    """One row without padding."""
 
     original: Sequence[int]
+    """Ids before masking."""
     tokens: Sequence[int]
+    """Ids that the model gets."""
     label: bool | None
     predicted: frozenset[int]
+    """Positions to predict."""
 
 
 def show_examples(config: ExamplesConfig, manifest: Manifest, loaded: LoadedTokenizer) -> None:
-    """Print `config.show` training examples, taken from as many of the shards as there are."""
+    """Print `config.show` training examples, from as many shards as possible."""
     if not config.show or config.quiet:
         return
     decode = _make_decoder(loaded.tokenizer)
-    dynamic = DynamicMasks.of(manifest, config.seed)
+    dynamic = DynamicMasks.from_manifest(manifest, config.seed)
+    objective = OBJECTIVES[config.objective]
     out.print(LEGEND, style="dim", markup=False)
-    for turn, (name, number, row) in enumerate(_choose(config, manifest)):
-        shown = _read(row, turn, dynamic)
-        meaning = "" if shown.label is None else f"; {MEANINGS[config.objective, shown.label]}"
-        counts = f"{len(shown.tokens)} tokens, {len(shown.predicted)} to predict"
+    for turn, (name, number, columns) in enumerate(_choose_rows(config, manifest)):
+        row = _read_row(columns, turn, dynamic)
+        meaning = "" if row.label is None else f"; {objective.describe_label(row.label)}"
+        counts = f"{len(row.tokens)} tokens, {len(row.predicted)} to predict"
         out.print(f"\n{name}, row {number}: {counts}{meaning}", style="bold", markup=False)
-        for line in _draw(shown, decode, loaded):
+        for line in _format_row(row, decode, loaded):
             out.print(line)
 
 
-def _choose(
+def _choose_rows(
     config: ExamplesConfig, manifest: Manifest
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Rows by the name of their file and their number in it: one row of each of several files in turn."""
+    """File name, row number and columns of some rows, from several files in turn."""
     names = [
         name
         for name in manifest.files
@@ -79,75 +78,86 @@ def _choose(
                 yield name, *found
 
 
-def _read(row: dict[str, Any], number: int, dynamic: DynamicMasks | None) -> Shown:
-    length = sum(segment >= 0 for segment in row["segment_ids"])
-    tokens = original = np.array(row["tokens"][:length], dtype=np.int32)
-    positions = np.array(row["masked_positions"], dtype=np.int64)
+def _read_row(columns: dict[str, Any], number: int, dynamic: DynamicMasks | None) -> PreviewRow:
+    length = sum(segment >= 0 for segment in columns["segment_ids"])
+    tokens = original = np.array(columns["tokens"][:length], dtype=np.int32)
+    positions = np.array(columns["masked_positions"], dtype=np.int64)
     if dynamic is None:
         original = tokens.copy()
-        original[positions] = row["masked_labels"]
+        original[positions] = columns["masked_labels"]
     else:
-        starts = row.get(WORD_STARTS.name)
-        flags = None if starts is None else np.array(starts[:length], dtype=np.bool_)
-        masks = dynamic.draw(
-            tokens, flags, np.array([0, length]), np.array([number]), np.array([0])
-        )
-        tokens, positions = masks.tokens, masks.positions.astype(np.int64)
-    return Shown(
-        original.tolist(), tokens.tolist(), row["is_random_next"], frozenset(positions.tolist())
+        word_starts = None
+        if WORD_STARTS.name in columns:
+            word_starts = np.array(columns[WORD_STARTS.name][:length], dtype=np.bool_)
+        offsets = np.array([0, length])
+        masks = dynamic.draw(tokens, word_starts, offsets, np.array([number]), np.array([0]))
+        tokens = masks.tokens
+        positions = masks.positions.astype(np.int64)
+    return PreviewRow(
+        original=original.tolist(),
+        tokens=tokens.tolist(),
+        label=columns["is_random_next"],
+        predicted=frozenset(positions.tolist()),
     )
 
 
-def _draw(shown: Shown, decode: Decode, loaded: LoadedTokenizer) -> Iterator[Text]:
-    """A line for each run of tokens between special ones."""
+def _format_row(row: PreviewRow, decode: Decode, loaded: LoadedTokenizer) -> Iterator[Text]:
+    """One line for each segment."""
     special = {loaded.special.cls, loaded.special.sep}
-    ordinary = [position for position, token in enumerate(shown.original) if token not in special]
-    # Runs are parted by a special token, which leaves a gap.
-    runs = [
-        [at for _, at in run]
-        for _, run in groupby(enumerate(ordinary), key=lambda pair: pair[1] - pair[0])
+    ordinary = [position for position, token in enumerate(row.original) if token not in special]
+    # Consecutive positions form a segment: the special token between segments leaves a gap.
+    segments = [
+        [position for _, position in group]
+        for _, group in groupby(enumerate(ordinary), key=lambda pair: pair[1] - pair[0])
     ]
-    for number, run in enumerate(runs):
-        name = "" if shown.label is None else "AB"[min(number, 1)] + "  "
-        yield Text(f"  {name}").append_text(_draw_run(shown, run, decode, loaded.special.mask))
+    for number, segment in enumerate(segments):
+        name = "" if row.label is None else "AB"[min(number, 1)] + "  "
+        text = _format_segment(row, segment, decode, loaded.special.mask)
+        yield Text(f"  {name}").append_text(text)
 
 
-def _draw_run(shown: Shown, run: Sequence[int], decode: Decode, mask: int) -> Text:
-    text, read = Text(), 0
-    ids = [shown.original[position] for position in run]
-    for (kind, word), group in groupby(range(len(run)), key=lambda at: _kind(shown, run[at], mask)):
+def _format_segment(row: PreviewRow, segment: Sequence[int], decode: Decode, mask: int) -> Text:
+    text = Text()
+    ids = [row.original[position] for position in segment]
+    decoded_length = 0
+    groups = groupby(range(len(segment)), key=lambda at: _replacement(row, segment[at], mask))
+    for (kind, replacement), group in groups:
         end = list(group)[-1] + 1
-        # By what decoding one more piece adds: pieces alone do not tell whether there is a space before them.
-        shown_so_far = decode(ids[:end])
-        added, read = shown_so_far[read:], len(shown_so_far)
+        # Show what each further token adds to the decoded text: whether there is a space before a
+        # token cannot be seen from the token alone.
+        decoded = decode(ids[:end])
+        added = decoded[decoded_length:]
+        decoded_length = len(decoded)
         added = added if text else added.lstrip()
         if kind is None:
             text.append(added)
             continue
         bare = added.strip()
         text.append(added[: len(added) - len(added.lstrip())])
-        other = decode([word]).strip() if kind == "replaced" else ""
-        text.append(
-            {"hidden": f"[{bare}]", "replaced": f"[{other}←{bare}]", "kept": f"[{bare}=]"}[kind],
-            STYLES[kind],
-        )
+        other = decode([replacement]).strip() if kind == "random" else ""
+        marked = {"masked": f"[{bare}]", "random": f"[{other}←{bare}]", "kept": f"[{bare}=]"}
+        text.append(marked[kind], STYLES[kind])
     return text
 
 
-def _kind(shown: Shown, position: int, mask: int) -> tuple[str | None, int]:
-    """What was done to a token; replaced ones are each a kind of their own, told apart by what stands there now."""
-    if position not in shown.predicted:
+def _replacement(row: PreviewRow, position: int, mask: int) -> tuple[str | None, int]:
+    """How a token was replaced, and by which id if by a random one; consecutive equals merge."""
+    if position not in row.predicted:
         return None, 0
-    token = shown.tokens[position]
+    token = row.tokens[position]
     if token == mask:
-        return "hidden", 0
-    return ("kept", 0) if token == shown.original[position] else ("replaced", token)
+        return "masked", 0
+    if token == row.original[position]:
+        return "kept", 0
+    return "random", token
 
 
 def _make_decoder(tokenizer: Tokenizer) -> Decode:
     copy = Tokenizer.from_str(tokenizer.to_str())
     if type(copy.decoder).__name__ == "WordPiece":
-        # Its clean-up joins marks to the words before them, which would move text that was shown already.
+        # The clean-up joins punctuation to the word before it, so that text shown already changes.
         copy.decoder = decoders.WordPiece(cleanup=False)
-    # A document's control characters are not for the terminal to obey.
-    return lambda ids: CONTROL.sub("·", copy.decode(list(ids), skip_special_tokens=False))
+    # Control characters of a document could change the state of the terminal.
+    return lambda ids: CONTROL_CHARACTERS.sub(
+        "·", copy.decode(list(ids), skip_special_tokens=False)
+    )

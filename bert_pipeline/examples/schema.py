@@ -1,10 +1,14 @@
-"""The columns of example shards, named as the BERT release names its training instances."""
+"""The columns of example shards, named as the training instances of the BERT release.
+
+https://github.com/google-research/bert/blob/master/create_pretraining_data.py
+"""
 
 import pyarrow as pa
 
 STAGE = "examples"
 TOKEN_COUNTS = "token_counts.npy"
-"""Occurrences of each id in the training documents, int64 of shape (vocab_size,): the unigram baseline's source."""
+"""Occurrences of each id in the training documents, int64 of shape (vocab_size,); gives the unigram
+baseline of the evaluation."""
 
 SCHEMA = pa.schema(
     [
@@ -17,4 +21,4 @@ SCHEMA = pa.schema(
 )
 
 WORD_STARTS = pa.field("word_starts", pa.list_(pa.bool_()))
-"""Beside the others where words are masked as wholes later on, in training: which tokens begin a word."""
+"""Additional column where dynamic masking masks whole words or spans: which tokens begin a word."""

@@ -1,74 +1,81 @@
-"""The account of an examples folder: what the manifest says of it, and the summary for people."""
+"""The counts of an examples folder: for the manifest, and as a summary for people."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.splits import Splits
-from bert_pipeline.progress import print_pairs
+from bert_pipeline.progress import print_line, print_pairs
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary
 
 
-def describe(
+def manifest_counts(
     totals: Mapping[str, int], splits: Splits, loaded: LoadedTokenizer, config: ExamplesConfig
 ) -> dict[str, Any]:
-    """The manifest's counts: the totals, and the shares that follow from them."""
-    described: dict[str, Any] = dict(sorted(totals.items()))
-    described["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
+    """The manifest's counts: the totals, and the rates computed from them."""
+    counts: dict[str, Any] = dict(sorted(totals.items()))
+    counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
     for split in ("train", "validation"):
-        described[f"{split}_documents"] = splits.size(split)
+        counts[f"{split}_documents"] = splits.size(split)
         if rows := totals.get(f"{split}_rows", 0):
             tokens = totals[f"{split}_tokens"]
-            described[f"{split}_padding"] = 1 - tokens / (rows * config.max_seq_length)
-            described[f"{split}_truncated_rate"] = totals[f"{split}_truncated"] / rows
-            if config.objective != "mlm":
-                described[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
+            counts[f"{split}_padding"] = 1 - tokens / (rows * config.max_seq_length)
+            counts[f"{split}_truncated_rate"] = totals[f"{split}_truncated"] / rows
+            if OBJECTIVES[config.objective].has_pairs:
+                counts[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
     vocabulary = {"vocab_size": loaded.vocab_size, "vocabulary": hash_vocabulary(loaded.tokenizer)}
-    return described | vocabulary | {"special_ids": asdict(loaded.special)}
+    return counts | vocabulary | {"special_ids": asdict(loaded.special)}
 
 
-def summarise(manifest: Manifest, config: ExamplesConfig) -> None:
-    """Print what was made."""
+def print_summary(manifest: Manifest, config: ExamplesConfig) -> None:
+    """Print the result in a few lines, and all counts with `--verbose`."""
     counts = manifest.counts
-    rows, tokens = counts["train_rows"], counts["train_tokens"]
-    masked = "drawn anew in every epoch"
+    rows = counts["train_rows"]
+    tokens = counts["train_tokens"]
+    lines = [
+        f"examples: {rows:,} for training, {counts.get('validation_rows', 0):,} for validation "
+        f"→ {config.out}",
+        f"  {tokens:,} training tokens, {tokens / rows:.1f} per example",
+    ]
+    if config.masks == "static" and (empty := counts["train_without_prediction"]):
+        lines.append(f"  {empty:,} examples have no masked token: --max-predictions is too small")
+    print_line("\n".join(lines), quiet=config.quiet)
+    if config.verbose:
+        print_pairs("Training examples", _details(counts, config), quiet=config.quiet)
+
+
+def _details(counts: Mapping[str, Any], config: ExamplesConfig) -> list[tuple[str, str]]:
+    masked = "drawn in each epoch of training (--masks dynamic)"
     if config.masks == "static":
         special = counts["train_masked_special"]
-        masked = (
-            f"{counts['train_masked'] / tokens:.1%} of the tokens, {special} of them special tokens"
-        )
-    lines = [
-        ("tokens", f"{tokens:,} in training rows, {tokens / rows:.1f} a row"),
+        rate = counts["train_masked"] / counts["train_tokens"]
+        masked = f"{rate:.1%} of the tokens, {special} of them special tokens"
+    details = [
+        (
+            "documents",
+            f"{counts['train_documents']:,} for training, {config.dupe_factor} passes; "
+            f"{counts['validation_documents']:,} for validation",
+        ),
+        ("to predict", masked),
+        ("unknown tokens", f"{counts['unknown_rate']:.3%}"),
         (
             "padding",
-            f"{counts['train_padding']:.1%} of a batch padded to {config.max_seq_length} (none is trained on)",
+            f"{counts['train_padding']:.1%} if padded to {config.max_seq_length} (bertpipe trains "
+            "without padding)",
         ),
-        (
-            "truncated",
-            f"{counts['train_truncated_rate']:.1%} of the rows lost tokens to the length",
-        ),
-        ("unknown", f"{counts['unknown_rate']:.3%} of the tokens"),
-        ("to predict", masked),
     ]
-    if config.objective != "mlm":
-        second = "is a random one" if config.objective == "mlm+nsp" else "comes first"
-        lines.append(
+    objective = OBJECTIVES[config.objective]
+    if objective.has_pairs:
+        share = counts["train_label_balance"]
+        details.append(("labels", f"{objective.positive_label} in {share:.1%}"))
+        details.append(
             (
-                "labels",
-                f"the second sentence {second} in {counts['train_label_balance']:.1%} of the rows",
+                "truncated",
+                f"{counts['train_truncated_rate']:.1%} of the pairs were longer than their "
+                "maximum length and lost some tokens, as in BERT",
             )
         )
-    if config.masks == "static" and (alone := counts["train_without_prediction"]):
-        lines.append(
-            (
-                "nothing to predict",
-                f"in {alone:,} rows, whose words are all longer than what may be masked",
-            )
-        )
-    title = (
-        f"examples: {rows:,} training rows from {counts['train_documents']:,} documents × {config.dupe_factor}, "
-        f"{counts.get('validation_rows', 0):,} held-out rows from {counts['validation_documents']:,} → {config.out}"
-    )
-    print_pairs(title, lines, quiet=config.quiet)
+    return details

@@ -1,1 +1,1 @@
-"""Model: BERT's forward pass over flat tokens, and its named sizes."""
+"""Models: architectures, the unpadded encoder, heads, attention, kernels and initialization."""

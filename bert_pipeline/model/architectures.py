@@ -1,4 +1,4 @@
-"""Named model sizes, and a config of any masked-LM architecture out of a preset, a JSON file or a mapping."""
+"""Architectures: presets, and configs of any masked LM from a preset, a JSON file or a mapping."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,9 @@ from transformers import (
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.tokenizer.load import SpecialIds
 
-# Layers, hidden size and heads: Devlin et al. 2019, section 3, and Turc et al. 2019, table 1, for the small ones.
-_BERT = {
+# Layers, hidden size, heads: Devlin et al. 2019, section 3 (https://arxiv.org/abs/1810.04805), and
+# for the small ones Turc et al. 2019, table 1 (https://arxiv.org/abs/1908.08962).
+_BERT_SIZES = {
     "bert-tiny": (2, 128, 2),
     "bert-mini": (4, 256, 4),
     "bert-small": (4, 512, 8),
@@ -33,39 +34,47 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_attention_heads": heads,
         "intermediate_size": 4 * hidden,
     }
-    for name, (layers, hidden, heads) in _BERT.items()
+    for name, (layers, hidden, heads) in _BERT_SIZES.items()
 } | {
-    # The published config: no segments, and two positions that stand for padding (Liu et al. 2019).
+    # The published config: no segments, and two positions for padding (Liu et al. 2019,
+    # https://arxiv.org/abs/1907.11692).
     "roberta-base": {
         "model_type": "roberta",
         "max_position_embeddings": 514,
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
     },
-    "modernbert-base": {
-        "model_type": "modernbert"
-    },  # the architecture's own defaults (Warner et al. 2024, table 4)
+    # The architecture's defaults (Warner et al. 2024, table 4, https://arxiv.org/abs/2412.13663).
+    "modernbert-base": {"model_type": "modernbert"},
 }
-# What transformers notes in a config.json of a model that was saved.
-_NOTES = frozenset(
+# Fields that transformers adds to the config.json of a saved model.
+_SAVED_FIELDS = frozenset(
     {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
 )
-# What architectures raise on values that they cannot work with.
-_MISFITS = (
-    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError,
+# What architectures raise for values that they do not support.
+_INVALID_VALUE_ERRORS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
     StrictDataclassError,
-)  # fmt: skip
-# Of heads that pretraining does not have.
+)
+# Parts of field names of heads that pretraining does not use.
 _OTHER_HEADS = ("classif", "qa_", "summary", "pooler")
 
 
 def make_config(
     model: str | dict[str, Any], vocab_size: int, special: SpecialIds, dropout: float | None
 ) -> Any:
-    """The model's config; `UsageError` when `model` is no preset, file or mapping of a masked-LM config's fields.
+    """The transformers config of a preset, a JSON file or a mapping of config fields.
 
-    `model_type` among the fields chooses the architecture, by default BERT. `dropout` is put into all of its fields for
-    dropout, but those of heads for other tasks.
+    `model_type` among the fields selects the architecture, by default BERT. `dropout` sets all
+    dropout fields except those of heads for other tasks. Raises `UsageError` for an unknown preset,
+    field or architecture, and for values that the architecture does not support.
     """
     fields = dict(model) if isinstance(model, dict) else _named_fields(model)
     kind = fields.pop("model_type", "bert")
@@ -74,12 +83,12 @@ def make_config(
     ids = _special_ids(special)
     for name in fields:
         if name in ids or name == "vocab_size":
-            raise UsageError(f"--model: leave out {name}; it comes from the tokenizer.")
-        if name in _NOTES or not (name in known or name in defaults.attribute_map):
+            raise UsageError(f"--model: remove {name}; it comes from the tokenizer.")
+        if name in _SAVED_FIELDS or not (name in known or name in defaults.attribute_map):
             raise UsageError(f"--model: {type(defaults).__name__} has no field {name!r}.")
     if dropout is not None:
         fields |= dict.fromkeys(_dropout_fields(known), dropout)
-    # Other ids that an architecture leaves open by default are no part of its model.
+    # Ids that an architecture leaves unset by default are not part of its model.
     fields |= {
         name: value
         for name, value in ids.items()
@@ -90,17 +99,17 @@ def make_config(
         _check_network(config)
     except UsageError:
         raise
-    except _MISFITS as error:
+    except _INVALID_VALUE_ERRORS as error:
         raise UsageError(f"--model: {' '.join(str(error).split())}") from None
     return config
 
 
 def count_positions(config: Any) -> int | None:
-    """The most tokens that an example may have; None where the architecture has no limit."""
+    """The maximum number of tokens per example; None without a limit."""
     most = getattr(config, "max_position_embeddings", None)
     if most is None:
         return None
-    # RoBERTa and its kin begin to count behind the position of padding.
+    # RoBERTa-like models number positions from their padding index + 1 on.
     with torch.device("meta"):
         network = AutoModelForMaskedLM.from_config(config)
     first = [
@@ -125,12 +134,12 @@ def _find_architecture(kind: Any) -> Any:
         )
     defaults = CONFIG_MAPPING[kind]()
     if defaults.is_encoder_decoder:
-        raise UsageError(f"--model: {kind} has a decoder; an encoder is wanted.")
+        raise UsageError(f"--model: {kind} has a decoder; an encoder was expected.")
     return defaults
 
 
 def _special_ids(special: SpecialIds) -> dict[str, int]:
-    """The tokenizer's special tokens under the names of configs: `[CLS]` begins a text and `[SEP]` ends it."""
+    """The special tokens by their config names: `[CLS]` begins a text and `[SEP]` ends it."""
     return {
         "pad_token_id": special.pad,
         "bos_token_id": special.cls,
@@ -152,19 +161,20 @@ def _dropout_fields(known: dict[str, Any]) -> list[str]:
 
 
 def _check_network(config: Any) -> None:
-    """Raise where no encoder can be built of the config."""
+    """Raise an error if no encoder can be built from the config."""
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise UsageError(
             f"--model: num_hidden_layers {config.num_hidden_layers} must be at least 1."
         )
-    hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
+    hidden = getattr(config, "hidden_size", 0)
+    heads = getattr(config, "num_attention_heads", 1)
     if hidden % heads:
         raise UsageError(
             f"--model: hidden_size {hidden} must be a multiple of num_attention_heads {heads}."
         )
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise UsageError(
-            "--model: an encoder is wanted; leave out is_decoder and add_cross_attention."
+            "--model: an encoder was expected; remove is_decoder and add_cross_attention."
         )
     with torch.device("meta"):
         AutoModelForMaskedLM.from_config(config)
@@ -185,7 +195,7 @@ def _named_fields(model: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(fields, dict):
-        raise UsageError(f"{path}: a JSON object of a config's fields was expected.")
-    # A config.json of transformers may be given as it is.
-    from_elsewhere = {"vocab_size", *_special_ids(SpecialIds(0, 0, 0, 0, 0))}
-    return {name: value for name, value in fields.items() if name not in _NOTES | from_elsewhere}
+        raise UsageError(f"{path}: a JSON object of config fields was expected.")
+    # A config.json that transformers saved is accepted unchanged.
+    ignored = {"vocab_size", *_special_ids(SpecialIds(0, 0, 0, 0, 0))}
+    return {name: value for name, value in fields.items() if name not in _SAVED_FIELDS | ignored}

@@ -1,100 +1,104 @@
-"""Attention over flat rows: each row attends to the rows of its own example."""
+"""Attention on unpadded hidden states: each example attends to its own tokens only."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from bert_pipeline.model.kernels import dropout as drop
-from bert_pipeline.model.kernels import product_dtype, spread_rows, take_rows
+from bert_pipeline.model.kernels import dropout as apply_dropout
+from bert_pipeline.model.kernels import product_dtype, scatter_rows, take_rows
 from bert_pipeline.model.unpadded_batch import HeadPositions, UnpaddedBatch
 
-KEPT_WIDTH = 128
-"""Tokens up to which a CPU keeps the weights of attention for the gradients: faster, and still of modest size."""
+MAX_MATERIALIZED_WIDTH = 128
+"""Up to this many tokens a CPU keeps the attention weights for the backward pass: faster than
+recomputing them, and still small."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Attention on a padded `[examples, width]` grid; without padding where all lengths are equal."""
+class PaddedLayout:
+    """Attention on a padded `[examples, width]` grid; no padding where all lengths are equal."""
 
     examples: int
     width: int
-    slots: Tensor | None  # [T] grid slot of each flat row; None when there is no padding
+    slots: Tensor | None  # [T] grid slot of each token; None without padding
     mask: Tensor | None  # [B, 1, 1, width] True at real tokens
-    reads: HeadPositions
-    read_slots: (
-        Tensor  # [R] slot of each row that is read in the `[examples, reads.most]` grid of queries
-    )
+    head_positions: HeadPositions
+    read_slots: Tensor  # [R] slot of each read position in [examples, max_per_example]
 
     @classmethod
-    def of(cls, batch: UnpaddedBatch) -> "Grid":
-        """The grid that the batch's longest example needs."""
-        examples, width, reads = batch.cu_seqlens.numel() - 1, batch.max_seqlen, batch.reads
-        assert reads is not None
-        starts, rows = reads.cu_seqlens, reads.index.numel()
-        # Row r of example i stands at i × most + r - starts[i].
-        shift = torch.arange(examples, device=starts.device) * reads.most - starts[:-1]
-        shifts = torch.repeat_interleave(shift, starts.diff(), output_size=rows)
-        read_slots = torch.arange(rows, device=starts.device) + shifts
+    def from_batch(cls, batch: UnpaddedBatch, head_positions: HeadPositions) -> Self:
+        """The grid as wide as the longest example of the batch."""
+        examples = batch.cu_seqlens.numel() - 1
+        width = batch.max_seqlen
+        # Position r of example i goes to slot i × max_per_example + r - starts[i].
+        starts = head_positions.cu_seqlens
+        count = head_positions.index.numel()
+        first_slots = torch.arange(examples, device=starts.device) * head_positions.max_per_example
+        shifts = torch.repeat_interleave(
+            first_slots - starts[:-1], starts.diff(), output_size=count
+        )
+        read_slots = torch.arange(count, device=starts.device) + shifts
         if examples * width == batch.tokens.numel():
-            return cls(examples, width, None, None, reads, read_slots)
+            return cls(examples, width, None, None, head_positions, read_slots)
         lengths = batch.cu_seqlens.diff()
         example = torch.repeat_interleave(lengths, output_size=batch.tokens.numel())
         columns = torch.arange(width, device=lengths.device)
         mask = (columns < lengths[:, None])[:, None, None, :]
-        return cls(examples, width, example * width + batch.positions, mask, reads, read_slots)
+        slots = example * width + batch.positions
+        return cls(examples, width, slots, mask, head_positions, read_slots)
 
-    def spread(self, flat: Tensor, padding: int = 0) -> Tensor:
-        """Numbers of flat rows `[T]` as the grid's `[examples, width]`."""
+    def pad(self, values: Tensor, padding: int = 0) -> Tensor:
+        """Values of the tokens `[T]` as the grid's `[examples, width]`."""
         if self.slots is not None:
-            flat = flat.new_full((self.examples * self.width,), padding).index_copy_(
-                0, self.slots, flat
-            )
-        return flat.view(self.examples, self.width)
+            padded = values.new_full((self.examples * self.width,), padding)
+            values = padded.index_copy_(0, self.slots, values)
+        return values.view(self.examples, self.width)
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
-        query, key, value = self._spread_heads(qkv).permute(2, 0, 3, 1, 4)
+        query, key, value = self._pad_heads(qkv).permute(2, 0, 3, 1, 4)
         mixed = self._mix(query, key, value, scale, dropout)
         return mixed if self.slots is None else take_rows(mixed, self.slots)
 
-    def attend_reads(
+    def attend_head_positions(
         self, query: Tensor, key_value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        """The same of queries `[R, heads, size]` of the rows that are read, keys and values `[T, 2, heads, size]`."""
-        key, value = self._spread_heads(key_value).permute(2, 0, 3, 1, 4)
-        spread = spread_rows(query, self.read_slots, self.examples * self.reads.most)
-        grid = spread.view(self.examples, self.reads.most, *query.shape[1:]).transpose(1, 2)
+        """Mixed values `[R, heads × size]` where heads read.
+
+        Queries are `[R, heads, size]`, keys and values `[T, 2, heads, size]`.
+        """
+        key, value = self._pad_heads(key_value).permute(2, 0, 3, 1, 4)
+        per_example = self.head_positions.max_per_example
+        padded = scatter_rows(query, self.read_slots, self.examples * per_example)
+        grid = padded.view(self.examples, per_example, *query.shape[1:]).transpose(1, 2)
         return take_rows(self._mix(grid, key, value, scale, dropout), self.read_slots)
 
-    def _spread_heads(self, flat: Tensor) -> Tensor:
-        grid = (
-            flat
-            if self.slots is None
-            else spread_rows(flat, self.slots, self.examples * self.width)
-        )
-        return grid.view(self.examples, self.width, *flat.shape[1:])
+    def _pad_heads(self, states: Tensor) -> Tensor:
+        grid = states
+        if self.slots is not None:
+            grid = scatter_rows(states, self.slots, self.examples * self.width)
+        return grid.view(self.examples, self.width, *states.shape[1:])
 
     def _mix(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        """Mixed values `[examples × queries, heads × size]` of `[examples, heads, queries or keys, size]`."""
-        if query.device.type == "cpu" and (dropout or self.width <= KEPT_WIDTH):
-            # Torch has no fused kernel with dropout for this either; without, its own works out the weights again.
+        """`[examples × queries, heads × size]` of `[examples, heads, queries or keys, size]`."""
+        is_narrow = self.width <= MAX_MATERIALIZED_WIDTH
+        if query.device.type == "cpu" and (dropout or is_narrow):
+            # Torch has no fused CPU kernel with dropout either; without, its kernel recomputes the
+            # weights in the backward pass.
             examples, heads = query.shape[:2]
             bias = query.new_zeros(examples, heads, 1, self.width)
             if self.mask is not None:
                 bias.masked_fill_(~self.mask, -torch.inf)
-            scores = torch.baddbmm(
-                bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale
-            )
-            weights = drop(torch.softmax(scores, -1), dropout, training=True)
-            mixed = torch.bmm(weights, value.flatten(0, 1)).view(
-                examples, heads, -1, value.shape[-1]
-            )
+            keys = key.flatten(0, 1).mT
+            scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), keys, alpha=scale)
+            weights = apply_dropout(torch.softmax(scores, -1), dropout, training=True)
+            mixed = torch.bmm(weights, value.flatten(0, 1))
+            mixed = mixed.view(examples, heads, -1, value.shape[-1])
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale
@@ -103,58 +107,64 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Varlen:
+class VarlenLayout:
     """Attention by torch's kernel for examples of any lengths: no padding, and no dropout."""
 
     cu_seqlens: Tensor  # [B + 1] int32
     max_seqlen: int
-    reads: HeadPositions
+    head_positions: HeadPositions
     read_cu_seqlens: Tensor  # [B + 1] int32
 
     @classmethod
-    def of(cls, batch: UnpaddedBatch) -> "Varlen":
+    def from_batch(cls, batch: UnpaddedBatch, head_positions: HeadPositions) -> Self:
         """The bounds of the batch's examples, as the kernel takes them."""
-        assert batch.reads is not None
-        return cls(
-            batch.cu_seqlens.int(), batch.max_seqlen, batch.reads, batch.reads.cu_seqlens.int()
-        )
+        read_cu_seqlens = head_positions.cu_seqlens.int()
+        return cls(batch.cu_seqlens.int(), batch.max_seqlen, head_positions, read_cu_seqlens)
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
-        """As `Grid.attend`; `scale` must be that of the head's size, the kernel's own."""
+        """As `PaddedLayout.attend`; `scale` must be the kernel's own, 1 / sqrt(head size)."""
         query, key, value = qkv.unbind(1)
         return self._mix(query, key, value, self.cu_seqlens, self.max_seqlen)
 
-    def attend_reads(
+    def attend_head_positions(
         self, query: Tensor, key_value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        """As `Grid.attend_reads`."""
+        """As `PaddedLayout.attend_head_positions`."""
         key, value = key_value.unbind(1)
-        return self._mix(query, key, value, self.read_cu_seqlens, self.reads.most)
+        longest = self.head_positions.max_per_example
+        return self._mix(query, key, value, self.read_cu_seqlens, longest)
 
     def _mix(
-        self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, most: int
+        self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int
     ) -> Tensor:
         # Only arguments that every torch from 2.10 on takes in this order.
-        mixed = varlen_attn(query, key, value, cu_seqlens, self.cu_seqlens, most, self.max_seqlen)
+        mixed = varlen_attn(
+            query, key, value, cu_seqlens, self.cu_seqlens, longest, self.max_seqlen
+        )
         return cast(Tensor, mixed).flatten(1)
 
 
-Rows = Grid | Varlen
+AttentionLayout = PaddedLayout | VarlenLayout
 
 
-def arrange(batch: UnpaddedBatch, hidden: Tensor, head_size: int, dropout: float) -> Rows:
-    """The way of attending that fits the batch, the device and type of `hidden`, and dropout in attention."""
-    return (
-        Grid.of(batch) if dropout or not has_varlen_kernel(hidden, head_size) else Varlen.of(batch)
-    )
+def make_layout(
+    batch: UnpaddedBatch,
+    head_positions: HeadPositions,
+    hidden: Tensor,
+    head_size: int,
+    dropout: float,
+) -> AttentionLayout:
+    """The layout that fits the batch, the device and dtype of `hidden`, and attention dropout."""
+    if dropout or not has_varlen_kernel(hidden, head_size):
+        return PaddedLayout.from_batch(batch, head_positions)
+    return VarlenLayout.from_batch(batch, head_positions)
 
 
 def has_varlen_kernel(hidden: Tensor, head_size: int) -> bool:
-    """Whether `varlen_attn` can work on hidden states like these."""
+    """Whether `varlen_attn` supports hidden states like these."""
     if not hidden.is_cuda or not torch.backends.cuda.is_flash_attention_available():
         return False
     is_half = product_dtype(hidden) in (torch.float16, torch.bfloat16)
     is_recent = torch.cuda.get_device_capability(hidden.device) >= (8, 0)
-    return (
-        is_half and is_recent and head_size % 8 == 0 and head_size <= 256
-    )  # flash attention's own limits
+    # The limits of flash attention.
+    return is_half and is_recent and head_size % 8 == 0 and head_size <= 256

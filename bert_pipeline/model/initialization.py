@@ -1,8 +1,9 @@
-"""Where training starts: BERT's random weights, or weights that know what can be counted in a corpus.
+"""Informed initialization: weights from counts over the examples, for small budgets.
 
-A small BERT spends most of a small budget on a plateau where it knows little more than how frequent each token is. What
-it has to find there, it can be given: the tokens' frequencies, which tokens occur in like company, and where its
-neighbours stand. Everything stays trainable, and the architecture is BERT's.
+A small BERT spends most of a small budget on a plateau where it knows little more than token
+frequencies. This initialization gives it what it has to learn there: the frequencies, which tokens
+occur in similar contexts, and attention to neighbouring positions. All weights stay trainable, and
+the architecture is BERT's.
 """
 
 import math
@@ -26,10 +27,10 @@ CONTEXT_SMOOTHING = 0.75
 
 
 def check_informed(config: Any) -> None:
-    """Raise `UsageError` where the architecture of a config has not the parts that can be informed."""
+    """Raise `UsageError` if the architecture lacks the parts that are initialized from counts."""
     if not supports_unpadded(config):
         raise UsageError(
-            f"--initialization informed: for BERT and RoBERTa, not for {config.model_type}."
+            f"--initialization informed supports BERT and RoBERTa, not {config.model_type}."
         )
 
 
@@ -41,12 +42,15 @@ def initialize_informed(
     unigram: torch.Tensor,
     special: SpecialIds,
 ) -> None:
-    """Replace some of the random weights by what `tokens` (unmasked rows end to end, bounded by `offsets`) tell.
+    """Replace some random weights by statistics of `tokens`.
 
-    - the decoder's bias becomes the log-frequency of each token (`unigram`);
-    - word embeddings come from co-occurrence counts (`embed_contexts`);
-    - position embeddings are sinusoids (Vaswani et al. 2017, section 3.5);
-    - the heads of the first layer look at the tokens beside (`look_at_neighbours`).
+    `tokens` are unmasked examples end to end, with bounds `offsets`.
+
+    - The decoder's bias becomes the log-frequency of each token (`unigram`).
+    - Word embeddings come from co-occurrence counts (`embed_contexts`).
+    - Position embeddings are sinusoids (Vaswani et al. 2017, section 3.5,
+      https://arxiv.org/abs/1706.03762).
+    - Heads of the first layer attend to neighbouring tokens (`attend_to_neighbours`).
     """
     embeddings = network.base_model.embeddings
     network.get_output_embeddings().bias.copy_(unigram)
@@ -55,79 +59,81 @@ def initialize_informed(
     words.copy_(embed_contexts(tokens, offsets, vocab_size, size, special))
     positions = embeddings.position_embeddings.weight
     positions.copy_(_sinusoids(*positions.shape) * math.sqrt(2) * EMBEDDING_RMS)
-    look_at_neighbours(network.base_model.encoder.layer[0].attention.self)
+    attend_to_neighbours(network.base_model.encoder.layer[0].attention.self)
 
 
 def embed_contexts(
     tokens: Int32Array, offsets: Int64Array, vocab_size: int, size: int, special: SpecialIds
 ) -> torch.Tensor:
-    """Embeddings `[vocab_size, size]` of tokens by the company they keep; tokens without company get random ones.
+    """Embeddings `[vocab_size, size]` of tokens by their contexts; unseen tokens get random ones.
 
-    Positive pointwise mutual information of each token with the most frequent tokens one and two places before and
-    after it, factored by a truncated SVD with the square root of the singular values (Levy, Goldberg & Dagan 2015,
-    section 3); rows of little evidence are shrunk, and all are centred and brought to one length.
+    Positive pointwise mutual information of each token with the most frequent tokens one and two
+    positions before and after it, factored by a truncated SVD with the square root of the singular
+    values (Levy, Goldberg & Dagan 2015, section 3, https://aclanthology.org/Q15-1016). Rows with
+    few counts are shrunk; all are centred and normalized to one length.
     """
-    rows = max(1, int(np.searchsorted(offsets, COUNTED_TOKENS)))
-    ids = tokens[: offsets[min(rows, len(offsets) - 1)]].astype(np.int64)
-    row_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[: len(ids)]
+    # Ordinary tokens of the first examples, and the most frequent ones as contexts.
+    examples = max(1, int(np.searchsorted(offsets, COUNTED_TOKENS)))
+    ids = tokens[: offsets[min(examples, len(offsets) - 1)]].astype(np.int64)
+    example_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[: len(ids)]
     specials = [special.pad, special.unk, special.cls, special.sep, special.mask]
     ordinary = ~np.isin(ids, [number for number in specials if number is not None])
     counts = np.bincount(ids[ordinary], minlength=vocab_size)
-    contexts = np.argsort(-counts, kind="stable")[
-        : min(CONTEXTS, vocab_size, TABLE_ENTRIES // vocab_size)
-    ]
+    limit = min(CONTEXTS, vocab_size, TABLE_ENTRIES // vocab_size)
+    contexts = np.argsort(-counts, kind="stable")[:limit]
     column = np.full(vocab_size, -1)
     column[contexts] = np.arange(len(contexts))
-    blocks = []
+    # One table of counts [vocab_size, contexts] per relative position.
+    tables = []
     for distance in (1, 2):
-        near, far = ids[:-distance], ids[distance:]
-        paired = (
-            (row_of[:-distance] == row_of[distance:]) & ordinary[:-distance] & ordinary[distance:]
-        )
+        near = ids[:-distance]
+        far = ids[distance:]
+        same_example = example_of[:-distance] == example_of[distance:]
+        paired = same_example & ordinary[:-distance] & ordinary[distance:]
         for token, context in ((near, far), (far, near)):
-            both = paired & (column[context] >= 0)
-            places = token[both] * len(contexts) + column[context[both]]
-            table = np.bincount(places, minlength=vocab_size * len(contexts)).reshape(
-                vocab_size, -1
-            )
-            blocks.append(_positive_information(torch.from_numpy(table).float()))
-    found = _factor(torch.cat(blocks, 1), size)
-    known = torch.from_numpy(counts > 0) & (found.norm(dim=1) > 1e-6)
+            counted = paired & (column[context] >= 0)
+            cells = token[counted] * len(contexts) + column[context[counted]]
+            counted_cells = np.bincount(cells, minlength=vocab_size * len(contexts))
+            table = torch.from_numpy(counted_cells.reshape(vocab_size, -1)).float()
+            tables.append(_positive_information(table))
+    # Factor, centre and normalize.
+    factors = _factor(torch.cat(tables, 1), size)
+    known = torch.from_numpy(counts > 0) & (factors.norm(dim=1) > 1e-6)
     result = torch.randn(vocab_size, size) * EMBEDDING_RMS
-    centred = found[known] - found[known].mean(0)
-    # The leading singular vectors would fill the first dimensions, which positions use too: a rotation spreads them.
+    centred = factors[known] - factors[known].mean(0)
+    # The leading singular vectors would fill the first dimensions, which positions use too: a
+    # rotation spreads them.
     rotation = torch.linalg.qr(torch.randn(size, size)).Q[: centred.shape[1]]
-    result[known] = (
-        torch.nn.functional.normalize(centred @ rotation, dim=1) * math.sqrt(size) * EMBEDDING_RMS
-    )
+    directions = torch.nn.functional.normalize(centred @ rotation, dim=1)
+    result[known] = directions * math.sqrt(size) * EMBEDDING_RMS
     return result
 
 
 def _factor(table: torch.Tensor, size: int) -> torch.Tensor:
     """Leading `size` left singular vectors times the square roots of their singular values.
 
-    By subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), with small eigenproblems in place of LAPACK's
-    QR and SVD of tall matrices, which take longer on a CPU than all the rest.
+    Subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4,
+    https://arxiv.org/abs/0909.4061), with small eigenproblems in place of LAPACK's QR and SVD of
+    tall matrices, which take longer on a CPU than all the rest.
     """
     basis = torch.randn(table.shape[1], min(size + 32, *table.shape))
     for _ in range(3):
-        basis = _orthonormalise(table.T @ _orthonormalise(table @ basis))
+        basis = _orthonormalize(table.T @ _orthonormalize(table @ basis))
     image = table @ basis
     values, vectors = torch.linalg.eigh((image.T @ image).double())
-    leading: torch.Tensor = (
-        vectors.flip(1)[:, :size] * values.flip(0)[:size].clamp(min=1e-12) ** -0.25
-    )
+    scales = values.flip(0)[:size].clamp(min=1e-12) ** -0.25
+    leading: torch.Tensor = vectors.flip(1)[:, :size] * scales
     return image @ leading.float()
 
 
-def _orthonormalise(columns: torch.Tensor) -> torch.Tensor:
+def _orthonormalize(columns: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh((columns.T @ columns).double())
     scaled: torch.Tensor = vectors * values.clamp(min=float(values[-1]) * 1e-10).rsqrt()
     return columns @ scaled.float()
 
 
 def _positive_information(table: torch.Tensor) -> torch.Tensor:
-    """Shrunk positive pointwise mutual information of a table of counts `[tokens, contexts]`."""
+    """Shrunk positive pointwise mutual information of counts `[tokens, contexts]`."""
     of_token = table.sum(1, keepdim=True).clamp(min=1)
     of_context = table.sum(0, keepdim=True).clamp(min=1) ** CONTEXT_SMOOTHING
     expected = of_token * (of_context / of_context.sum())
@@ -137,7 +143,8 @@ def _positive_information(table: torch.Tensor) -> torch.Tensor:
 def _sinusoids(positions: int, size: int) -> torch.Tensor:
     angles = torch.arange(positions)[:, None] * _frequencies(size)
     table = torch.zeros(positions, size)
-    table[:, 0::2], table[:, 1::2] = angles.sin(), angles.cos()[:, : size // 2]
+    table[:, 0::2] = angles.sin()
+    table[:, 1::2] = angles.cos()[:, : size // 2]
     return table
 
 
@@ -145,24 +152,24 @@ def _frequencies(size: int) -> torch.Tensor:
     return 10_000.0 ** (-torch.arange(0, size, 2) / size)
 
 
-def look_at_neighbours(attention: Any) -> None:
-    """Let the query of head h at position i fit best the key at position i + `NEIGHBOURS[h]`.
+def attend_to_neighbours(attention: Any) -> None:
+    """Make the query of head h at position i match the key at position i + `NEIGHBOURS[h]`.
 
-    On a sinusoidal position, a shift is a rotation of each pair of sine and cosine: keys take such pairs as they are,
-    queries rotate them. The fast half of the frequencies is used, which tells near positions apart. The random
-    weights stay underneath.
+    On sinusoidal positions, a shift is a rotation of each pair of sine and cosine: keys take such
+    pairs unchanged, queries rotate them. The faster half of the frequencies is used, which
+    separates nearby positions. The rotation is added to the random weights.
     """
-    heads, width = attention.num_attention_heads, attention.attention_head_size
+    width = attention.attention_head_size
     size = attention.query.weight.shape[1]
     frequencies = _frequencies(size)
     planes = torch.linspace(0, 0.6 * (size // 2) - 1, width // 2).long().tolist()
-    for head, shift in zip(range(heads), NEIGHBOURS, strict=False):
+    for head, shift in zip(range(attention.num_attention_heads), NEIGHBOURS, strict=False):
         for pair, plane in enumerate(planes):
             angle = shift * float(frequencies[plane])
-            rows = slice(head * width + 2 * pair, head * width + 2 * pair + 2)
+            cosine = math.cos(angle)
+            sine = math.sin(angle)
+            first_row = head * width + 2 * pair
+            rows = slice(first_row, first_row + 2)
             columns = slice(2 * plane, 2 * plane + 2)
-            turn = torch.tensor(
-                [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-            )
-            attention.query.weight[rows, columns] += turn
+            attention.query.weight[rows, columns] += torch.tensor([[cosine, sine], [-sine, cosine]])
             attention.key.weight[rows, columns] += torch.eye(2)

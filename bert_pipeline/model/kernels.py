@@ -1,4 +1,4 @@
-"""Operations whose backward passes torch has only in a slower general form."""
+"""Operations for which torch has only slower, more general backward passes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CPU_LOGIT_ROWS = 256
-"""Rows of logits worked on at a time: enough for full-speed products, few enough to stay in the cache."""
+"""Rows of logits per block on a CPU: enough for fast products, few enough to stay in the cache."""
 GPU_LOGITS = 2**27
-"""Logits worked on at a time: a quarter of a gigabyte in bf16."""
+"""Logits per block on a GPU: 256 MiB in bf16."""
 GPU_VOCABULARY_MULTIPLE = 64
 
 
-class _SpreadRows(torch.autograd.Function):
-    """Put row `i` of `x` at row `index[i]` of a zero matrix; `index` has no repeats.
+class _ScatterRows(torch.autograd.Function):
+    """Row i of `x` at row `index[i]` of a zero matrix; `index` has no repeats.
 
-    Knowing that there are no repeats lets each direction be a plain copy: the stock
-    `index_select` backward has to accumulate, row by row.
+    Without repeats each direction is a plain copy: the backward pass of the stock `index_select`
+    has to accumulate row by row.
     """
 
     @staticmethod
@@ -27,9 +27,8 @@ class _SpreadRows(torch.autograd.Function):
         ctx.save_for_backward(index)
         zeros = x.new_zeros(rows, *x.shape[1:])
         if torch.compiler.is_compiling():
-            return zeros.index_copy(
-                0, index, x
-            )  # torch 2.11 compiles the copy in place to one without gradient
+            # torch 2.11 compiles the in-place copy to one without a gradient.
+            return zeros.index_copy(0, index, x)
         return zeros.index_copy_(0, index, x)
 
     @staticmethod
@@ -39,7 +38,7 @@ class _SpreadRows(torch.autograd.Function):
 
 
 class _TakeRows(torch.autograd.Function):
-    """Rows `index` of `x`, without repeats: the transpose of `spread_rows`."""
+    """Rows `index` of `x`, without repeats: the transpose of `scatter_rows`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -56,78 +55,86 @@ class _TakeRows(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Blocks:
-    """How `_MaskedCrossEntropy` works: `rows` at a time, in `dtype`, on a vocabulary with `fill` more entries."""
+    """How `_MaskedCrossEntropy` works: `rows` per block, in `dtype`, with a padded vocabulary."""
 
     rows: int
     dtype: torch.dtype
-    fill: int
-    wanted: tuple[bool, ...]  # gradients of hidden, weight and bias
+    padding: int  # entries added to the vocabulary
+    needs_grad: tuple[bool, ...]  # hidden, weight, bias
 
     def prepare(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias to multiply with; what fills the vocabulary has no probability."""
-        weight, bias = weight.to(self.dtype), bias.to(self.dtype)
-        if not self.fill:
+        """The matrix and bias of the product; added vocabulary entries have no probability."""
+        weight = weight.to(self.dtype)
+        bias = bias.to(self.dtype)
+        if not self.padding:
             return weight, bias
         lowest = torch.finfo(self.dtype).min
-        return F.pad(weight, (0, 0, 0, self.fill)), F.pad(bias, (0, self.fill), value=lowest)
+        return F.pad(weight, (0, 0, 0, self.padding)), F.pad(bias, (0, self.padding), value=lowest)
 
     def add_gradients(
         self,
         grads: Sequence[Tensor | None],
         rows: slice,
-        slope: Tensor,
+        grad_logits: Tensor,
         block: Tensor,
         matrix: Tensor,
     ) -> None:
-        """Add what the slope of the loss by a block's logits gives."""
+        """Add the gradients of a block, from the gradient of the loss by its logits."""
         grad_hidden, grad_weight, grad_bias = grads
-        entries = slice(slope.shape[1] - self.fill)
+        entries = slice(grad_logits.shape[1] - self.padding)
         if grad_bias is not None:
-            grad_bias += slope[:, entries].sum(0)
-        narrow = slope.to(self.dtype)
+            grad_bias += grad_logits[:, entries].sum(0)
+        narrow = grad_logits.to(self.dtype)
         if grad_hidden is not None:
             grad_hidden[rows] = narrow @ matrix
-        if grad_weight is not None and narrow is slope:
-            grad_weight.addmm_(slope[:, entries].t(), block)
+        if grad_weight is not None and narrow is grad_logits:
+            grad_weight.addmm_(grad_logits[:, entries].t(), block)
         elif grad_weight is not None:
             grad_weight += narrow[:, entries].t() @ block
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of `hidden @ weight.T + bias`, a block of rows at a time.
+    """Summed cross-entropy of `hidden @ weight.T + bias`, one block of rows at a time.
 
-    The gradient of a sum of cross-entropies is known as soon as the softmax is, so it is formed in the forward pass
-    while the block of logits is at hand; the backward pass only scales it.
+    The gradient of a sum of cross-entropies follows from the softmax, so it is computed in the
+    forward pass while the block of logits is in memory; the backward pass only scales it.
+
+    Shapes: hidden [M, H], weight [V, H], bias [V], labels [M].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, how: _Blocks
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, blocks: _Blocks
     ) -> Tensor:
-        inputs, exact = (hidden, weight, bias), torch.promote_types(how.dtype, torch.float32)
-        total = torch.zeros((), dtype=exact, device=hidden.device)
+        inputs = (hidden, weight, bias)
+        device = hidden.device
+        exact = torch.promote_types(blocks.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=device)
         grads = [
-            torch.zeros_like(x, dtype=exact) if want else None
-            for x, want in zip(inputs, how.wanted, strict=True)
+            torch.zeros_like(x, dtype=exact) if needed else None
+            for x, needed in zip(inputs, blocks.needs_grad, strict=True)
         ]
-        matrix, offset = how.prepare(weight, bias)
-        # One block's memory for all of them: it stays in the cache, and the softmax takes the place of its logits.
-        space = torch.empty(
-            min(how.rows, len(hidden)), len(matrix), dtype=how.dtype, device=hidden.device
-        )
-        for rows in (slice(start, start + how.rows) for start in range(0, len(hidden), how.rows)):
-            block, picked = hidden[rows].to(how.dtype), labels[rows].unsqueeze(1)
-            logits = torch.addmm(offset, block, matrix.t(), out=space[: len(block)])
-            peak, right = logits.amax(1), logits.gather(1, picked).to(exact)
-            slope = torch.softmax(
-                logits, 1, dtype=exact, out=logits if how.dtype == exact else None
-            )
-            # The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a second pass of
-            # exponentials, exact because it is never below 1 / vocabulary.
-            total += (peak - slope.amax(1).log()).sum() - right.sum()
-            if any(how.wanted):
-                slope.scatter_add_(1, picked, slope.new_full(picked.shape, -1.0))
-                how.add_gradients(grads, rows, slope, block, matrix)
+        matrix, offset = blocks.prepare(weight, bias)
+        # All blocks share one buffer: it stays in the cache, and the softmax overwrites its logits.
+        shape = (min(blocks.rows, len(hidden)), len(matrix))
+        buffer = torch.empty(shape, dtype=blocks.dtype, device=device)
+        for start in range(0, len(hidden), blocks.rows):
+            # Logits of the block.
+            rows = slice(start, start + blocks.rows)
+            block = hidden[rows].to(blocks.dtype)
+            picked = labels[rows].unsqueeze(1)
+            logits = torch.addmm(offset, block, matrix.t(), out=buffer[: len(block)])
+            peak = logits.amax(1)
+            right = logits.gather(1, picked).to(exact)
+            out = logits if blocks.dtype == exact else None
+            grad_logits = torch.softmax(logits, 1, dtype=exact, out=out)
+            # Loss. The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a
+            # second pass of exponentials, exact because it is never below 1 / V.
+            total += (peak - grad_logits.amax(1).log()).sum() - right.sum()
+            # Gradients.
+            if any(blocks.needs_grad):
+                grad_logits.scatter_add_(1, picked, grad_logits.new_full(picked.shape, -1.0))
+                blocks.add_gradients(grads, rows, grad_logits, block, matrix)
         ctx.save_for_backward(*grads)
         ctx.dtypes = [x.dtype for x in inputs]
         return total
@@ -142,14 +149,13 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
 
 class _Dropout(torch.autograd.Function):
-    """Dropout with 16 random bits for each decision, four decisions out of each 64-bit draw."""
+    """Dropout with 16 random bits per decision, four decisions from each 64-bit draw."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(
-            -(2**63), None
-        )
-        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        draws.random_(-(2**63), None)
+        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
         ctx.save_for_backward(kept)
         ctx.scale = 2**16 / (2**16 - dropped)
         return (x * kept).mul_(ctx.scale)
@@ -161,32 +167,32 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`F.dropout`, on a CPU with a generator that asks for a quarter of the random numbers.
+    """`F.dropout`, on a CPU with a quarter of the random numbers.
 
-    There `p` is rounded to a multiple of 1/65536, and what is kept is scaled by that.
+    There `p` is rounded to a multiple of 1/65536, and the scale follows the rounded value.
     """
     if not training or not p:
         return x
-    if (
-        x.device.type != "cpu" or torch.compiler.is_compiling()
-    ):  # the compiler has a fast generator of its own
+    # The compiler has a fast random number generator.
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    return _Dropout.apply(x, min(round(p * 2**16), 2**16 - 1))  # type: ignore[no-any-return, no-untyped-call]
+    dropped = min(round(p * 2**16), 2**16 - 1)
+    return _Dropout.apply(x, dropped)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The type that a product with `x` has under the surrounding autocast, if any."""
+    """The dtype of a matrix product with `x` under the current autocast, if any."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def spread_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Row `i` of `x` at row `index[i]` of a zero matrix of `rows` rows; `index` has no repeats."""
-    return _SpreadRows.apply(x, index, rows)  # type: ignore[no-any-return, no-untyped-call]
+def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Row i of `x` at row `index[i]` of a zero matrix of `rows` rows; `index` has no repeats."""
+    return _ScatterRows.apply(x, index, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` of `x`, without repeats: the transpose of `spread_rows`."""
+    """Rows `index` of `x`, without repeats: the transpose of `scatter_rows`."""
     return _TakeRows.apply(x, index)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -199,20 +205,27 @@ def masked_cross_entropy(
     rows: int | None = None,
     multiple: int | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of `hidden @ weight.T + bias` against `labels`, never holding the logits of all rows.
+    """Summed cross-entropy of `hidden @ weight.T + bias`, without the logits of all rows in memory.
 
-    Products are in the type of the surrounding autocast; softmax, loss and sums of gradients in float32 at least.
-    Logits are made for `rows` rows at a time, by default as suits the device's caches or memory. Inside, the vocabulary
-    is filled up to a multiple of `multiple`, by default one that a GPU's matrix units like and none elsewhere.
+    Products are in the dtype of the current autocast; softmax, loss and gradient sums in float32 or
+    better. Logits are computed for `rows` rows at a time, by default as fits the device's caches or
+    memory. Internally the vocabulary is padded to a multiple of `multiple`, by default one that
+    suits a GPU's matrix units, and not at all on a CPU.
+
+    Shapes: hidden [M, H], weight [V, H], bias [V], labels [M].
     """
     device = hidden.device.type
-    vocabulary, on_gpu = len(weight), device == "cuda"
-    fill = -vocabulary % (multiple or (GPU_VOCABULARY_MULTIPLE if on_gpu else 1))
+    on_gpu = device == "cuda"
+    vocabulary = len(weight)
+    padding = -vocabulary % (multiple or (GPU_VOCABULARY_MULTIPLE if on_gpu else 1))
+    fitting = max(1, GPU_LOGITS // (vocabulary + padding)) if on_gpu else CPU_LOGIT_ROWS
+    inputs = (hidden, weight, bias)
     blocks = _Blocks(
-        rows=rows or (max(1, GPU_LOGITS // (vocabulary + fill)) if on_gpu else CPU_LOGIT_ROWS),
+        rows=rows or fitting,
         dtype=product_dtype(hidden),
-        fill=fill,
-        wanted=tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight, bias)),
+        padding=padding,
+        needs_grad=tuple(torch.is_grad_enabled() and x.requires_grad for x in inputs),
     )
     with torch.autocast(device, enabled=False):
-        return _MaskedCrossEntropy.apply(hidden, weight, bias, labels, blocks)  # type: ignore[no-any-return, no-untyped-call]
+        loss: Tensor = _MaskedCrossEntropy.apply(hidden, weight, bias, labels, blocks)  # type: ignore[no-untyped-call]
+    return loss

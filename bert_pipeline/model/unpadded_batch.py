@@ -1,8 +1,11 @@
-"""A batch without padding: examples laid end to end."""
+"""Batches without padding: the tokens of all examples end to end.
+
+Shapes: T tokens, B examples, R positions that heads read, M masked tokens.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -10,74 +13,90 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HeadPositions:
-    """The rows whose last hidden states heads read: of each example the first (`[CLS]`), then its masked ones."""
+    """The tokens whose last hidden states the heads read.
 
-    index: Tensor  # [R] int64 into tokens, ascending
-    cu_seqlens: (
-        Tensor  # [B + 1] int64: example `i` is read at `index[cu_seqlens[i]:cu_seqlens[i + 1]]`
-    )
-    masked: Tensor  # [M] int64: where in `index` the masked rows are
-    most: int
-    """Rows read of an example at most."""
+    Of each example the first token (`[CLS]`) comes first, then the others that were asked for:
+    masked tokens for a masked LM, first sub-tokens for a tagger, none for a classifier.
+    """
+
+    index: Tensor  # [R] int64 into the batch's tokens, ascending
+    cu_seqlens: Tensor  # [B + 1] int64: example i reads index[cu_seqlens[i]:cu_seqlens[i + 1]]
+    others: Tensor  # [R - B] int64: where in `index` the tokens other than [CLS] are
+    max_per_example: int
+    """The most positions that are read of one example."""
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, masked_index: Tensor) -> "HeadPositions":
-        """Those of a batch; on the CPU, since `most` is a number."""
-        bounds = torch.searchsorted(masked_index, cu_seqlens)
-        examples, masked = cu_seqlens.numel() - 1, masked_index.numel()
-        starts = bounds + torch.arange(examples + 1)
-        # Example i stands behind i + 1 first rows.
-        places = torch.arange(masked) + 1 + torch.repeat_interleave(bounds.diff())
-        index = torch.empty(examples + masked, dtype=torch.long)
-        index[starts[:-1]] = cu_seqlens[:-1]
-        index[places] = masked_index
-        return cls(index, starts, places, int(starts.diff().amax()) if examples else 0)
+    def select(cls, cu_seqlens: Tensor, token_index: Tensor) -> Self:
+        """The first token of each example and the tokens `token_index` (ascending, no first ones).
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "HeadPositions":
-        """The same with its tensors changed."""
-        return HeadPositions(
-            change(self.index), change(self.cu_seqlens), change(self.masked), self.most
+        For tensors on the CPU, because `max_per_example` is a Python number.
+        """
+        bounds = torch.searchsorted(token_index, cu_seqlens)
+        examples = cu_seqlens.numel() - 1
+        count = token_index.numel()
+        starts = bounds + torch.arange(examples + 1)
+        # A token of example i comes after i + 1 first tokens.
+        others = torch.arange(count) + 1 + torch.repeat_interleave(bounds.diff())
+        index = torch.empty(examples + count, dtype=torch.long)
+        index[starts[:-1]] = cu_seqlens[:-1]
+        index[others] = token_index
+        return cls(index, starts, others, int(starts.diff().amax()) if examples else 0)
+
+    @property
+    def first(self) -> Tensor:
+        """Where in `index` the first token of each example is, int64 `[B]`."""
+        return self.cu_seqlens[:-1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with `change` applied to each tensor."""
+        return type(self)(
+            change(self.index), change(self.cu_seqlens), change(self.others), self.max_per_example
         )
 
 
 @dataclass(frozen=True)
 class UnpaddedBatch:
-    """Example `i` is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
+    """What the encoder reads. Example i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
 
     tokens: Tensor  # [T] int64
     segment_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64, counted from each example's own start
+    positions: Tensor  # [T] int64, counted from the start of each example
     cu_seqlens: Tensor  # [B + 1] int64
     max_seqlen: int
-    masked_index: Tensor  # [M] int64 into tokens, ascending, never an example's first token
-    masked_labels: Tensor  # [M] int64
-    is_random_next: Tensor | None = None  # [B] int64, None without a next-sentence task
-    void: bool = False
-    """A stand-in where a rank has no example: its losses are 0, and it takes part in sums over ranks."""
-    reads: "HeadPositions | None" = None
-    """What heads read; found here for a batch on the CPU."""
 
-    def __post_init__(self) -> None:
-        if self.reads is None:
-            object.__setattr__(self, "reads", HeadPositions.of(self.cu_seqlens, self.masked_index))
-
-    def pin(self) -> "UnpaddedBatch":
-        """The batch in page-locked memory, which a GPU reads by itself; for the thread that prepares batches."""
+    def pin(self) -> Self:
+        """A copy in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
-    def to(self, device: torch.device) -> "UnpaddedBatch":
-        """The batch on another device; from page-locked memory nothing waits for the copy."""
-        return (
-            self
-            if device.type == "cpu"
-            else self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        )
+    def to(self, device: torch.device) -> Self:
+        """The batch on another device; from page-locked memory the host does not wait."""
+        if device.type == "cpu":
+            return self
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "UnpaddedBatch":
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        values |= {
-            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        if self.reads is not None:
-            values["reads"] = self.reads.map(change)
-        return UnpaddedBatch(**values)
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = change(value)
+            elif isinstance(value, HeadPositions):
+                values[name] = value.map(change)
+        return type(self)(**values)
+
+
+@dataclass(frozen=True)
+class PretrainingBatch(UnpaddedBatch):
+    """A batch with the labels of masked language modelling and of sentence pairs."""
+
+    masked_index: Tensor  # [M] int64 into tokens, ascending, never the first token of an example
+    masked_labels: Tensor  # [M] int64
+    is_random_next: Tensor | None = None  # [B] int64, None without sentence pairs
+    is_placeholder: bool = False
+    """For a rank without examples: losses are multiplied by 0, so that it joins the all-reduce."""
+    head_positions: HeadPositions = None  # type: ignore[assignment]
+    """`[CLS]` and the masked tokens; computed here for a batch on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.head_positions is None:
+            positions = HeadPositions.select(self.cu_seqlens, self.masked_index)
+            object.__setattr__(self, "head_positions", positions)

@@ -1,1 +1,1 @@
-"""Predict: what a model folder can do."""
+"""Predict: using a trained model."""

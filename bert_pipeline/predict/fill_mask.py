@@ -1,4 +1,4 @@
-"""`bertpipe fill-mask`: what a model would put in place of each mask."""
+"""`bertpipe fill-mask`: predict the word behind each mask."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ MASK = "[MASK]"
 
 
 class MaskFiller:
-    """A model folder ready to fill masks; `[MASK]` stands for the model's own mask token."""
+    """A model folder ready to fill masks; `[MASK]` is replaced by the model's own mask token."""
 
     def __init__(self, model: Path) -> None:
         folder = find_model(model)
         self._tokenizer = load_auto_tokenizer(folder)
         if self._tokenizer.mask_token is None:
             raise BertpipeError(
-                f"{folder}: its tokenizer has no mask token, so there is nothing to fill."
+                f"{folder}: the tokenizer has no mask token. Use a masked language model."
             )
         network = load_model(folder, AutoModelForMaskedLM)
         self._length = count_positions(network.config)
@@ -29,14 +29,16 @@ class MaskFiller:
         self._pipeline = pipeline("fill-mask", model=network, tokenizer=self._tokenizer)
 
     def fill(self, texts: Sequence[str], top_k: int) -> Any:
-        """What `transformers.pipeline("fill-mask")` returns: a text with one mask gives a list of `score`, `token`,
-        `token_str`, `sequence`, one with several masks a list of such lists; several texts give a list of either.
+        """Predict the `top_k` tokens for each mask, as `transformers.pipeline("fill-mask")` does.
 
-        A text longer than the model's positions is cut. Raises `BertpipeError` naming a text without a mask (in reach).
+        Returns, for a text with one mask, a list of `score`, `token`, `token_str` and `sequence`;
+        for a text with several masks, a list of such lists; for several texts, a list of either.
+        A text longer than the model's maximum length is truncated. Raises `BertpipeError` for a
+        text without a mask (within the maximum length).
         """
         if not 1 <= top_k <= self._vocab_size:
             raise UsageError(
-                f"--top-k {top_k}: must lie between 1 and the vocabulary's {self._vocab_size}."
+                f"--top-k {top_k}: must be between 1 and the vocabulary size, {self._vocab_size}."
             )
         marked = [text.replace(MASK, self._tokenizer.mask_token) for text in texts]
         for number, text in enumerate(marked, start=1):
@@ -47,7 +49,7 @@ class MaskFiller:
         )
 
     def fill_each(self, texts: Sequence[str], top_k: int) -> list[list[list[dict[str, Any]]]]:
-        """The same for every text as a list of masks, however many there are."""
+        """For each text a list of masks, and for each mask a list of candidates (see `fill`)."""
         results = (self.fill([text], top_k) for text in texts)
         return [result if isinstance(result[0], list) else [result] for result in results]
 
@@ -58,23 +60,21 @@ class MaskFiller:
             return
         if self._tokenizer.mask_token in text:
             raise BertpipeError(
-                f"Text {number}: its {MASK} lies beyond the {self._length} tokens that are read."
+                f"Text {number}: {MASK} is beyond the maximum length of {self._length} tokens."
             )
         raise BertpipeError(
-            f"Text {number} has no {MASK}: {text[:60]!r}. Write {MASK} where a word is to be found."
+            f"Text {number} has no {MASK}: {text[:60]!r}. Write {MASK} for the word to predict."
         )
 
 
-def draw(masks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Candidates as lines for people: probability, a bar, the word."""
+def format_candidates(masks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """The candidates as lines of a table: probability, a bar, the word."""
     lines = []
     for number, candidates in enumerate(masks, start=1):
         if len(masks) > 1:
             lines.append(f"  mask {number}")
         for candidate in candidates:
-            share, word = (
-                candidate["score"],
-                candidate["token_str"].strip() or repr(candidate["token_str"]),
-            )
-            lines.append(f"  {share:6.1%} {'█' * round(20 * share):<20} {word}")
+            probability = candidate["score"]
+            word = candidate["token_str"].strip() or repr(candidate["token_str"])
+            lines.append(f"  {probability:6.1%} {'█' * round(20 * probability):<20} {word}")
     return lines

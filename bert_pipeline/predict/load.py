@@ -7,24 +7,29 @@ from bert_pipeline.errors import BertpipeError
 
 
 def find_model(path: Path) -> Path:
-    """The Hugging Face folder at `path`, or in it when `path` is the folder of a run or of its pretrain stage."""
+    """The model folder at `path`, or in it if `path` is the folder of a run or its pretrain stage.
+
+    Raises `BertpipeError` if there is none.
+    """
     for candidate in (path, path / "model", path / "pretrain" / "model"):
         if (candidate / "config.json").is_file():
             return candidate
     unfinished = (
-        " Its training has not finished: run it again." if (path / "checkpoints").is_dir() else ""
+        " Training has not finished; run it again to resume."
+        if (path / "checkpoints").is_dir()
+        else ""
     )
     raise BertpipeError(
-        f"{path}: no model folder (one with config.json and model.safetensors).{unfinished}"
+        f"{path}: no model found (expected config.json and model.safetensors).{unfinished}"
     )
 
 
 def load_model(folder: Path, auto_class: Any) -> Any:
-    """Load with one of transformers' auto classes; `BertpipeError` when the folder is incomplete."""
+    """Load with an auto class of transformers; `BertpipeError` if the folder is incomplete."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # a head that the class does not use is no news to a user
+    logging.set_verbosity_error()  # no warnings about weights of heads that the class lacks
     try:
         return auto_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
@@ -34,10 +39,12 @@ def load_model(folder: Path, auto_class: Any) -> Any:
 
 
 def load_auto_tokenizer(folder: Path) -> Any:
-    """The model folder's tokenizer."""
+    """Load the tokenizer in a model folder; `BertpipeError` if there is none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise BertpipeError(f"{folder}: no tokenizer ({str(error).splitlines()[0]}).") from None
+        raise BertpipeError(
+            f"{folder}: no tokenizer found ({str(error).splitlines()[0]})."
+        ) from None

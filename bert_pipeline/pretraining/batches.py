@@ -1,8 +1,9 @@
-"""Stored rows as flat batches."""
+"""Stored examples as unpadded batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,71 +12,78 @@ import torch
 from bert_pipeline.examples.counter_rng import as_share, make_key, random_bits
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
 from bert_pipeline.examples.splits import Split
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
-from bert_pipeline.pretraining.memmap_rows import Source, StoredRows, open_rows
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
+from bert_pipeline.pretraining.memmap_rows import SplitFiles, StoredRows, open_rows
 from bert_pipeline.ragged import Array, BoolArray, Int32Array, Int64Array, expand, offsets_of
 from bert_pipeline.storage.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
-class KeptMasks:
-    """A random share of the masks of a step: a pure function of seed, step and number, so that all ranks agree."""
+class MaskSubset:
+    """A random share of a step's masks: a pure function of seed, step and mask, on all ranks."""
 
     share: float
     seed: int
     step: int
 
-    def choose(self, numbers: Int64Array) -> BoolArray:
+    def contains(self, masks: Int64Array) -> BoolArray:
         """Which of the masks with these numbers are kept."""
-        return (
-            as_share(random_bits(make_key("kept masks", self.seed, self.step), numbers))
-            < self.share
-        )
+        bits = random_bits(make_key("kept masks", self.seed, self.step), masks)
+        return as_share(bits) < self.share
 
 
 @dataclass(frozen=True, slots=True)
-class _Laid:
+class _Layout:
     """Rows end to end: row r has tokens `starts[r]`..`starts[r + 1] - 1`."""
 
     lengths: Int64Array
     starts: Int64Array
     positions: Int64Array
     """Of each token in its row."""
-    places: Int64Array
+    stored_at: Int64Array
     """Of each token in the store."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Masks:
-    """Masked tokens of rows end to end: where the masks are, what they hide, and the numbers that they go by."""
+class _MaskedRows:
+    """Rows end to end with masks applied."""
 
     tokens: Array
     index: Int64Array
+    """Where the masked tokens are."""
     labels: Array
     numbers: Int64Array
+    """Numbers of the masks, for `MaskSubset`."""
 
 
 class Examples:
-    """All rows of one split."""
+    """All examples of one split."""
 
     def __init__(self, rows: StoredRows, dynamic: DynamicMasks | None = None) -> None:
-        """`dynamic` draws the masks of rows that hold none."""
-        self._rows, self._dynamic = rows, dynamic
+        """`dynamic` draws the masks of rows that have none."""
+        self._rows = rows
+        self._dynamic = dynamic
         self.has_pairs = rows.is_random_next is not None
 
     @classmethod
     def open(
-        cls, folder: Path, manifest: Manifest, split: Split, vocab_size: int, *, seed: int = 0,
-        store: Path | None = None, quiet: bool = False,
-    ) -> "Examples":  # fmt: skip
-        """One split of an examples folder for a model of `vocab_size` token embeddings, by way of a store.
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        split: Split,
+        vocab_size: int,
+        *,
+        seed: int = 0,
+        store: Path | None = None,
+        quiet: bool = False,
+    ) -> Self:
+        """One split of an examples folder for a model of `vocab_size` token embeddings.
 
         `seed` is that of dynamic masks. Raises `BertpipeError` as `open_rows` does.
         """
-        dynamic = DynamicMasks.of(manifest, seed) if split == "train" else None
-        return cls(
-            open_rows(Source.of(folder, manifest, split, vocab_size), store, quiet=quiet), dynamic
-        )
+        dynamic = DynamicMasks.from_manifest(manifest, seed) if split == "train" else None
+        files = SplitFiles.from_manifest(folder, manifest, split, vocab_size)
+        return cls(open_rows(files, store, quiet=quiet), dynamic)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -85,70 +93,79 @@ class Examples:
         return int(self._rows.tokens.lengths(rows).sum())
 
     def unmasked(self, limit: int) -> tuple[Int32Array, Int64Array]:
-        """The tokens of the first rows as they were before masking, at least `limit` if there are so many.
+        """The original tokens of the first rows, at least `limit` if there are so many.
 
-        Returns them end to end, and the offsets where the rows begin and the last one ends.
+        Returns them end to end, and the offsets at which the rows begin and the last one ends.
         """
-        stored, masked = self._rows.tokens, self._rows.masked_positions
+        stored = self._rows.tokens
+        masked = self._rows.masked_positions
         rows = min(len(self), max(1, int(np.searchsorted(stored.offsets, limit))))
         offsets = stored.offsets[: rows + 1]
         tokens = stored.values[: offsets[-1]].astype(np.int32)
-        begins = np.repeat(offsets[:-1], np.diff(masked.offsets[: rows + 1]))
-        tokens[begins + masked.values[: len(begins)]] = self._rows.masked_labels[: len(begins)]
+        row_starts = np.repeat(offsets[:-1], np.diff(masked.offsets[: rows + 1]))
+        count = len(row_starts)
+        tokens[row_starts + masked.values[:count]] = self._rows.masked_labels[:count]
         return tokens, offsets
 
     def collate(
-        self, rows: Int64Array, keep: KeptMasks | None = None, epochs: Int64Array | None = None
-    ) -> UnpaddedBatch:
-        """Lay the rows end to end; masks that are not kept give way to the tokens they hide.
+        self, rows: Int64Array, subset: MaskSubset | None = None, epochs: Int64Array | None = None
+    ) -> PretrainingBatch:
+        """A batch of the rows; masks outside of `subset` are replaced by the original tokens.
 
-        Dynamic masks are those of each row's epoch (by default the first). No rows make a batch without tokens.
+        Dynamic masks are those of each row's epoch (by default the first). Without rows the batch
+        has no tokens.
         """
-        laid, stored = self._lay(rows), self._rows
-        masks = self._mask(rows, laid, epochs)
-        tokens, index, labels = masks.tokens, masks.index, masks.labels
-        if keep is not None and keep.share < 1:
-            kept = keep.choose(masks.numbers)
+        layout = self._lay_out(rows)
+        masked = self._mask(rows, layout, epochs)
+        tokens = masked.tokens
+        index = masked.index
+        labels = masked.labels
+        if subset is not None and subset.share < 1:
+            kept = subset.contains(masked.numbers)
             tokens[index[~kept]] = labels[~kept]
-            index, labels = index[kept], labels[kept]
-        return UnpaddedBatch(
-            tokens=_long(tokens),
-            segment_ids=_long(
-                laid.positions >= np.repeat(stored.first_segment[rows], laid.lengths)
-            ),
-            positions=torch.from_numpy(laid.positions),
-            cu_seqlens=torch.from_numpy(laid.starts),
-            max_seqlen=int(laid.lengths.max(initial=0)),
-            masked_index=_long(index),
-            masked_labels=_long(labels),
-            is_random_next=None
-            if stored.is_random_next is None
-            else _long(stored.is_random_next[rows]),
+            index = index[kept]
+            labels = labels[kept]
+        stored = self._rows
+        is_second = layout.positions >= np.repeat(stored.first_segment[rows], layout.lengths)
+        labels_of_pairs = None
+        if stored.is_random_next is not None:
+            labels_of_pairs = _long_tensor(stored.is_random_next[rows])
+        return PretrainingBatch(
+            tokens=_long_tensor(tokens),
+            segment_ids=_long_tensor(is_second),
+            positions=torch.from_numpy(layout.positions),
+            cu_seqlens=torch.from_numpy(layout.starts),
+            max_seqlen=int(layout.lengths.max(initial=0)),
+            masked_index=_long_tensor(index),
+            masked_labels=_long_tensor(labels),
+            is_random_next=labels_of_pairs,
         )
 
-    def _lay(self, rows: Int64Array) -> _Laid:
-        begins, lengths = self._rows.tokens.offsets[rows], self._rows.tokens.lengths(rows)
-        starts = offsets_of(lengths)
-        places = expand(begins, lengths)
-        return _Laid(lengths, starts, places - np.repeat(begins, lengths), places)
+    def _lay_out(self, rows: Int64Array) -> _Layout:
+        begins = self._rows.tokens.offsets[rows]
+        lengths = self._rows.tokens.lengths(rows)
+        stored_at = expand(begins, lengths)
+        positions = stored_at - np.repeat(begins, lengths)
+        return _Layout(lengths, offsets_of(lengths), positions, stored_at)
 
-    def _mask(self, rows: Int64Array, laid: _Laid, epochs: Int64Array | None) -> _Masks:
-        tokens = self._rows.tokens.values[laid.places]
+    def _mask(self, rows: Int64Array, layout: _Layout, epochs: Int64Array | None) -> _MaskedRows:
+        tokens = self._rows.tokens.values[layout.stored_at]
+        starts = layout.starts[:-1]
         if self._dynamic is None:
             stored = self._rows.masked_positions
             counts = stored.lengths(rows)
             numbers = expand(stored.offsets[rows], counts)
-            index = stored.values[numbers] + np.repeat(laid.starts[:-1], counts)
-            return _Masks(tokens, index, self._rows.masked_labels[numbers], numbers)
+            index = stored.values[numbers] + np.repeat(starts, counts)
+            return _MaskedRows(tokens, index, self._rows.masked_labels[numbers], numbers)
         word_starts = self._rows.word_starts
-        flags = None if word_starts is None else word_starts[laid.places]
+        flags = None if word_starts is None else word_starts[layout.stored_at]
         epochs = np.zeros_like(rows) if epochs is None else epochs
-        masks = self._dynamic.draw(tokens.astype(np.int32), flags, laid.starts, rows, epochs)
-        index = np.repeat(laid.starts[:-1], np.diff(masks.offsets)) + masks.positions
-        return _Masks(masks.tokens, index, masks.labels, laid.places[index])
+        masks = self._dynamic.draw(tokens.astype(np.int32), flags, layout.starts, rows, epochs)
+        index = np.repeat(starts, np.diff(masks.offsets)) + masks.positions
+        return _MaskedRows(masks.tokens, index, masks.labels, layout.stored_at[index])
 
 
-def _long(array: npt.NDArray[np.generic]) -> torch.Tensor:
+def _long_tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64, copy=False))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation on held-out examples whose masks were written once, so that every evaluation sees the same ones."""
+"""Evaluation on held-out examples, whose masks are fixed so that all evaluations compare."""
 
 import json
 import math
@@ -18,22 +18,30 @@ from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import PretrainingModel
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.pretraining.batches import Examples, chunks
 from bert_pipeline.progress import bar
 from bert_pipeline.ragged import Int64Array
-from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.storage.manifest import Manifest, read_manifest
 from bert_pipeline.tokenizer.load import hash_vocabulary
 
-ROWS_A_BATCH = 64
-FIGURES, MASKED = 7, 4
-"""How many sums make an evaluation, and which of them counts the masked tokens."""
+ROWS_PER_BATCH = 64
+SUMS = (
+    "mlm_loss",
+    "top1_correct",
+    "top5_correct",
+    "unigram_loss",
+    "masked_tokens",
+    "pairs_correct",
+    "pairs",
+)
+"""What is summed over examples, in the order of the sums' elements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures over masked tokens (losses in nats) and sentence pairs (None without them)."""
+    """Metrics over masked tokens (losses in nats) and sentence pairs (None without them)."""
 
     mlm_loss: float
     perplexity: float
@@ -45,104 +53,101 @@ class Evaluation:
 
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
-    """Log-frequencies of the training documents' tokens, add-one smoothed; float32 of shape (vocab_size,)."""
-    counts = (
-        torch.from_numpy(np.load(examples_folder / TOKEN_COUNTS, allow_pickle=False)).double() + 1
-    )
-    return (counts / counts.sum()).log().float()
+    """Add-one smoothed log-frequencies of the training tokens, float32 `[vocab_size]`."""
+    counts = np.load(examples_folder / TOKEN_COUNTS, allow_pickle=False)
+    smoothed = torch.from_numpy(counts).double() + 1
+    return (smoothed / smoothed.sum()).log().float()
 
 
 @torch.no_grad()
-def sum_figures(
+def sum_metrics(
     model: PretrainingModel, examples: Examples, rows: Int64Array, unigram: torch.Tensor
 ) -> torch.Tensor:
-    """Sums over `rows`, float64: loss, top-1, top-5, unigram loss, masked tokens, right pairs, pairs."""
+    """The `SUMS` over some rows, float64 `[len(SUMS)]`."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(FIGURES, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     unigram = unigram.to(device)
-    for part in chunks(rows, ROWS_A_BATCH):
+    for part in chunks(rows, ROWS_PER_BATCH):
         sums += _sum_batch(model, examples.collate(part).to(device), unigram)
     model.train(was_training)
     return sums
 
 
 def _sum_batch(
-    model: PretrainingModel, batch: UnpaddedBatch, unigram: torch.Tensor
+    model: PretrainingModel, batch: PretrainingBatch, unigram: torch.Tensor
 ) -> torch.Tensor:
     scores, pair_scores = model.score(batch)
     logits = scores.float()
     labels = batch.masked_labels
+    # Masked tokens. NaN compares false, so a label with NaN scores is never counted as correct.
     own = logits.gather(1, labels[:, None])
-    better = (~(logits <= own)).sum(1)  # where nothing can be compared, all are: NaN is never right
-    right, pairs = torch.zeros((), device=logits.device), 0
+    better = (~(logits <= own)).sum(1)
+    # Sentence pairs.
+    pairs_correct = torch.zeros((), device=logits.device)
+    pairs = 0
     if pair_scores is not None and batch.is_random_next is not None:
-        right = (pair_scores.argmax(1) == batch.is_random_next).sum()
+        pairs_correct = (pair_scores.argmax(1) == batch.is_random_next).sum()
         pairs = len(pair_scores)
-    figures = [
-        F.cross_entropy(logits, labels, reduction="sum"),
-        (better < 1).sum(),
-        (better < 5).sum(),
-        -unigram[labels].sum(),
-        torch.tensor(len(labels)),
-        right,
-        torch.tensor(pairs),
-    ]
-    return torch.stack([figure.double().to(logits.device) for figure in figures])
+    sums = {
+        "mlm_loss": F.cross_entropy(logits, labels, reduction="sum"),
+        "top1_correct": (better < 1).sum(),
+        "top5_correct": (better < 5).sum(),
+        "unigram_loss": -unigram[labels].sum(),
+        "masked_tokens": torch.tensor(len(labels)),
+        "pairs_correct": pairs_correct,
+        "pairs": torch.tensor(pairs),
+    }
+    return torch.stack([sums[name].double().to(logits.device) for name in SUMS])
 
 
-def summarise(sums: torch.Tensor) -> Evaluation:
-    """Figures out of the sums of all rows."""
-    loss, top1, top5, unigram, masked, right, pairs = sums.tolist()
-    each = masked or math.nan  # the few rows that are looked at in between may have no mask
+def compute_metrics(sums: torch.Tensor) -> Evaluation:
+    """Metrics from the sums of all rows."""
+    total = dict(zip(SUMS, sums.tolist(), strict=True))
+    masked = total["masked_tokens"] or math.nan  # a few rows may have no mask
+    loss = total["mlm_loss"] / masked
+    pairs = total["pairs"]
     return Evaluation(
-        mlm_loss=loss / each,
-        perplexity=float(np.exp(min(loss / each, 700.0))),
-        top1_accuracy=top1 / each,
-        top5_accuracy=top5 / each,
-        nsp_accuracy=right / pairs if pairs else None,
-        unigram_loss=unigram / each,
-        masked_tokens=int(masked),
+        mlm_loss=loss,
+        perplexity=float(np.exp(min(loss, 700.0))),
+        top1_accuracy=total["top1_correct"] / masked,
+        top5_accuracy=total["top5_correct"] / masked,
+        nsp_accuracy=total["pairs_correct"] / pairs if pairs else None,
+        unigram_loss=total["unigram_loss"] / masked,
+        masked_tokens=int(total["masked_tokens"]),
     )
 
 
 def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[str, str]]:
-    """The figures on the examples of a split as lines for people."""
+    """The metrics on the examples of a split as lines for people."""
     gain = evaluation.unigram_loss - evaluation.mlm_loss
-    side = "under" if gain >= 0 else "above"
+    side = "below" if gain >= 0 else "above"
     baseline = f"{abs(gain):.2f} {side} the unigram baseline ({evaluation.unigram_loss:.3f})"
     documents = "held-out" if split == "validation" else "training"
+    top1 = f"{evaluation.top1_accuracy:.1%}"
     lines = [
-        (
-            "masked loss",
-            f"{evaluation.mlm_loss:.3f} nats, {baseline}",
-        ),
+        ("masked-LM loss", f"{evaluation.mlm_loss:.3f} nats, {baseline}"),
         ("perplexity", f"{evaluation.perplexity:.1f}"),
-        (
-            "masked word right",
-            f"{evaluation.top1_accuracy:.1%} top-1, {evaluation.top5_accuracy:.1%} top-5",
-        ),
+        ("top-1 accuracy", f"{top1} (top-5 {evaluation.top5_accuracy:.1%})"),
     ]
     if evaluation.nsp_accuracy is not None:
-        lines.append(("sentence pairs right", f"{evaluation.nsp_accuracy:.1%}"))
-    return [
-        *lines,
-        ("measured on", f"{evaluation.masked_tokens:,} masked tokens of {documents} documents"),
-    ]
+        lines.append(("sentence pairs", f"{evaluation.nsp_accuracy:.1%} accuracy"))
+    measured = f"{evaluation.masked_tokens:,} masked tokens of {documents} documents"
+    return [*lines, ("measured on", measured)]
 
 
 def load_pretrained(folder: Path) -> Any:
     """Load a model folder with the heads that it was saved with."""
-    names = (
-        json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or []
     if "BertForPreTraining" in names:
         return load_model(folder, BertForPreTraining)
     if set(names) & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()):
         return load_model(folder, AutoModelForMaskedLM)
+    found = ", ".join(names) or "unnamed"
     raise BertpipeError(
-        f"{folder}: a BertForPreTraining or a masked LM was expected, this is {', '.join(names) or 'unnamed'}."
+        f"{folder}: a BertForPreTraining or a masked LM was expected, but this model is {found}."
     )
 
 
@@ -151,43 +156,50 @@ def evaluate_folder(
 ) -> Evaluation:
     """Evaluate a model folder on one split of an examples folder.
 
-    Raises `BertpipeError` where the two do not belong together.
+    Raises `BertpipeError` if the examples were made for another model.
     """
     manifest = read_manifest(examples_folder, STAGE)
     folder = find_model(model)
     network = load_pretrained(folder)
-    if network.config.vocab_size != manifest.counts["vocab_size"]:
+    _check_match(model, folder, network, examples_folder, manifest)
+    vocab_size = network.config.vocab_size
+    examples = Examples.open(examples_folder, manifest, split, vocab_size, quiet=quiet)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pretrained = PretrainingModel(network).to(device)
+    unigram = unigram_log_probabilities(examples_folder)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=network.device)
+    with bar("evaluating", len(examples), quiet=quiet) as progress:
+        for rows in chunks(np.arange(len(examples)), ROWS_PER_BATCH):
+            sums += sum_metrics(pretrained, examples, rows, unigram)
+            progress.advance(len(rows))
+    if not sums[SUMS.index("masked_tokens")]:
+        raise BertpipeError(f"{examples_folder}: no {split} example has a token to predict.")
+    return compute_metrics(sums)
+
+
+def _check_match(
+    model: Path, folder: Path, network: Any, examples_folder: Path, manifest: Manifest
+) -> None:
+    """Raise `BertpipeError` if the examples were not made for the model."""
+    advice = "use the examples that were made for the model."
+    vocab_size = network.config.vocab_size
+    expected = manifest.counts["vocab_size"]
+    if vocab_size != expected:
         raise BertpipeError(
-            f"{model} has a vocabulary of {network.config.vocab_size}, but {examples_folder} was made with one of "
-            f"{manifest.counts['vocab_size']}: give the examples that belong to the model."
+            f"{model} has a vocabulary of {vocab_size} tokens, but {examples_folder} was made with "
+            f"one of {expected}; {advice}"
         )
     tokenizer = folder / "tokenizer.json"
-    if (
-        tokenizer.is_file()
-        and hash_vocabulary(Tokenizer.from_file(str(tokenizer))) != manifest.counts["vocabulary"]
-    ):
-        raise BertpipeError(
-            f"{examples_folder} was made with another tokenizer than that of {model}, so the figures would mean "
-            "nothing: give the examples that belong to the model."
-        )
+    if tokenizer.is_file():
+        vocabulary = hash_vocabulary(Tokenizer.from_file(str(tokenizer)))
+        if vocabulary != manifest.counts["vocabulary"]:
+            raise BertpipeError(
+                f"{examples_folder} was made with another tokenizer than that of {model}; {advice}"
+            )
     positions = count_positions(network.config)
-    if positions is not None and positions < manifest.config["max_seq_length"]:
+    length = manifest.config["max_seq_length"]
+    if positions is not None and positions < length:
         raise BertpipeError(
-            f"{examples_folder} holds examples of up to {manifest.config['max_seq_length']} tokens, but {model} has "
-            f"{positions} positions."
+            f"{examples_folder} has examples of up to {length} tokens, but {model} has {positions} "
+            "positions."
         )
-    examples = Examples.open(
-        examples_folder, manifest, split, network.config.vocab_size, quiet=quiet
-    )
-    pretrained = PretrainingModel(network).to("cuda" if torch.cuda.is_available() else "cpu")
-    unigram = unigram_log_probabilities(examples_folder)
-    sums = torch.zeros(FIGURES, dtype=torch.float64, device=network.device)
-    with bar("evaluating", len(examples), quiet=quiet) as progress:
-        for rows in chunks(np.arange(len(examples)), ROWS_A_BATCH):
-            sums += sum_figures(pretrained, examples, rows, unigram)
-            progress.advance(len(rows))
-    if not sums[MASKED]:
-        raise BertpipeError(
-            f"{examples_folder}: none of its {split} examples has a token to predict."
-        )
-    return summarise(sums)

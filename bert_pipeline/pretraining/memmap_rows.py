@@ -1,7 +1,8 @@
-"""The rows of an examples folder as flat arrays on disk, which all processes of a host map into memory and share.
+"""The rows of an examples folder as memory-mapped arrays, which all processes of a host share.
 
-Whoever comes first writes them, shard by shard, while the others wait for the lock: so nobody waits in a collective,
-and when the writer is killed, the next one begins anew. A corpus larger than memory trains from them as any other.
+The first process writes them, shard by shard, while the others wait for the lock: nobody waits in a
+collective, and if the writer is killed, the next process starts again. A corpus may be larger than
+memory.
 """
 
 import fcntl
@@ -19,28 +20,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.progress import bar
 from bert_pipeline.ragged import Array, BoolArray, Int64Array, expand, offsets_of
-from bert_pipeline.storage.atomic import explain_full_disk
+from bert_pipeline.storage.atomic import atomic_folder
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.storage.shards import read_columns
 
 FOLDER = ".examples"
-"""Where a run keeps its store, in its own folder."""
+"""The store's folder, in the folder of the run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
-    """A column of lists: row r is `values[offsets[r]:offsets[r + 1]]`."""
+class RaggedColumn:
+    """A ragged column: row r is `values[offsets[r]:offsets[r + 1]]`."""
 
     values: Array
     offsets: Int64Array
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> "Lists":
-        """Numpy copies of Arrow's arrays, chunks end to end."""
+    def from_arrow(cls, column: pa.ChunkedArray) -> "RaggedColumn":
+        """NumPy copies of Arrow arrays, chunks end to end."""
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
         values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         return cls(np.concatenate(values), offsets_of(np.concatenate(lengths)))
@@ -50,59 +52,60 @@ class Lists:
         lengths: Int64Array = self.offsets[rows + 1] - self.offsets[rows]
         return lengths
 
-    def keep(self, kept: BoolArray) -> "Lists":
-        """The lists without the values that are not kept."""
-        return Lists(self.values[kept], offsets_of(kept)[self.offsets])
+    def keep(self, kept: BoolArray) -> "RaggedColumn":
+        """The column with only the kept values."""
+        return RaggedColumn(self.values[kept], offsets_of(kept)[self.offsets])
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """All rows of one split, padding left out."""
+    """All rows of one split, without padding."""
 
-    tokens: Lists
+    tokens: RaggedColumn
     first_segment: npt.NDArray[np.uint16]
-    """Tokens of each row's first segment, special ones included; the others are its second."""
-    masked_positions: Lists
+    """Tokens of each row's first segment, special tokens included; the rest is its second."""
+    masked_positions: RaggedColumn
     masked_labels: Array
-    """Beside the values of `masked_positions`."""
+    """Aligned with the values of `masked_positions`."""
     is_random_next: BoolArray | None
     """None without sentence pairs."""
     word_starts: BoolArray | None
-    """Beside the values of `tokens`; None where nobody has to know."""
+    """Aligned with the values of `tokens`; None if no masking needs them."""
 
     def __len__(self) -> int:
         return len(self.first_segment)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Shards, and what their rows promise."""
+class SplitFiles:
+    """The shards of one split, and the limits that their rows must respect."""
 
     shards: Sequence[Path]
     key: str
-    """Names the content."""
+    """Identifies the content."""
     vocab_size: int
     max_seq_length: int
     with_pairs: bool
     with_starts: bool
 
     @classmethod
-    def of(cls, folder: Path, examples: Manifest, split: Split, vocab_size: int) -> "Source":
+    def from_manifest(
+        cls, folder: Path, examples: Manifest, split: Split, vocab_size: int
+    ) -> "SplitFiles":
         """One split of a finished examples folder, for a model of `vocab_size` token embeddings."""
         config = examples.config
+        is_masked_later = config["masks"] == "dynamic" and config["mask_unit"] != "token"
         return cls(
             shards=[folder / name for name in examples.files if name.startswith(f"{split}-")],
             key=f"{examples.fingerprint[:16]}-{split}",
             vocab_size=vocab_size,
             max_seq_length=config["max_seq_length"],
-            with_pairs=config["objective"] != "mlm",
-            with_starts=split == "train"
-            and config["masks"] == "dynamic"
-            and config["mask_unit"] != "token",
+            with_pairs=OBJECTIVES[config["objective"]].has_pairs,
+            with_starts=split == "train" and is_masked_later,
         )
 
     def dtypes(self) -> dict[str, type[np.generic]]:
-        """Arrays of the store by name."""
+        """Data types of the store's arrays, by name."""
         ids = np.uint16 if self.vocab_size <= 1 << 16 else np.int32
         always: dict[str, type[np.generic]] = {
             "tokens": ids,
@@ -117,27 +120,27 @@ class Source:
         return always | pairs | starts
 
 
-def open_rows(source: Source, folder: Path | None = None, *, quiet: bool = False) -> StoredRows:
-    """The rows of a split, out of a store in `folder` that is written first where there is none.
+def open_rows(files: SplitFiles, folder: Path | None = None, *, quiet: bool = False) -> StoredRows:
+    """The rows of a split, from a store in `folder` that is written first if it is missing.
 
-    Without a folder the store lies in a temporary one, and is gone with the process. Raises `BertpipeError` when a
-    shard is damaged, a row breaks what its folder or the model promises, there is no row, or the disk is full.
+    Without a folder the store is temporary and removed with the process. Raises `BertpipeError` for
+    a damaged shard, a row beyond the limits of its folder or the model, no row, or a full disk.
     """
     if folder is None:
-        # What is mapped stays until nobody maps it any more.
+        # Mapped files stay until they are unmapped.
         with tempfile.TemporaryDirectory(prefix="bertpipe-") as temporary:
-            return open_rows(source, Path(temporary), quiet=quiet)
+            return open_rows(files, Path(temporary), quiet=quiet)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / source.key
-    with (folder / f"{source.key}.lock").open("a") as lock:
+    complete = folder / files.key
+    with (folder / f"{files.key}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not whole.is_dir():
-            _write(source, whole, quiet)
-    found = {name: _map(whole, name) for name in source.dtypes()}
+        if not complete.is_dir():
+            _write(files, complete, quiet)
+    found = {name: _map(complete, name) for name in files.dtypes()}
     return StoredRows(
-        tokens=Lists(found["tokens"], found["offsets"]),
+        tokens=RaggedColumn(found["tokens"], found["offsets"]),
         first_segment=found["first_segment"],
-        masked_positions=Lists(found["masked_positions"], found["masked_offsets"]),
+        masked_positions=RaggedColumn(found["masked_positions"], found["masked_offsets"]),
         masked_labels=found["masked_labels"],
         is_random_next=found.get("is_random_next"),
         word_starts=found.get("word_starts"),
@@ -145,17 +148,16 @@ def open_rows(source: Source, folder: Path | None = None, *, quiet: bool = False
 
 
 def remove_store(folder: Path) -> None:
-    """Remove the stores in a folder, whoever else is doing so; a kill leaves all of them, or none that is found."""
-    doomed = folder.with_name(f"{folder.name}.tmp")
+    """Remove the stores in a folder, also if another process does so; a kill leaves all or none."""
+    removed = folder.with_name(f"{folder.name}.tmp")
     with suppress(FileNotFoundError):
-        folder.rename(doomed)
-    shutil.rmtree(
-        doomed, ignore_errors=True
-    )  # a network file system keeps files that are still mapped
+        folder.rename(removed)
+    # A network file system keeps files that are still mapped.
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _map(folder: Path, name: str) -> Array:
-    # A plain view of the map: numpy's own class of them makes every small operation slower.
+    # A plain view: NumPy's memmap class makes every small operation slower.
     return np.asarray(np.load(_file(folder, name), mmap_mode="r", allow_pickle=False))
 
 
@@ -163,43 +165,34 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
 
 
-def _write(source: Source, whole: Path, quiet: bool) -> None:
-    """Write all arrays under a temporary name, and rename their folder when they are safe on disk."""
-    temporary = whole.with_name(f".{whole.name}.tmp")
-    if temporary.exists():  # left by a kill
-        shutil.rmtree(temporary)
-    temporary.mkdir()
-    try:
-        with (
-            explain_full_disk(whole),
-            bar("laying out examples", len(source.shards), quiet=quiet) as progress,
-            ExitStack() as files,
-        ):
-            arrays = {
-                name: files.enter_context(_growing(_file(temporary, name), dtype))
-                for name, dtype in source.dtypes().items()
-            }
-            _append_shards(source, arrays, progress.advance)
-        temporary.rename(whole)
-        pa.default_memory_pool().release_unused()
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _write(files: SplitFiles, complete: Path, quiet: bool) -> None:
+    """Write all arrays of a store."""
+    with (
+        atomic_folder(complete) as temporary,
+        bar("laying out examples", len(files.shards), quiet=quiet) as progress,
+        ExitStack() as arrays,
+    ):
+        appends = {
+            name: arrays.enter_context(_growing(_file(temporary, name), dtype))
+            for name, dtype in files.dtypes().items()
+        }
+        _append_shards(files, appends, progress.advance)
+    pa.default_memory_pool().release_unused()
 
 
 def _append_shards(
-    source: Source, append: Mapping[str, Callable[[Array], None]], advance: Callable[[], None]
+    files: SplitFiles, append: Mapping[str, Callable[[Array], None]], advance: Callable[[], None]
 ) -> None:
     ends = {"offsets": 0, "masked_offsets": 0}
     for name in ends:
         append[name](np.zeros(1, np.int64))
     rows = 0
-    for path in source.shards:
-        table = read_columns(
-            path, [*SCHEMA.names, *([WORD_STARTS.name] if source.with_starts else [])]
-        )
+    for path in files.shards:
+        names = [*SCHEMA.names, *([WORD_STARTS.name] if files.with_starts else [])]
+        table = read_columns(path, names)
         rows += table.num_rows
         if table.num_rows:
-            for name, values in _flatten(table, path, source).items():
+            for name, values in _flatten(table, path, files).items():
                 if name in ends:
                     values = values[1:] + ends[name]
                     ends[name] = int(values[-1])
@@ -207,21 +200,28 @@ def _append_shards(
         advance()
     if not rows:
         raise BertpipeError(
-            "The examples hold no row of this split; make them with a --validation-fraction above 0."
+            "The examples have no row of this split; make them with --validation-fraction above 0."
         )
 
 
-def _flatten(table: pa.Table, path: Path, source: Source) -> dict[str, Array]:
-    """The arrays of one shard, padding left out, each row checked."""
-    tokens, segment_ids = Lists.of(table["tokens"]), Lists.of(table["segment_ids"])
-    starts = Lists.of(table[WORD_STARTS.name]) if source.with_starts else None
-    real = segment_ids.values >= 0
+def _flatten(table: pa.Table, path: Path, files: SplitFiles) -> dict[str, Array]:
+    """The arrays of one shard without padding, each row checked."""
+    columns = {
+        name: RaggedColumn.from_arrow(table[name])
+        for name in table.column_names
+        if name != "is_random_next"
+    }
+    # Remove padding, whose segment id is -1.
+    aligned = [name for name in ("tokens", "segment_ids", WORD_STARTS.name) if name in columns]
+    real = columns["segment_ids"].values >= 0
     if not real.all():
-        tokens, segment_ids = tokens.keep(real), segment_ids.keep(real)
-        starts = starts and starts.keep(real)
-    positions, labels = Lists.of(table["masked_positions"]), Lists.of(table["masked_labels"])
+        columns |= {name: columns[name].keep(real) for name in aligned}
+    tokens = columns["tokens"]
+    segment_ids = columns["segment_ids"]
+    positions = columns["masked_positions"]
+    labels = columns["masked_labels"]
     first_segment = np.diff(offsets_of(segment_ids.values == 0)[segment_ids.offsets])
-    _check(path, source, tokens, segment_ids.values, first_segment, positions, labels)
+    _check(path, files, tokens, segment_ids.values, first_segment, positions, labels)
     arrays = {
         "tokens": tokens.values,
         "offsets": tokens.offsets,
@@ -230,50 +230,57 @@ def _flatten(table: pa.Table, path: Path, source: Source) -> dict[str, Array]:
         "masked_offsets": positions.offsets,
         "masked_labels": labels.values,
     }
-    if source.with_pairs:
+    if files.with_pairs:
         arrays["is_random_next"] = table["is_random_next"].to_numpy()
-    if starts is not None:
-        arrays["word_starts"] = starts.values
+    if files.with_starts:
+        arrays["word_starts"] = columns[WORD_STARTS.name].values
     return arrays
 
 
 def _check(
-    path: Path, source: Source, tokens: Lists, segment_ids: Array, first_segment: Int64Array, positions: Lists,
-    labels: Lists,
-) -> None:  # fmt: skip
-    """Refuse what would fail, or mean something else, in the midst of training."""
-    lengths, masked = np.diff(tokens.offsets), np.diff(positions.offsets)
+    path: Path,
+    files: SplitFiles,
+    tokens: RaggedColumn,
+    segment_ids: Array,
+    first_segment: Int64Array,
+    positions: RaggedColumn,
+    labels: RaggedColumn,
+) -> None:
+    """Reject rows that would fail, or be misread, during training."""
+    lengths = np.diff(tokens.offsets)
+    masked = np.diff(positions.offsets)
     rows = np.arange(len(lengths) + 1)
 
-    def refuse(wrong: BoolArray, offsets: Int64Array, why: str) -> None:
+    def reject_if(wrong: BoolArray, offsets: Int64Array, why: str) -> None:
         if wrong.any():
             row = int(np.searchsorted(offsets, wrong.argmax(), side="right")) - 1
             raise BertpipeError(
-                f"{path}, row {row}: {why}. Make its folder again with --overwrite."
+                f"{path}, row {row}: {why}. Run `bertpipe examples` again with --overwrite."
             )
 
-    refuse(
-        lengths > source.max_seq_length,
+    reject_if(
+        lengths > files.max_seq_length,
         rows,
-        f"longer than its folder's {source.max_seq_length} tokens",
+        f"longer than its folder's {files.max_seq_length} tokens",
     )
     for ids in (tokens, labels):
-        unknown = (ids.values < 0) | (ids.values >= source.vocab_size)
-        refuse(
+        unknown = (ids.values < 0) | (ids.values >= files.vocab_size)
+        reject_if(
             unknown,
             ids.offsets,
-            f"holds a token id beyond the model's vocabulary of {source.vocab_size}",
+            f"has a token id outside of the model's vocabulary of {files.vocab_size}",
         )
     second = expand(np.zeros_like(lengths), lengths) >= np.repeat(first_segment, lengths)
-    refuse(segment_ids != second, tokens.offsets, "its segment ids are not 0 first and 1 then")
-    refuse(masked != np.diff(labels.offsets), rows, "has not as many masked labels as positions")
+    reject_if(segment_ids != second, tokens.offsets, "its segment ids are not 0, then 1")
+    differs = masked != np.diff(labels.offsets)
+    reject_if(differs, rows, "has different numbers of masked labels and positions")
     outside = (positions.values < 0) | (positions.values >= np.repeat(lengths, masked))
-    refuse(outside, positions.offsets, "has a masked position beyond its tokens")
+    reject_if(outside, positions.offsets, "has a masked position outside of its tokens")
 
 
 @contextmanager
 def _growing(path: Path, dtype: type[np.generic]) -> Iterator[Callable[[Array], None]]:
-    """A .npy file that values are appended to; its header, which numpy leaves room for growth in, is written last."""
+    """A .npy file to append to; its header, which NumPy pads for growth, is written last."""
     header: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,

@@ -1,15 +1,16 @@
-"""The README of a finished model folder."""
+"""The model card: the README of a finished model folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.storage.manifest import Manifest
-from bert_pipeline.training.checkpoint import Position
+from bert_pipeline.training.position import Position
 
-FIGURES = {
-    "eval_mlm_loss": "masked loss (nats)",
-    "eval_unigram_loss": "the same of the unigram baseline",
+METRICS = {
+    "eval_mlm_loss": "masked-LM loss (nats)",
+    "eval_unigram_loss": "unigram baseline (nats)",
     "eval_perplexity": "perplexity",
     "eval_top1_accuracy": "top-1 accuracy",
     "eval_top5_accuracy": "top-5 accuracy",
@@ -17,21 +18,23 @@ FIGURES = {
 }
 
 
-def write_card(
+def write_model_card(
     folder: Path,
     config: PretrainConfig,
     examples: Manifest,
     position: Position,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, Any],
 ) -> None:
-    """Write `README.md`: what the model learnt from, how, and how well it does."""
+    """Write `README.md`: training data, settings and metrics of the model."""
     rows = [
-        f"| {title} | {figures[key]:.4f} |"
-        for key, title in FIGURES.items()
-        if figures.get(key) is not None
+        f"| {title} | {metrics[key]:.4f} |"
+        for key, title in METRICS.items()
+        if metrics.get(key) is not None
     ]
     table = ["", "| on held-out documents | |", "|---|---|", *rows] if rows else []
-    objective, length = examples.config["objective"], examples.config["max_seq_length"]
+    objective = examples.config["objective"]
+    length = examples.config["max_seq_length"]
+    documents = examples.counts["train_documents"]
     lines = [
         "---",
         "library_name: transformers",
@@ -40,9 +43,9 @@ def write_card(
         "",
         "# A masked language model pretrained with bertpipe",
         "",
-        f"Objective {objective}, examples of up to {length} tokens, {examples.counts['train_documents']:,} documents; "
-        f"{position.step:,} steps of {config.batch_size} examples, {position.tokens:,} tokens, optimizer "
-        f"{config.optimizer}, seed {config.seed}.",
+        f"Objective {objective}, examples of up to {length} tokens, {documents:,} documents; "
+        f"{position.step:,} steps with batch size {config.batch_size}, {position.tokens:,} tokens, "
+        f"optimizer {config.optimizer}, seed {config.seed}.",
         *table,
         "",
         "```python",

@@ -1,10 +1,11 @@
-"""What a training run reads, and whether it belongs together."""
+"""Preflight: read what a run needs, and check that it fits together, before the first step."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.architectures import count_positions, make_config
@@ -28,21 +29,19 @@ class Inputs:
     """A transformers config."""
 
     @classmethod
-    def check(cls, config: PretrainConfig) -> "Inputs":
-        """Read the manifests; raises `BertpipeError` where they do not belong together."""
+    def check(cls, config: PretrainConfig) -> Self:
+        """Read the manifests; raises `BertpipeError` if they do not fit together."""
         folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
         tokenizer = load_tokenizer(folder)
         model_config = make_config(
             config.model, tokenizer.vocab_size, tokenizer.special, config.dropout
         )
-        given = [config.examples, *([config.long_examples] if config.long_examples else [])]
-        inputs = cls(
-            tuple((path, read_manifest(path, EXAMPLES)) for path in given),
-            folder,
-            tokenizer,
-            model_config,
+        paths = [config.examples, *([config.long_examples] if config.long_examples else [])]
+        phases = tuple((path, read_manifest(path, EXAMPLES)) for path in paths)
+        inputs = cls(phases, folder, tokenizer, model_config)
+        check_objective(
+            model_config, inputs.examples.config["objective"], has_pairs=inputs.has_pairs
         )
-        check_objective(model_config, inputs.examples.config["objective"])
         if config.initialization == "informed":
             check_informed(model_config)
         for path, examples in inputs.phases:
@@ -50,8 +49,8 @@ class Inputs:
         objectives = [examples.config["objective"] for _, examples in inputs.phases]
         if len(set(objectives)) > 1:
             raise BertpipeError(
-                f"{config.long_examples} was made for {objectives[1]}, {config.examples} for {objectives[0]}. Make "
-                "both for the same objective."
+                f"{config.long_examples} has objective {objectives[1]}, {config.examples} has "
+                f"{objectives[0]}. Make both with the same --objective."
             )
         return inputs
 
@@ -63,32 +62,44 @@ class Inputs:
         rate = examples.config["mask_rate"]
         if config.mask_rate_end is not None and config.mask_rate_end > rate:
             raise BertpipeError(
-                f"--mask-rate-end {config.mask_rate_end}: above the {rate} of {path}."
+                f"--mask-rate-end {config.mask_rate_end}: above the mask rate {rate} of {path}."
             )
-        length, positions = examples.config["max_seq_length"], count_positions(self.model_config)
+        length = examples.config["max_seq_length"]
+        positions = count_positions(self.model_config)
         if positions is not None and length > positions:
             raise BertpipeError(
-                f"{path} holds examples of up to {length} tokens, but the model has {positions} positions "
-                "(max_position_embeddings). Make shorter examples or a model with more positions."
+                f"{path} has examples of up to {length} tokens, but the model has {positions} "
+                "positions (max_position_embeddings). Make shorter examples or use a model with "
+                "more positions."
             )
 
     @property
     def examples(self) -> Manifest:
-        """Those that the run begins with, and is evaluated on."""
+        """The examples of the first phase, on whose held-out part the run is evaluated."""
         return self.phases[0][1]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the examples are sentence pairs."""
+        return OBJECTIVES[self.examples.config["objective"]].has_pairs
 
     def describe(self, out: Path) -> dict[str, Input]:
         """The inputs' record for the manifest."""
         described = [describe_input(out, path, examples) for path, examples in self.phases]
         examples = dict(zip(("examples", "long_examples"), described, strict=False))
-        return examples | {
-            "tokenizer": describe_input(out, self.tokenizer_folder, self.tokenizer.manifest)
-        }
+        tokenizer = describe_input(out, self.tokenizer_folder, self.tokenizer.manifest)
+        return examples | {"tokenizer": tokenizer}
 
     def open(self, phase: int, split: Split, config: PretrainConfig, store: Path) -> Examples:
-        """The rows of a split in one of the folders."""
-        vocab_size: int = self.model_config.vocab_size
+        """One split of the examples of a phase."""
         folder, examples = self.phases[phase]
+        vocab_size: int = self.model_config.vocab_size
         return Examples.open(
-            folder, examples, split, vocab_size, seed=config.seed, store=store, quiet=config.quiet
+            folder,
+            examples,
+            split,
+            vocab_size,
+            seed=config.seed,
+            store=store,
+            quiet=config.quiet,
         )

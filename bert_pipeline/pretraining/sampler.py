@@ -1,7 +1,13 @@
-"""Which examples each step takes: pure functions of the seed and of a few numbers, so that nothing is replayed."""
+"""The sampler: which examples each step takes.
 
+Pure functions of the seed and of a few numbers, so a resumed run needs no replay, on any number of
+processes.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 
@@ -10,46 +16,50 @@ from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.ragged import Int64Array
 
 BLOCK = 1 << 14
-"""Places of the order to work out at a time: one by one they cost many times as much."""
+"""Places of the permutation that are computed together: one by one they cost many times more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where the order of the examples stands before a step."""
+    """The position in the examples before a step."""
 
-    step: int = 0
-    """Steps behind."""
     phase: int = 0
-    """0 with `--examples`, 1 with the longer ones."""
+    """0 with `--examples`, 1 with `--long-examples`."""
     rows: int = 0
-    """Examples of this phase taken so far."""
+    """Examples of this phase taken so far, over all epochs."""
+
+    def to_json(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {"phase": self.phase, "rows": self.rows}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, int]) -> Self:
+        """From a checkpoint; the start of the data without values."""
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StepPlan:
     """What a step takes: `size` examples of a phase, from the place `first_row` of its order on."""
 
-    step: int
-    """Steps behind."""
-    done: float
-    """Share of the run behind, from 0 to 1."""
     phase: int
     first_row: int
     size: int
 
     @property
     def next(self) -> Cursor:
-        """Where the order stands afterwards."""
-        return Cursor(self.step + 1, self.phase, self.first_row + self.size)
+        """The position in the examples after the step."""
+        return Cursor(self.phase, self.first_row + self.size)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """The size of each step and the examples that it is taken from.
+class Sampler:
+    """The batch size of each step and the examples that it is taken from.
 
-    Batches grow in multiples of `start`, each size for an equal share of `warmup` (Warner et al. 2024, "ModernBERT",
-    batch size schedule; Smith et al. 2018). The last `long_share` of the run takes `long_size` longer examples a step
-    (Devlin et al. 2019, A.2: the last tenth).
+    The batch size grows in multiples of `start`, each size for an equal part of `warmup` (Warner et
+    al. 2024, batch size schedule, https://arxiv.org/abs/2412.13663; Smith et al. 2018,
+    https://arxiv.org/abs/1711.00489). The last `long_share` of the run takes `long_size` longer
+    examples per step (Devlin et al. 2019, A.2, https://arxiv.org/abs/1810.04805: the last tenth).
     """
 
     size: int
@@ -60,8 +70,8 @@ class Order:
     long_size: int
 
     @classmethod
-    def of(cls, config: PretrainConfig) -> "Order":
-        """The order that the options ask for."""
+    def from_config(cls, config: PretrainConfig) -> Self:
+        """The sampler that the options ask for."""
         return cls(
             size=config.batch_size,
             start=config.batch_size_start or config.batch_size,
@@ -70,29 +80,30 @@ class Order:
             long_size=config.long_batch_size or config.batch_size,
         )
 
-    def plan(self, cursor: Cursor, done: float) -> Plan:
-        """The step at `cursor`, when the share `done` of the run lies behind."""
-        phase = max(cursor.phase, int(self.long_share > 0 and done >= 1 - self.long_share))
+    def plan(self, cursor: Cursor, progress: float) -> StepPlan:
+        """The step at `cursor`, after the share `progress` of the run."""
+        is_long = self.long_share > 0 and progress >= 1 - self.long_share
+        phase = max(cursor.phase, int(is_long))
         first_row = cursor.rows if phase == cursor.phase else 0
-        return Plan(
-            cursor.step, done, phase, first_row, self.long_size if phase else self._grown(done)
-        )
+        return StepPlan(phase, first_row, self.long_size if phase else self._batch_size(progress))
 
-    def _grown(self, done: float) -> int:
-        if done >= self.warmup:
+    def _batch_size(self, progress: float) -> int:
+        if progress >= self.warmup:
             return self.size
-        return self.start * (1 + int(done / self.warmup * (self.size // self.start)))
+        return self.start * (1 + int(progress / self.warmup * (self.size // self.start)))
 
 
 def draw_rows(
     count: int, first: int, size: int, seed: int, phase: int = 0
 ) -> tuple[Int64Array, Int64Array]:
-    """The examples at the places `first`..`first + size - 1` of an endless order of `count` examples.
+    """The examples at the places `first`..`first + size - 1` of an endless order.
 
-    Each epoch is its own permutation of them all and the epochs follow one another without a gap, so that no batch is
-    short. Returns the examples and the epoch (from 0) of each; rank r of w takes `[r::w]` of them.
+    Each epoch is its own permutation of all `count` examples, and epochs follow without a gap, so
+    that no batch is short. Returns the examples and the epoch (from 0) of each; rank r of w takes
+    `[r::w]` of them.
     """
-    at, end = first, first + size
+    at = first
+    end = first + size
     rows = []
     while at < end:
         epoch, place = divmod(at, count)

@@ -1,4 +1,4 @@
-"""What a training run tells people: at its start, and at its end."""
+"""What a pretraining run prints at its start and its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,79 +8,65 @@ from transformers import PreTrainedModel
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import Evaluation, describe
 from bert_pipeline.progress import human_bytes, print_line, print_pairs
-from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.distributed import Ranks
-from bert_pipeline.training.hardware import peak_memory
-from bert_pipeline.training.metrics import Account
 
-MUCH_WAITING = 0.1
-"""Share of the steps' time that is worth a warning when they wait for data."""
+SLOW_DATA_SHARE = 0.1
+"""Share of the time waiting for batches from which on a warning is printed."""
 
 
-def announce(network: PreTrainedModel, ranks: Ranks, start: Position, *, quiet: bool) -> None:
-    """What is trained, and where."""
-    parameters, shape = sum(parameter.numel() for parameter in network.parameters()), network.config
+def announce(network: PreTrainedModel, ranks: Ranks, *, quiet: bool) -> None:
+    """Print what is trained, and on which devices."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shape = network.config
     print_line(
-        f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × {shape.hidden_size}, "
-        f"{parameters / 1e6:.1f} M parameters, on {ranks.accelerator.device.type} × {ranks.count}"
-        + (f", going on from step {start.step:,}" if start.step else ""),
+        f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × "
+        f"{shape.hidden_size}, {parameters / 1e6:.1f} M parameters, on "
+        f"{ranks.accelerator.device.type} × {ranks.world_size}",
         quiet=quiet,
     )
 
 
-def summarise_run(
-    config: PretrainConfig, position: Position, account: Account, ranks: Ranks, peak: float | None
-) -> None:
-    """How long the run was and what its speed was; what to do where the data held it up."""
-    minutes = position.elapsed_s / 60
-    device, out = ranks.accelerator.device, config.out / "model"
+def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
+    """Print the result of a finished run from the counts of its manifest."""
+    minutes = counts["elapsed_s"] / 60
     print_line(
-        f"pretrained: {position.step:,} steps, {position.tokens:,} tokens in {minutes:.1f} min → {out}",
+        f"pretrained: {counts['steps']:,} steps, {counts['tokens']:,} tokens in {minutes:.1f} min "
+        f"→ {config.out / 'model'}",
         quiet=config.quiet,
     )
-    rates = account.rates(peak)
-    pairs = [
-        (
-            "memory",
-            f"{human_bytes(peak_memory(device))} at most, of {'the GPU' if device.type == 'cuda' else 'a process'}",
-        )
-    ]
-    if rates["tokens_per_second"] is not None and rates["data_wait"] is not None:
-        speed, waiting = (
-            f"{rates['tokens_per_second']:,.0f} tokens/s without padding",
-            rates["data_wait"],
-        )
-        if rates["flops_per_second"] is not None:
-            speed += f", {rates['flops_per_second'] / 1e12:,.2f} TFLOP/s"
-        if rates["mfu"] is not None:
-            speed += f", {rates['mfu']:.1%} of the peak (MFU)"
-        pairs = [("steps", speed), ("waited for data", f"{waiting:.1%} of the time"), *pairs]
-        if waiting > MUCH_WAITING:
-            pairs.append(
-                (
-                    "SLOW DATA",
-                    f"the steps waited {waiting:.0%} of their time for batches. Put --out on a faster disk, give the "
-                    "run more CPU cores, or make the examples without --masks dynamic.",
-                )
-            )
-    if position.skipped:
-        pairs.append(
-            (
-                "left out",
-                f"{position.skipped} steps with a loss or gradient that is not finite, see skipped/",
-            )
-        )
-    if config.max_minutes or config.max_tokens:
-        pairs.append(("amounts to", f"--max-steps {position.step}"))
-    print_pairs("The steps", pairs, quiet=config.quiet)
-
-
-def print_figures(counts: Mapping[str, Any], quiet: bool) -> None:
-    """Print the final evaluation out of a manifest's counts, if there was one."""
-    figures = {
-        name.removeprefix("eval_"): value
+    prefix = "eval_"
+    metrics = {
+        name.removeprefix(prefix): value
         for name, value in counts.items()
-        if name.startswith("eval_")
+        if name.startswith(prefix)
     }
-    if figures:
-        print_pairs("On held-out text", describe(Evaluation(**figures)), quiet=quiet)
+    lines = describe(Evaluation(**metrics)) if metrics else []
+    lines += _describe_speed(counts)
+    if skipped := counts["skipped_steps"]:
+        lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))
+    if config.max_minutes or config.max_tokens or config.max_epochs:
+        lines.append(("equivalent to", f"--max-steps {counts['steps']}"))
+    print_pairs("On held-out examples" if metrics else "Summary", lines, quiet=config.quiet)
+
+
+def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    tokens_per_second = counts["tokens_per_second"]
+    if tokens_per_second is not None:
+        speed = f"{tokens_per_second:,.0f} tokens/s"
+        if counts["flops_per_second"] is not None:
+            speed += f", {counts['flops_per_second'] / 1e12:,.2f} TFLOP/s"
+        if counts["mfu"] is not None:
+            speed += f", MFU {counts['mfu']:.1%}"
+        lines.append(("speed", speed))
+    lines.append(("peak memory", f"{human_bytes(counts['peak_memory_bytes'])} per process"))
+    waiting = counts["data_wait"]
+    if waiting is not None and waiting > SLOW_DATA_SHARE:
+        lines.append(
+            (
+                "slow data",
+                f"{waiting:.0%} of the time was spent waiting for batches. Put --out on a faster "
+                "disk, use more CPU cores, or make the examples without --masks dynamic.",
+            )
+        )
+    return lines

@@ -1,24 +1,25 @@
 """Options of `bertpipe tokenize`."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.config import OneOrMany, StageConfig, available_cores, flags
+from bert_pipeline.config import Choice, OneOrMany, StageConfig, available_cores, flag, flags
+from bert_pipeline.tokenizer.kinds import KINDS
+from bert_pipeline.tokenizer.special_tokens import ORIGINAL_UNUSED, SPECIALS
 
-ONLY_WORDPIECE = ("strip_accents", "chinese_characters", "alphabet_size", "id_layout")
-TRAINING = (
-    *("kind", "vocab_size", "specials", "unused", "lowercase", *ONLY_WORDPIECE),
+KIND_OPTIONS = tuple(option for kind in KINDS.values() for option in kind.options)
+"""Options that only some kinds have."""
+TRAINING_OPTIONS = (
+    *("kind", "vocab_size", "specials", "unused", "lowercase", *KIND_OPTIONS),
     *("min_frequency", "sample_mb"),
 )
-"""Options that say how a vocabulary is learnt; without meaning for one that exists."""
-ORIGINAL_UNUSED = 99
-"""Unused slots between `[PAD]` and `[UNK]` in the vocabularies of the BERT release."""
+"""Options for training a tokenizer; not allowed with an existing one."""
 
 
 class TokenizeConfig(StageConfig):
-    """Train a tokenizer on a corpus, or take an existing one."""
+    """Train a tokenizer on a corpus, or use an existing one."""
 
     execution: ClassVar[frozenset[str]] = StageConfig.execution | {
         "corpus",
@@ -29,78 +30,87 @@ class TokenizeConfig(StageConfig):
 
     corpus: Path
     """Folder made by `bertpipe corpus`."""
-    kind: Literal["wordpiece", "byte-bpe"] = "wordpiece"
-    """`wordpiece` is BERT's; `byte-bpe` knows no unknown character and suits any language."""
+    kind: Annotated[str, Choice(KINDS)] = "wordpiece"
+    """`wordpiece` is BERT's tokenizer; `byte-bpe` (byte-level BPE, as in GPT-2 and RoBERTa) has no
+    unknown tokens in any language."""
     vocab_size: int = Field(30522, ge=16)
-    """Entries of the vocabulary, special tokens and unused slots included."""
-    specials: Literal["bert", "roberta"] = "bert"
-    """Names of the special tokens: [PAD] [UNK] [CLS] [SEP] [MASK], or <s> <pad> </s> <unk> <mask> (byte-bpe)."""
+    """Vocabulary size, including special tokens and unused slots."""
+    specials: Annotated[str, Choice(SPECIALS)] = "bert"
+    """Names of the special tokens: `bert` is [PAD] [UNK] [CLS] [SEP] [MASK], `roberta` is
+    <s> <pad> </s> <unk> <mask> (only with byte-bpe)."""
     id_layout: Literal["compact", "original"] = "compact"
-    """`compact` numbers the special tokens from 0; `original` as the BERT release does, [UNK] at 100 (wordpiece)."""
+    """Ids of the special tokens: `compact` from 0 on, `original` as in the BERT release, such as
+    [UNK] at 100 (only with wordpiece)."""
     unused: int | None = Field(None, ge=0)
-    """Entries kept free for later, as in the BERT release; by default 99 for the original layout, else none."""
+    """Unused slots: entries reserved for tokens that are added later, as in the BERT release.
+    Default: 99 with `--id-layout original`, else 0."""
     lowercase: bool | None = None
-    """Fold case; by default as the BERT release's uncased model for wordpiece, and not for byte-bpe."""
+    """Convert text to lower case. Default: on with wordpiece (as bert-base-uncased), off with
+    byte-bpe."""
     strip_accents: bool | None = None
-    """Remove accents (wordpiece); by default when lowercasing, as BERT does."""
+    """Remove accents (only with wordpiece). Default: on with lower case, as in BERT."""
     chinese_characters: bool = True
-    """Take each CJK character as a word (wordpiece), as BERT does."""
+    """Treat each Chinese character as a word, as in BERT (only with wordpiece)."""
     min_frequency: int = Field(2, ge=1)
-    """A piece that occurs less often gets no entry."""
+    """Minimum number of occurrences of a pair of tokens to be merged into an entry."""
     alphabet_size: int | None = Field(None, ge=1)
-    """Single characters that get an entry, the most frequent first (wordpiece); others are unknown. By default as many
-    as cover 99.95% of the text, at least 1000; more entries than that only as far as half of the vocabulary goes."""
+    """Number of single characters with an entry, most frequent first; others become unknown tokens
+    (only with wordpiece; `limit_alphabet` in Hugging Face tokenizers). Default: as many as cover
+    99.95% of the text, at least 1000, in at most half of the vocabulary."""
     sample_mb: float | None = Field(None, gt=0)
-    """Megabytes of text to learn from; from a larger corpus, documents are drawn at random. By default 1000, or fewer
-    where words are long, as without spaces: the trainer holds every word that is new, in about 4 GB of memory."""
+    """Megabytes of text to train on; documents are sampled at random from a larger corpus. Default:
+    1000, or less for text without spaces, so that training takes at most about 4 GB of memory."""
     seed: int = Field(0, ge=0)
-    """Seed of that draw, and of the text that tokenizers are measured on."""
+    """Seed for sampling documents."""
     tokenizer: str | None = None
-    """Take this tokenizer instead of training one: a folder, or a name on the hub such as
-    google-bert/bert-base-uncased. Options of training do not go with it."""
+    """Use this existing tokenizer instead of training one: a folder, or a name on the Hugging Face
+    Hub such as google-bert/bert-base-uncased. Excludes all options for training."""
     revision: str | None = None
-    """Branch, tag or commit of a tokenizer on the hub."""
+    """Branch, tag or commit of a tokenizer on the Hub."""
     compare: OneOrMany = ()
-    """Another tokenizer, a folder or a name on the hub, to be measured on the same text; may be given several times."""
+    """Another tokenizer to compare with on the same text: a folder, or a name on the Hub. Can be
+    repeated."""
     max_wait: float = Field(120, ge=0)
-    """Seconds to keep trying while the hub gives nothing."""
+    """Seconds to retry without a response from the Hub."""
     workers: int = Field(default_factory=available_cores, ge=1)
-    """Threads to count with; the result is the same for any number."""
+    """Threads for training; does not change the result."""
 
     @model_validator(mode="after")
-    def _check_trainingflags(self) -> "TokenizeConfig":
-        given = [option for option in TRAINING if option in self.model_fields_set]
+    def _check_training_options(self) -> "TokenizeConfig":
+        given = [option for option in TRAINING_OPTIONS if option in self.model_fields_set]
         if self.tokenizer is not None and given:
-            raise ValueError(f"--tokenizer takes a tokenizer as it is: leave out {flags(given)}.")
+            raise ValueError(
+                f"--tokenizer uses an existing tokenizer, which excludes {flags(given)}."
+            )
         if self.tokenizer is None and self.revision is not None:
-            raise ValueError("--revision: only for a --tokenizer on the hub, and none is given.")
+            raise ValueError("--revision requires --tokenizer.")
         return self
 
     @model_validator(mode="after")
     def _check_kind(self) -> "TokenizeConfig":
-        only_wordpiece = [option for option in ONLY_WORDPIECE if option in self.model_fields_set]
-        if self.kind == "byte-bpe" and only_wordpiece:
-            raise ValueError(f"byte-bpe knows no {flags(only_wordpiece)}; leave it out.")
-        if self.kind == "wordpiece" and self.specials != "bert":
-            raise ValueError(
-                f"--specials {self.specials}: only for --kind byte-bpe; wordpiece has BERT's."
-            )
+        kind = KINDS[self.kind]
+        for option in KIND_OPTIONS:
+            if option in self.model_fields_set and option not in kind.options:
+                allowed = [name for name, other in KINDS.items() if option in other.options]
+                raise ValueError(f"{flag(option)} requires --kind {' or '.join(allowed)}.")
+        if self.specials not in kind.special_token_sets:
+            allowed = [n for n, k in KINDS.items() if self.specials in k.special_token_sets]
+            raise ValueError(f"--specials {self.specials} requires --kind {' or '.join(allowed)}.")
         if self.id_layout == "original" and self.unused_slots < ORIGINAL_UNUSED:
             raise ValueError(
-                f"--unused {self.unused}: --id-layout original has at least {ORIGINAL_UNUSED}."
+                f"--unused {self.unused}: --id-layout original requires at least {ORIGINAL_UNUSED}."
             )
         return self
 
     @property
     def unused_slots(self) -> int:
-        """How many entries are kept free."""
-        return (
-            self.unused
-            if self.unused is not None
-            else ORIGINAL_UNUSED * (self.id_layout == "original")
-        )
+        """Number of entries reserved for later."""
+        if self.unused is not None:
+            return self.unused
+        return ORIGINAL_UNUSED if self.id_layout == "original" else 0
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide the result; how to train is none where nothing is trained."""
-        without = set(TRAINING) if self.tokenizer is not None else set()
-        return {name: value for name, value in super().content().items() if name not in without}
+        """The settings that the result depends on; without training options for an existing one."""
+        excluded = TRAINING_OPTIONS if self.tokenizer is not None else ()
+        content = super().content().items()
+        return {name: value for name, value in content if name not in excluded}

@@ -1,4 +1,4 @@
-"""Tokenizers of whatever origin, with the ids that example generation and training ask for."""
+"""Loading a tokenizer from any source, with the ids of its special tokens."""
 
 import json
 import re
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 STAGE = "tokenize"
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 NEEDED = ("pad", "cls", "sep", "mask")
-NONE = -1
-"""The id of a special token that a tokenizer lacks, which is only to be measured."""
+MISSING_ID = -1
+"""The id of a special token that a tokenizer lacks, where it is not required."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
 )
-"""What transformers makes tokenizers of, as far as no other package is needed."""
+"""The files that transformers loads a tokenizer from without other packages."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -34,7 +34,7 @@ class SpecialIds:
 
     pad: int
     unk: int | None
-    """None where every text has tokens."""
+    """None if the tokenizer has no unknown token."""
     cls: int
     sep: int
     mask: int
@@ -42,7 +42,7 @@ class SpecialIds:
 
 @dataclass(frozen=True, slots=True)
 class LoadedTokenizer:
-    """A tokenizer folder in memory; plain `tokenizers`, so that no worker has to load transformers for ours."""
+    """A loaded tokenizer, of the `tokenizers` library: workers need not import transformers."""
 
     tokenizer: "Tokenizer"
     vocab_size: int
@@ -53,42 +53,46 @@ class LoadedTokenizer:
 def find_tokenizer(
     name: str | Path, revision: str | None = None, *, max_wait: float = 120, quiet: bool = False
 ) -> Path:
-    """The folder of a tokenizer that is given as a folder or by its name on the hub, of which only it is downloaded.
+    """The folder of a tokenizer that is given as a folder, or as a name on the Hub.
 
-    Raises `UsageError` when `name` is neither, and `BertpipeError` when the hub has no such tokenizer or is silent for
+    From the Hub only the tokenizer's files are downloaded. Raises `UsageError` when `name` is
+    neither, and `BertpipeError` when the Hub has no such tokenizer or does not respond for
     `max_wait` seconds.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise UsageError(
-                f"--revision {revision}: {folder} is a folder here, and has no revisions."
+                f"--revision {revision}: {folder} is a local folder. Use a name on the Hub."
             )
         return folder
-    # `runs/my/tokenizer` or `runs/tokenizr` where there is a folder `runs` is no name on the hub.
+    # `runs/my/tokenizer`, or `runs/tokenizr` beside an existing folder `runs`, is a wrong path.
     if not _HUB_NAME.fullmatch(str(name)) or (folder.parent.name and folder.parent.is_dir()):
         raise UsageError(
-            f"{name}: no such folder. Give one of a tokenizer, or a name on the hub such as OWNER/NAME."
+            f"{name}: no such folder. Use the folder of a tokenizer, or a name on the Hugging Face "
+            "Hub such as OWNER/NAME."
         )
     from bert_pipeline.hub.downloads import download_files
     from bert_pipeline.progress import err
 
-    if "/" not in str(name) and not quiet:  # as likely a folder that is not there
-        err.print(f"{name}: no such folder here; asking the Hub.", markup=False)
-    # `config.json` names the kind of tokenizer where older repositories do not.
+    if "/" not in str(name) and not quiet:  # it may be a misspelt folder
+        err.print(f"{name}: no such folder, downloading from the Hub.", markup=False)
+    # In older repositories only `config.json` names the class of the tokenizer.
     return download_files(str(name), revision, [*TOKENIZER_FILES, "config.json"], max_wait, quiet)
 
 
 def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokenizer:
-    """Load a folder made by `bertpipe tokenize`, or any that transformers loads a fast tokenizer from.
+    """Load a folder of `bertpipe tokenize`, or any that transformers loads a fast tokenizer from.
 
-    Raises `BertpipeError` when it holds none, or one without the special tokens that are needed, by role.
+    Raises `BertpipeError` when the folder has no tokenizer, or the tokenizer lacks one of the
+    special tokens in `needed`.
     """
     if any((folder / name).exists() for name in (MANIFEST, UNFINISHED)) or not folder.is_dir():
-        return _load_ours(folder)
+        return _load_stage_folder(folder)
     if not _tokenizer_files(folder):
         raise BertpipeError(
-            f"{folder}: no tokenizer. The folder of one holds tokenizer.json and tokenizer_config.json, or a vocab.txt."
+            f"{folder}: no tokenizer found. Expected tokenizer.json and tokenizer_config.json, or "
+            "vocab.txt."
         )
     pretrained = _read_pretrained(folder)
     tokenizer = pretrained.backend_tokenizer
@@ -109,14 +113,14 @@ def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokeni
     return _loaded(folder, tokenizer, tokens, manifest, needed)
 
 
-def _load_ours(folder: Path) -> LoadedTokenizer:
+def _load_stage_folder(folder: Path) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
     manifest = read_manifest(folder, STAGE)
     for name, entry in manifest.files.items():
         if hash_file(folder / name) != entry["sha256"]:
             raise BertpipeError(
-                f"{folder / name}: changed since it was written; make {folder} again with --overwrite."
+                f"{folder / name}: changed since it was written. Rebuild {folder} with --overwrite."
             )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -125,44 +129,43 @@ def _load_ours(folder: Path) -> LoadedTokenizer:
     )
 
 
-def find_special_ids(
+def resolve_special_ids(
     tokenizer: "Tokenizer",
     tokens: Mapping[str, str | None],
     where: Path,
     needed: Sequence[str] = NEEDED,
 ) -> SpecialIds:
-    """Ids of the special tokens, given by role; `NONE` where there is none and none is needed.
+    """Ids of the special tokens, which are given by role; `MISSING_ID` where there is none.
 
-    Raises `BertpipeError` naming those that examples cannot do without.
+    Raises `BertpipeError` naming the missing ones that are `needed`.
     """
     ids = {
         role: None if token is None else tokenizer.token_to_id(token)
         for role, token in tokens.items()
     }
     if missing := [role for role in needed if ids.get(role) is None]:
-        unnamed = (
-            ""
-            if (where / "tokenizer_config.json").exists()
-            else " named by a tokenizer_config.json"
-        )
+        has_config = (where / "tokenizer_config.json").exists()
+        cause = "" if has_config else " (no tokenizer_config.json names one)"
         raise BertpipeError(
-            f"{where}: this tokenizer has no {' and no '.join(missing)} token{unnamed}, which masked examples need. "
-            "Take one that was made for a BERT, or train one."
+            f"{where}: the tokenizer has no {' and no '.join(missing)} token{cause}, which masked "
+            "examples require. Use the tokenizer of a BERT-like model, or train one."
         )
     for role in ("cls", "sep"):
-        # They become parts of a template, where these mean something else.
+        # These characters have a meaning in the template of the post-processor.
         if not set(":$ \t\n").isdisjoint(tokens.get(role) or ""):
             raise BertpipeError(
-                f"{where}: its {role} token {tokens[role]!r} has a colon, a dollar or a space in it."
+                f"{where}: the {role} token {tokens[role]!r} contains a colon, a dollar sign or a "
+                "space, which is not supported."
             )
+    found = {role: ids.get(role) for role in NEEDED}
     return SpecialIds(
         unk=ids.get("unk"),
-        **{role: NONE if (found := ids.get(role)) is None else found for role in NEEDED},
+        **{role: MISSING_ID if number is None else number for role, number in found.items()},
     )
 
 
 def special_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
-    """The special tokens by role, as far as there are."""
+    """The special tokens that the tokenizer has, by role."""
     ids = {role: number for role in ROLES if (number := getattr(loaded.special, role)) is not None}
     tokens = {role: loaded.tokenizer.id_to_token(number) for role, number in ids.items()}
     return {role: token for role, token in tokens.items() if token is not None}
@@ -175,17 +178,17 @@ def _loaded(
     manifest: Manifest,
     needed: Sequence[str],
 ) -> LoadedTokenizer:
-    special = find_special_ids(tokenizer, tokens, folder, needed)
+    special = resolve_special_ids(tokenizer, tokens, folder, needed)
     return LoadedTokenizer(tokenizer, count_ids(tokenizer), special, manifest)
 
 
 def hash_vocabulary(tokenizer: "Tokenizer") -> str:
-    """A fingerprint of which id stands for what."""
+    """A hash of all entries and their ids."""
     return hash_json(tokenizer.get_vocab())
 
 
 def count_ids(tokenizer: "Tokenizer") -> int:
-    """The highest id and one more: a vocabulary from elsewhere may have holes."""
+    """The highest id plus one: the ids of an existing vocabulary may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -194,14 +197,14 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _read_pretrained(folder: Path) -> Any:
-    """What transformers loads; nothing is run that lies in the folder."""
+    """Load with transformers, without running code from the folder."""
     from transformers import AutoTokenizer, BertTokenizer
 
     with _reading(folder):
         if [file.name for file in _tokenizer_files(folder)] == ["vocab.txt"] and not (
             folder / "config.json"
         ).exists():
-            # The BERT release says beside the vocabulary what case it is for, in the name of its folder.
+            # The BERT release says whether a vocabulary is cased only in the name of its folder.
             pieces = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
             is_cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
             return BertTokenizer.from_pretrained(
@@ -223,14 +226,12 @@ def _reading(folder: Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except BertpipeError:  # a signal's
+    except BertpipeError:  # raised by a signal handler
         raise
-    except (
-        Exception
-    ) as error:  # the libraries raise anything, down to bare `Exception`, over what others wrote
+    except Exception as error:  # the libraries raise any class for malformed files
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise BertpipeError(
-            f"{folder}: no tokenizer that can be read without running code of its own ({detail})."
+            f"{folder}: no tokenizer that can be loaded without running its code ({detail})."
         ) from None
     finally:
         logging.set_verbosity(verbosity)

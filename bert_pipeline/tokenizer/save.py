@@ -1,4 +1,4 @@
-"""Saving a tokenizer for `AutoTokenizer.from_pretrained`, so that texts look to a model as its examples did."""
+"""Saving a tokenizer for `AutoTokenizer.from_pretrained`, with the layout of the examples."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -6,23 +6,30 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 
 from bert_pipeline.tokenizer.load import LoadedTokenizer, special_tokens
-from bert_pipeline.tokenizer.special_tokens import surround_texts
+from bert_pipeline.tokenizer.special_tokens import set_post_processor
 
 
-def lay_out_as_examples(loaded: LoadedTokenizer) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer, which from now on surrounds texts as examples do, and cuts or pads none; its special tokens."""
-    tokenizer, specials = loaded.tokenizer, special_tokens(loaded)
+def use_examples_layout(loaded: LoadedTokenizer) -> tuple[Tokenizer, dict[str, str]]:
+    """Make the tokenizer encode texts as examples are laid out, without truncation or padding.
+
+    Returns the tokenizer and its special tokens by role.
+    """
+    tokenizer = loaded.tokenizer
+    specials = special_tokens(loaded)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = False
-    surround_texts(tokenizer, specials["cls"], specials["sep"])
+    set_post_processor(tokenizer, specials["cls"], specials["sep"])
     return tokenizer, specials
 
 
 def save_pretrained(
     tokenizer: Tokenizer, specials: dict[str, str], folder: Path, max_length: int | None = None
 ) -> list[Path]:
-    """Save with the input names that BERT's segments need, and the longest text in tokens; returns the files."""
+    """Write `tokenizer.json` and `tokenizer_config.json`; returns the files.
+
+    `max_length` becomes `model_max_length`.
+    """
     from transformers import PreTrainedTokenizerFast
 
     wrapped = PreTrainedTokenizerFast(
@@ -31,11 +38,10 @@ def save_pretrained(
         **{f"{role}_token": token for role, token in specials.items()},
         **({} if max_length is None else {"model_max_length": max_length}),
     )
-    with TemporaryDirectory(
-        dir=folder, prefix=".", suffix=".tmp"
-    ) as place:  # no half of a file under its name
-        wrapped.save_pretrained(place)
+    # Written to a temporary folder, so that no incomplete file has its final name.
+    with TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
+        wrapped.save_pretrained(temporary)
         return [
-            Path(place, name).replace(folder / name)
+            Path(temporary, name).replace(folder / name)
             for name in ("tokenizer.json", "tokenizer_config.json")
         ]

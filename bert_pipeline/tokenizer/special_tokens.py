@@ -1,21 +1,29 @@
-"""Special tokens, unused slots, and the ids that they have in a new vocabulary."""
+"""Special tokens and unused slots: their names, and their ids in a new vocabulary."""
 
-from tokenizers import AddedToken, Tokenizer, processors
+from __future__ import annotations
 
-from bert_pipeline.tokenizer.config import ORIGINAL_UNUSED, TokenizeConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from bert_pipeline.tokenizer.config import TokenizeConfig
 
 SPECIALS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "roberta": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
 }
-"""Special tokens by role, in the order of their ids."""
+"""Special tokens by role, in the order of their ids, for each value of `--specials`."""
+ORIGINAL_UNUSED = 99
+"""Unused slots between `[PAD]` and `[UNK]` in the vocabularies of the BERT release."""
 
 
-def reserve_entries(config: TokenizeConfig) -> list[str]:
-    """The entries before those that are learnt, in the order of their ids.
+def reserved_entries(config: TokenizeConfig) -> list[str]:
+    """The special tokens and unused slots, in the order of their ids.
 
-    The original layout is that of `vocab.txt` in the BERT release: `[PAD]` 0, `[UNK]` 100, `[CLS]` 101, `[SEP]` 102,
-    `[MASK]` 103, unused slots between and after.
+    With `id_layout` "original" the ids are those of `vocab.txt` in the BERT release: `[PAD]` 0,
+    `[UNK]` 100, `[CLS]` 101, `[SEP]` 102, `[MASK]` 103, and unused slots between and after them
+    (https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt).
     """
     specials = list(SPECIALS[config.specials].values())
     unused = [f"[unused{number}]" for number in range(config.unused_slots)]
@@ -24,21 +32,24 @@ def reserve_entries(config: TokenizeConfig) -> list[str]:
     return specials + unused
 
 
-def mark_specials(tokenizer: Tokenizer, specials: dict[str, str]) -> None:
-    """Let the tokenizer know special tokens where it meets them in a text; they are in its vocabulary already."""
-    # The mask swallows the space before it, as a word piece with its space would.
+def register_special_tokens(tokenizer: Tokenizer, specials: dict[str, str]) -> None:
+    """Register special tokens, so that they are recognized in a text; they have ids already."""
+    from tokenizers import AddedToken
+
+    # The mask takes the space before it (`lstrip`), as a token that begins with a space would.
     mask = AddedToken(specials["mask"], lstrip=True, normalized=False, special=True)
-    tokenizer.add_special_tokens(
-        [*(token for role, token in specials.items() if role != "mask"), mask]
-    )
+    others = [token for role, token in specials.items() if role != "mask"]
+    tokenizer.add_special_tokens([*others, mask])
 
 
-def surround_texts(tokenizer: Tokenizer, cls: str, sep: str) -> None:
-    """Put `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]` around what is encoded, with segments 0 and 1.
+def set_post_processor(tokenizer: Tokenizer, cls: str, sep: str) -> None:
+    """Encode texts as `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, with segment ids 0 and 1.
 
-    That is how examples are laid out, so it is what a model has seen, whatever its special tokens are called: RoBERTa's
-    own `<s> A </s></s> B </s>`, all of it segment 0, would be strange to it.
+    This is the layout of the examples, for every set of special tokens. RoBERTa's own layout,
+    `<s> A </s></s> B </s>` with segment ids 0, would differ from what the model was trained on.
     """
+    from tokenizers import processors
+
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",

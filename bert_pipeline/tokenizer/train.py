@@ -1,4 +1,4 @@
-"""`bertpipe tokenize`: a new tokenizer or an existing one, saved as `AutoTokenizer.from_pretrained` loads it."""
+"""`bertpipe tokenize`: a new or existing tokenizer, saved for `AutoTokenizer.from_pretrained`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,23 +16,30 @@ from bert_pipeline.tokenizer.learn import learn_vocabulary
 from bert_pipeline.tokenizer.load import (
     STAGE,
     LoadedTokenizer,
-    find_special_ids,
     find_tokenizer,
     load_tokenizer,
+    resolve_special_ids,
 )
-from bert_pipeline.tokenizer.quality import SAMPLE_MB, MeasuredText, Quality, print_qualities
+from bert_pipeline.tokenizer.quality import (
+    SAMPLE_MB,
+    MeasuredText,
+    Quality,
+    print_comparison,
+    print_quality,
+)
 from bert_pipeline.tokenizer.sample import Sample
-from bert_pipeline.tokenizer.save import lay_out_as_examples, save_pretrained
+from bert_pipeline.tokenizer.save import save_pretrained, use_examples_layout
 from bert_pipeline.tokenizer.special_tokens import SPECIALS
 
 
 def train_tokenizer(config: TokenizeConfig) -> Manifest:
-    """Write a Hugging Face tokenizer folder to `config.out`; the same corpus gives the same bytes.
+    """Write a Hugging Face tokenizer folder to `config.out`; returns its manifest.
 
-    Raises `BertpipeError` when the corpus cannot fill the vocabulary, or there is no such tokenizer to take.
+    The same corpus gives the same bytes. Raises `BertpipeError` when the corpus cannot fill the
+    vocabulary, or the existing tokenizer is not found.
     """
     corpus = read_manifest(config.corpus, "corpus")
-    # A wrong name is told now, not after an hour of training.
+    # Loaded first, so that a wrong name fails before an hour of training.
     others = {name: load_tokenizer(_find(name, None, config), needed=()) for name in config.compare}
     inputs = {"corpus": describe_input(config.out, config.corpus, corpus)}
     existing = None
@@ -44,90 +51,102 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
             manifest = work.finished
             print_line(f"tokenizer: already complete in {config.out}", quiet=config.quiet)
         else:
-            text = _draw_text(config, corpus)
-            if existing:
-                tokenizer, specials, counts = _take(config, *existing)
-            else:
-                tokenizer, counts = learn_vocabulary(config, corpus, text.paragraphs)
-                specials = SPECIALS[config.specials]
-            quality = text.measure(
-                tokenizer, find_special_ids(tokenizer, specials, config.out), str(config.out)
-            )
+            text = _sample_text(config, corpus)
+            tokenizer, specials, counts = _make(config, corpus, text, existing)
+            special_ids = resolve_special_ids(tokenizer, specials, config.out)
+            quality = text.measure(tokenizer, special_ids, str(config.out))
             with explain_full_disk(work.folder):
                 files = save_pretrained(tokenizer, specials, work.folder)
             counts |= {"measured_on": text.to_json(), "quality": asdict(quality)}
             manifest = work.finish(counts | {"vocab_size": quality.vocab_size}, files)
-            _summarise(manifest, config, corpus)
-    columns = {str(config.out): Quality(**manifest.counts["quality"])}
-    if others:
-        text = text or _draw_text(config, corpus)
-        words = [word for word, _ in columns[str(config.out)].long_words]
-        columns |= {
-            name: text.measure(o.tokenizer, o.special, name, words) for name, o in others.items()
-        }
-    print_qualities(manifest.counts["measured_on"], columns, quiet=config.quiet)
+            _print_summary(manifest, config, corpus)
+            print_quality(quality, quiet=config.quiet)
+    if others or config.verbose:
+        _compare(config, manifest, others, text or _sample_text(config, corpus))
     return manifest
 
 
-def _take(
-    config: TokenizeConfig, folder: Path, loaded: LoadedTokenizer
+def _make(
+    config: TokenizeConfig,
+    corpus: Manifest,
+    text: MeasuredText,
+    existing: tuple[Path, LoadedTokenizer] | None,
 ) -> tuple[Tokenizer, dict[str, str], dict[str, Any]]:
-    """An existing tokenizer, its special tokens, and where it is from."""
-    taken = (
-        {}
-        if _is_here(config.tokenizer)
-        else {"repository": config.tokenizer, "commit": folder.name}
-    )
-    return *lay_out_as_examples(loaded), {"taken": taken}
+    """The tokenizer, its special tokens by role, and the manifest's counts."""
+    if existing is None:
+        tokenizer, counts = learn_vocabulary(config, corpus, text.paragraphs)
+        return tokenizer, SPECIALS[config.specials], counts
+    folder, loaded = existing
+    source = {}
+    if not _is_local(config.tokenizer):
+        source = {"repository": config.tokenizer, "commit": folder.name}
+    tokenizer, specials = use_examples_layout(loaded)
+    return tokenizer, specials, {"taken": source}
+
+
+def _compare(
+    config: TokenizeConfig,
+    manifest: Manifest,
+    others: dict[str, LoadedTokenizer],
+    text: MeasuredText,
+) -> None:
+    """Measure the other tokenizers on the same text and print all figures side by side."""
+    quality = Quality(**manifest.counts["quality"])
+    words = [word for word, _ in quality.long_words]
+    columns = {str(config.out): quality} | {
+        name: text.measure(other.tokenizer, other.special, name, words)
+        for name, other in others.items()
+    }
+    print_comparison(manifest.counts["measured_on"], columns, quiet=config.quiet)
 
 
 def _describe_existing(
     config: TokenizeConfig, name: str
 ) -> tuple[Input, tuple[Path, LoadedTokenizer] | None]:
-    """The tokenizer that is taken, for the manifest and in memory."""
+    """The existing tokenizer as an input of the manifest, and its folder and content."""
     try:
         folder = _find(name, config.revision, config)
         loaded = load_tokenizer(folder)
     except SourceUnreachable:
-        # Whoever has the tokenizer already should not need the network to go on with it.
+        # A finished folder can be used without the network.
         if (inputs := finished_inputs(STAGE, config)) is None:
             raise
         print_line(
-            f"tokenizer: {name} gives no answer, so whether it changed is not known.",
+            f"tokenizer: {name} does not respond, so it was not checked for changes.",
             quiet=config.quiet,
         )
         return inputs["tokenizer"], None
-    here = describe_input(config.out, folder, loaded.manifest)
-    return here if _is_here(name) else Input(name, here.fingerprint), (folder, loaded)
+    described = describe_input(config.out, folder, loaded.manifest)
+    if not _is_local(name):
+        described = Input(name, described.fingerprint)
+    return described, (folder, loaded)
 
 
 def _find(name: str, revision: str | None, config: TokenizeConfig) -> Path:
     return find_tokenizer(name, revision, max_wait=config.max_wait, quiet=config.quiet)
 
 
-def _is_here(name: str | None) -> bool:
+def _is_local(name: str | None) -> bool:
     return name is not None and Path(name).expanduser().is_dir()
 
 
-def _draw_text(config: TokenizeConfig, corpus: Manifest) -> MeasuredText:
+def _sample_text(config: TokenizeConfig, corpus: Manifest) -> MeasuredText:
     return MeasuredText(Sample(config.corpus, corpus, SAMPLE_MB, config.seed, config.quiet))
 
 
-def _summarise(manifest: Manifest, config: TokenizeConfig, corpus: Manifest) -> None:
+def _print_summary(manifest: Manifest, config: TokenizeConfig, corpus: Manifest) -> None:
     counts = manifest.counts
     if config.tokenizer is not None:
         commit = counts["taken"].get("commit")
-        made = config.tokenizer + (f" at {commit[:8]}" if commit else "")
+        name = config.tokenizer + (f" at {commit[:8]}" if commit else "")
+    else:
+        name = config.kind
+    print_line(
+        f"tokenizer: {name}, {counts['vocab_size']:,} entries → {config.out}", quiet=config.quiet
+    )
+    if config.tokenizer is None and counts["bytes"] < corpus.counts["bytes"]:
         print_line(
-            f"tokenizer: {made}, {counts['vocab_size']:,} entries → {config.out}",
+            f"  trained on {counts['documents']:,} documents: {human_bytes(counts['bytes'])} of "
+            f"{human_bytes(corpus.counts['bytes'])} (--sample-mb {counts['sample_mb']:g})",
             quiet=config.quiet,
         )
-        return
-    drawn = f"{human_bytes(counts['bytes'])} of {human_bytes(corpus.counts['bytes'])}"
-    if counts["bytes"] < corpus.counts["bytes"]:
-        drawn += f", {counts['share_of_corpus']:.1%}: --sample-mb {counts['sample_mb']:g}"
-    print_line(
-        f"tokenizer: {config.kind}, {counts['vocab_size']:,} entries, learnt from {counts['documents']:,} documents "
-        f"({drawn}) → {config.out}",
-        quiet=config.quiet,
-    )

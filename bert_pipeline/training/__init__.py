@@ -1,1 +1,1 @@
-"""Training: examples become a pretrained model."""
+"""The training engine: loop, optimizers, checkpoints, metrics. It knows no BERT."""

@@ -1,4 +1,4 @@
-"""What the hardware could do, and what a run takes of it."""
+"""Peak FLOP/s of devices, and peak memory of a run."""
 
 import resource
 import sys
@@ -28,27 +28,28 @@ PEAKS = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""Dense bf16 products with fp32 accumulation, FLOP/s, from the vendor's data sheets; by a part of the device's name."""
+"""FLOP/s of dense bf16 matrix products with fp32 accumulation, from the vendor's data sheets, by a
+part of the device's name."""
 
 
 def find_peak(device: torch.device, *, bf16: bool) -> float | None:
-    """A device's peak in FLOP/s; None where it is not known, and then no utilisation is reported."""
+    """A device's peak in FLOP/s; None if unknown, and then no utilisation (MFU) is reported."""
     if device.type != "cuda" or not bf16:
         return None
     return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """The peak of the device of this name; the longest known name that is part of it decides."""
+    """The peak of a device by its name; the longest known name that is part of it counts."""
     words = f" {name} ".replace("-", " ")
-    if " Laptop " in words:  # the same name, another chip
+    if " Laptop " in words:  # another chip under the same name
         return None
     known = [key for key in PEAKS if f" {key} " in words]
     return PEAKS[max(known, key=len)] if known else None
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: of the GPU by tensors, else of main memory by this process."""
+    """Peak memory so far in bytes: GPU memory of tensors, else main memory of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

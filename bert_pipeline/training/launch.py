@@ -1,5 +1,6 @@
 """Several training processes on this machine, started by torch and ended together."""
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -18,40 +19,45 @@ from bert_pipeline.errors import (
     UsageError,
     describe_os_error,
 )
-from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.signals import StopSignal
 
-POLL, PATIENCE = 0.2, 60.0
-"""Seconds between looks at a process, and until those that another one's failure left behind are killed."""
+POLL_S = 0.2
+"""Seconds between checks of the processes."""
+KILL_AFTER_S = 60.0
+"""Seconds after a failure until the remaining processes are killed."""
 NO_FAILURE = (None, 0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of processes that run, ended or stopped."""
+"""Exit codes of processes that run, ended or were stopped."""
 
 
-def run_pretrain(config: PretrainConfig) -> None:
-    """Pretrain in this process, or in `num_processes` new ones unless a launcher has started this one already."""
+def run_distributed(entry: str, config: TrainConfig) -> None:
+    """Call `entry` ("module:function") with the config in `num_processes` processes.
+
+    In this process if there is only one, or if a launcher started this process.
+    """
     if config.num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(config)
+        launch(entry, config)
     else:
-        from bert_pipeline.pretraining.pretrain import pretrain
-
-        pretrain(config)
+        _load(entry)(config)
 
 
-def launch(config: PretrainConfig) -> None:
-    """Run `pretrain` in `num_processes` processes and wait; their failure or stop becomes this process's."""
+def launch(entry: str, config: TrainConfig) -> None:
+    """Start `num_processes` processes and wait; a failure or stop becomes this process's."""
     from torch.cuda import device_count
     from torch.multiprocessing.spawn import start_processes
 
     if 0 < device_count() < config.num_processes:
         raise UsageError(
-            f"--num-processes {config.num_processes}: each needs a GPU, and here are {device_count()}."
+            f"--num-processes {config.num_processes}: each process needs a GPU, and there are "
+            f"{device_count()}."
         )
-    # The libraries are loaded once, in a server that no GPU was touched in, and not by every process anew.
-    multiprocessing.set_forkserver_preload(["bert_pipeline.training.server"])
+    # The libraries are loaded once, in a fork server that has not touched a GPU.
+    module = entry.partition(":")[0]
+    multiprocessing.set_forkserver_preload([module, "bert_pipeline.training.server"])
     with StopSignal() as stop:
         running: Any = start_processes(  # type: ignore[no-untyped-call]
             _run_rank,
-            (config, _free_port()),
+            (entry, config, _free_port()),
             config.num_processes,
             join=False,
             start_method="forkserver",
@@ -71,39 +77,44 @@ def launch(config: PretrainConfig) -> None:
     codes = [process.exitcode for process in running.processes]
     if stop.number:
         raise Stopped(
-            "Stopped by a signal; the last step is saved. Run the same command again to go on.",
+            "Stopped by a signal; the last step is saved. Run the same command again to resume.",
             stop.number,
         )
     if killed:
         raise BertpipeError(
-            f"The training process of rank {killed[0]} was killed, perhaps for want of memory. The same command goes "
-            "on from the last checkpoint."
+            f"The training process of rank {killed[0]} was killed, perhaps because of a lack of "
+            "memory. Run the same command again to resume from the last checkpoint."
         )
     if any(codes):
         raise BertpipeError(
-            f"A training process failed (exit codes by rank: {codes}); its message stands above."
+            f"A training process failed (exit codes by rank: {codes}); see its message above."
         )
 
 
+def _load(entry: str) -> Any:
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _wait(processes: list[Any], stop: StopSignal) -> None:
-    """Until all have ended; once one has failed, or this process is told to stop, the others are told so."""
-    told: float | None = None
+    """Wait for all processes; after a failure or a stop signal, send SIGTERM to the others."""
+    signalled: float | None = None
     while alive := [process for process in processes if process.is_alive()]:
-        alive[0].join(POLL)
+        alive[0].join(POLL_S)
         failed = any(process.exitcode not in NO_FAILURE for process in processes)
-        if failed or (stop.number and told is None):
-            told = told or time.monotonic()
+        if failed or (stop.number and signalled is None):
+            signalled = signalled or time.monotonic()
             for process in alive:
-                # Never SIGINT: after a Ctrl-C, which reaches them too, it would be the second one.
+                # Never SIGINT: a Ctrl-C has reached them too, and this would be the second one.
                 if process.is_alive():
                     os.kill(process.pid, signal.SIGTERM)
-        # A rank whose partner is gone would wait for it until the network's timeout.
-        if failed and told is not None and time.monotonic() > told + PATIENCE:
+        # A rank whose partner has gone would wait for it until the network's timeout.
+        if failed and signalled is not None and time.monotonic() > signalled + KILL_AFTER_S:
             return
 
 
-def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
+def _run_rank(rank: int, entry: str, config: TrainConfig, port: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -113,21 +124,17 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from bert_pipeline.pretraining.pretrain import pretrain
-
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    threading.Thread(target=_stop_with_launcher, daemon=True).start()
     try:
-        pretrain(config)
+        _load(entry)(config)
     except LostRank as error:
-        time.sleep(
-            10 * POLL
-        )  # where that process has failed, this one is ended by now, before it says so
+        # If that process failed, the launcher ends this one before it prints a message.
+        time.sleep(10 * POLL_S)
         _fail(rank, str(error), error.exit_code)
     except BertpipeError as error:
-        # The launching process says itself that it was stopped.
-        _fail(
-            rank, "" if isinstance(error, Stopped | ReportedByMain) else str(error), error.exit_code
-        )
+        # The launcher itself reports a stop, the main process its own error.
+        is_reported = isinstance(error, Stopped | ReportedByMain)
+        _fail(rank, "" if is_reported else str(error), error.exit_code)
     except OSError as error:
         _fail(rank, describe_os_error(error), 1)
     except Exception:
@@ -136,12 +143,13 @@ def _run_rank(rank: int, config: PretrainConfig, port: int) -> None:
 
 def _fail(rank: int, message: str, code: int) -> NoReturn:
     if message:
-        print(f"bertpipe: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)  # noqa: T201
+        prefix = f"rank {rank}: " if rank else ""
+        print(f"bertpipe: {prefix}{message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
-def _end_with_launcher() -> None:
-    """Save and stop when the launching process was killed: nobody else would end this one, or know of it."""
+def _stop_with_launcher() -> None:
+    """Save and stop if the launcher was killed: nobody else would end this process."""
     launcher = multiprocessing.parent_process()
     assert launcher
     launcher.join()

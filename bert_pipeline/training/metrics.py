@@ -1,4 +1,4 @@
-"""Figures of a run: a line each so many steps, and an account at its end."""
+"""Metrics of a run: lines of `metrics.jsonl`, and totals for the summary."""
 
 import json
 import math
@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline.storage.atomic import atomic
-from bert_pipeline.training.checkpoint import Position
-from bert_pipeline.training.step import StepResult
+from bert_pipeline.training.position import Position
+from bert_pipeline.training.task import StepInputs, TrainingTask
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, appended as it happens."""
+    """`metrics.jsonl`: one JSON object per line, appended as it happens."""
 
-    def __init__(self, path: Path, after_step: int, *, complete: bool = False) -> None:
-        """Lines beyond `after_step` belong to steps that will be done again, and are dropped.
+    def __init__(self, path: Path, after_step: int, *, is_complete: bool = False) -> None:
+        """Drop the lines after `after_step`: their steps will be repeated.
 
-        So is the evaluation that ends a run whose steps are `complete`.
+        If the steps of the run are complete, the final evaluation is dropped too.
         """
         self._path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= after_step]
-        if complete and kept and "loss" not in json.loads(kept[-1]):
+        if is_complete and kept and "loss" not in json.loads(kept[-1]):
             kept.pop()
         with atomic(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append a line; what is not a finite number is null, which JSON has no other word for."""
+        """Append a line; numbers that are not finite become null, as JSON has none."""
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
@@ -42,24 +42,24 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # cut off by a kill
+        return math.inf  # truncated by a kill
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """What a run's steps took since it was started or resumed; evaluations and saves are left out."""
+class StepTotals:
+    """Totals over steps, without evaluations and checkpoints."""
 
     seconds: float = 0.0
     waiting: float = 0.0
-    """Seconds in which the step waited for its data."""
+    """Seconds in which steps waited for their batches."""
     tokens: int = 0
     flops: float | None = 0.0
 
-    def plus(self, other: "Account") -> "Account":
-        """Both together."""
-        known = self.flops is not None and other.flops is not None
-        flops = (self.flops or 0.0) + (other.flops or 0.0) if known else None
-        return Account(
+    def plus(self, other: "StepTotals") -> "StepTotals":
+        """The sum of both."""
+        is_known = self.flops is not None and other.flops is not None
+        flops = (self.flops or 0.0) + (other.flops or 0.0) if is_known else None
+        return StepTotals(
             self.seconds + other.seconds,
             self.waiting + other.waiting,
             self.tokens + other.tokens,
@@ -67,14 +67,10 @@ class Account:
         )
 
     def rates(self, peak: float | None) -> dict[str, float | None]:
-        """Per second: real tokens and FLOPs; the share of `peak` that these are, and of the time spent waiting."""
+        """Real tokens and FLOPs per second, the share of `peak` (MFU), and of time waiting."""
         if not self.seconds:
-            return {
-                "tokens_per_second": None,
-                "flops_per_second": None,
-                "mfu": None,
-                "data_wait": None,
-            }
+            names = ("tokens_per_second", "flops_per_second", "mfu", "data_wait")
+            return dict.fromkeys(names)
         speed = None if self.flops is None else self.flops / self.seconds
         return {
             "tokens_per_second": self.tokens / self.seconds,
@@ -87,56 +83,65 @@ class Account:
 class Meter:
     """Sums since the last line of metrics."""
 
-    def __init__(self, losses: Mapping[str, float], peak: float | None) -> None:
-        """Names and weights of the losses, and the FLOP/s of all devices together."""
-        self._losses, self._peak = losses, peak
-        self.whole = Account()
+    def __init__(self, task: TrainingTask, peak: float | None) -> None:
+        """`peak` is the FLOP/s of all devices together, if known."""
+        self._task = task
+        self._peak = peak
+        self.total = StepTotals()
         """Since the start of this process."""
         self._clear()
 
     def _clear(self) -> None:
-        self._account = Account()
-        self._last: tuple[StepResult, float] | None = None
-        self._sums = [0.0] * len(self._losses)
-        self._totals = [0.0] * len(self._losses)
+        self._interval = StepTotals()
+        self._last: tuple[StepInputs, float, float] | None = None
+        self._sums = [0.0] * len(self._task.losses)
+        self._terms = [0.0] * len(self._task.losses)
 
-    def spend(self, seconds: float, waiting: float) -> None:
-        """Count time of steps."""
-        self._account = self._account.plus(Account(seconds, waiting))
+    def add_time(self, seconds: float, waiting: float) -> None:
+        """Add the time of a step."""
+        self._interval = self._interval.plus(StepTotals(seconds, waiting))
 
-    def add(self, taken: StepResult, sums: Sequence[float], norm: float) -> None:
-        """Count a step that updated the weights."""
-        self._last = taken, norm
-        self._account = self._account.plus(Account(tokens=taken.step.tokens, flops=taken.flops))
-        self._sums = [before + value for before, value in zip(self._sums, sums, strict=True)]
-        self._totals = [
-            before + total for before, total in zip(self._totals, taken.totals, strict=True)
-        ]
+    def add_step(
+        self,
+        inputs: StepInputs,
+        sums: Sequence[float],
+        terms: Sequence[float],
+        flops: float | None,
+        learning_rate: float,
+        grad_norm: float,
+    ) -> None:
+        """Add a step that updated the weights: summed losses and their terms over all ranks."""
+        self._last = (inputs, learning_rate, grad_norm)
+        self._interval = self._interval.plus(StepTotals(tokens=inputs.tokens, flops=flops))
+        self._sums = [total + value for total, value in zip(self._sums, sums, strict=True)]
+        self._terms = [total + value for total, value in zip(self._terms, terms, strict=True)]
 
     def read(self, position: Position) -> dict[str, Any] | None:
-        """A line of metrics, and begin anew; None without a step. Each loss is per term, None without terms."""
-        self.whole = self.whole.plus(self._account)
+        """A line of metrics, and start again; None without a step.
+
+        Each loss is per term, None without terms.
+        """
+        self.total = self.total.plus(self._interval)
         if self._last is None:
             self._clear()
             return None
-        taken, norm = self._last
+        inputs, learning_rate, grad_norm = self._last
+        losses = self._task.losses
         means = [
-            value / total if total else None
-            for value, total in zip(self._sums, self._totals, strict=True)
+            value / terms if terms else None
+            for value, terms in zip(self._sums, self._terms, strict=True)
         ]
-        weighted = zip(self._losses.values(), means, strict=True)
+        weighted = zip(losses.values(), means, strict=True)
         line = {
             "step": position.step,
-            "epoch": taken.step.epoch,
+            **inputs.metrics,
             "loss": sum(weight * mean for weight, mean in weighted if mean is not None),
-            **dict(zip(self._losses, means, strict=True)),
-            "learning_rate": taken.learning_rate,
-            "grad_norm": norm,
+            **dict(zip(losses, means, strict=True)),
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
             "tokens": position.tokens,
-            "batch_size": taken.step.examples,
-            "phase": position.phase,
-            "predicted_share": self._totals[0] / self._account.tokens,
-            **self._account.rates(self._peak),
+            **self._task.interval_metrics(self._terms, self._interval.tokens),
+            **self._interval.rates(self._peak),
             "skipped_steps": position.skipped,
             "elapsed_s": position.elapsed_s,
         }

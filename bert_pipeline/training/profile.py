@@ -1,4 +1,4 @@
-"""`--profile`: where a few early steps spend their time."""
+"""`--profile`: a trace and a table of operators of a few early steps."""
 
 from pathlib import Path
 
@@ -7,15 +7,20 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from bert_pipeline.storage.atomic import atomic
 
-FOLDER, TRACE, OPERATORS = "profile", "trace.json", "operators.txt"
-SKIPPED, WARMUP, ACTIVE = 5, 2, 3
-"""Steps passed over, steps in which the profiler warms up, steps written down."""
-FIRST, LAST = SKIPPED + WARMUP + 1, SKIPPED + WARMUP + ACTIVE
+FOLDER = "profile"
+TRACE = "trace.json"
+OPERATORS = "operators.txt"
+SKIPPED_STEPS = 5
+WARMUP_STEPS = 2
+"""Steps in which the profiler runs but does not record."""
+RECORDED_STEPS = 3
+FIRST = SKIPPED_STEPS + WARMUP_STEPS + 1
+LAST = SKIPPED_STEPS + WARMUP_STEPS + RECORDED_STEPS
 OPERATORS_SHOWN = 30
 
 
 class Profiler:
-    """Writes `profile/trace.json` (for Perfetto or chrome://tracing) and `profile/operators.txt`."""
+    """Writes `profile/trace.json` (for Perfetto, chrome://tracing) and `profile/operators.txt`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
@@ -24,8 +29,10 @@ class Profiler:
             ProfilerActivity.CPU,
             *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
         ]
-        plan = schedule(skip_first=SKIPPED, wait=0, warmup=WARMUP, active=ACTIVE, repeat=1)
-        # There is one cycle only; without `acc_events` torch 2.11 warns that others would be forgotten.
+        plan = schedule(
+            skip_first=SKIPPED_STEPS, wait=0, warmup=WARMUP_STEPS, active=RECORDED_STEPS, repeat=1
+        )
+        # There is only one cycle; without `acc_events` torch 2.11 warns that others are dropped.
         self._profile = profile(
             activities=activities,
             schedule=plan,
@@ -35,13 +42,13 @@ class Profiler:
         )
         self._profile.start()
 
-    def tick(self) -> None:
-        """A step has ended."""
+    def step(self) -> None:
+        """Called after each step."""
         if not self.written:
             self._profile.step()
 
     def _write(self, finished: profile) -> None:
-        if finished.step_num < LAST:  # the run ended in their midst
+        if finished.step_num < LAST:  # the run ended before the last of them
             return
         self._folder.mkdir(exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,8 +62,11 @@ class Profiler:
         self.written = True
 
     def finish(self) -> str:
-        """What came of it, for people; ends it where the run was shorter than what it waits for."""
+        """Stop, and return a line that says what was written."""
         if self.written:
             return f"profiled: steps {FIRST} to {LAST} → {self._folder}"
         self._profile.stop()
-        return f"nothing profiled: the run was too short for --profile, which looks at steps {FIRST} to {LAST}"
+        return (
+            f"nothing profiled: the run ended before step {LAST}; --profile records steps {FIRST} "
+            f"to {LAST}"
+        )

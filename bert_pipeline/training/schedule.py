@@ -1,50 +1,72 @@
-"""How far a run is, and the learning rate there."""
+"""The length of a run, and the learning-rate schedule over it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Shape = Literal["linear", "cosine", "wsd"]
+from bert_pipeline.training.position import Position
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """A run's length in steps, in real tokens or in seconds on its clock: exactly one is set."""
+class RunLength:
+    """A run's length in steps, real tokens, epochs or seconds: exactly one is set."""
 
     steps: int | None = None
     tokens: int | None = None
+    epochs: float | None = None
     seconds: float | None = None
 
-    def progress(self, step: int, tokens: int, elapsed: float) -> float:
-        """Share of the run that lies behind, from 0 to 1."""
+    def progress(self, position: Position, elapsed_s: float) -> float:
+        """The completed share of the run, from 0 to 1, `elapsed_s` seconds after its start."""
         if self.steps is not None:
-            return min(1.0, step / self.steps)
+            return min(1.0, position.step / self.steps)
         if self.tokens is not None:
-            return min(1.0, tokens / self.tokens)
+            return min(1.0, position.tokens / self.tokens)
+        if self.epochs is not None:
+            return min(1.0, position.epochs / self.epochs)
         assert self.seconds is not None
-        return min(1.0, elapsed / self.seconds)
+        return min(1.0, elapsed_s / self.seconds)
+
+
+def _linear(progress: float, warmup: float, decay: float) -> float:
+    """Linear decay to 0 (Devlin et al. 2019, A.2, https://arxiv.org/abs/1810.04805)."""
+    return 1.0 - (progress - warmup) / (1.0 - warmup)
+
+
+def _cosine(progress: float, warmup: float, decay: float) -> float:
+    """Half a cosine to 0 (Loshchilov & Hutter 2017, eq. 5, https://arxiv.org/abs/1608.03983)."""
+    rest = (progress - warmup) / (1.0 - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * rest))
+
+
+def _wsd(progress: float, warmup: float, decay: float) -> float:
+    """Warm-up, stable, decay: constant, then 1 - √x to 0 over the last share `decay` of the run.
+
+    Hu et al. 2024, section 4.2 (https://arxiv.org/abs/2404.06395); this form of decay: Hägele et
+    al. 2024, section 3.1 (https://arxiv.org/abs/2405.18392).
+    """
+    into_decay = (progress - (1.0 - decay)) / decay
+    return 1.0 - math.sqrt(max(0.0, into_decay))
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "wsd": _wsd,
+}
+"""Learning-rate schedules after the warm-up: factors by (progress, warmup, decay)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The course of a learning rate: it rises linearly over the first `warmup` of the run, and then
+    """Linear warm-up over the first share `warmup` of the run, then the schedule `name`."""
 
-    - `linear` falls to 0 in a straight line (Devlin et al. 2019, A.2);
-    - `cosine` falls to 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts);
-    - `wsd` stays at its peak and falls to 0 over the last `decay` of the run, as 1 - √x (warm-up, stable, decay: Hu et
-      al. 2024, section 4.2; this form of decay: Hägele et al. 2024, section 3.1).
-    """
-
-    shape: Shape
+    name: str
     warmup: float
     decay: float
 
     def factor(self, progress: float) -> float:
-        """Share of the peak after a share of the run."""
+        """The factor of the peak learning rate at a completed share of the run."""
         if progress < self.warmup:
             return progress / self.warmup
-        if self.shape == "wsd":
-            into_decay = (progress - (1.0 - self.decay)) / self.decay
-            return 1.0 - math.sqrt(max(0.0, into_decay))
-        rest = (progress - self.warmup) / (1.0 - self.warmup)
-        return 1.0 - rest if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * rest))
+        return SCHEDULES[self.name](progress, self.warmup, self.decay)

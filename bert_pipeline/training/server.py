@@ -1,6 +1,7 @@
-"""Loaded by the server that training processes are started from, and by nothing else: importing it has an effect."""
+"""Loaded only by the fork server of training processes: importing it has a side effect."""
 
 import signal
 
-# Who stops a whole group of processes stops the server too: without it, nobody would learn how its processes ended.
+# A signal to a whole process group reaches the fork server too: without it, nobody would learn how
+# its processes ended.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -8,15 +8,15 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers, get_available_trackers
 
 from bert_pipeline.errors import BertpipeError, UsageError
-from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.storage.atomic import hash_json
+from bert_pipeline.training.config import TrainConfig
 
 FOLDER = "trackers"
 PROJECT = "bertpipe"
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raise `UsageError` for a name that Accelerate does not know, `BertpipeError` for one that is not installed."""
+    """Raise `UsageError` for an unknown tracker, `BertpipeError` for one that is not installed."""
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
@@ -30,13 +30,14 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 class Trackers:
-    """The trackers of a run; of a resumed one they go on where it does."""
+    """The trackers of a run; a resumed run continues in them."""
 
     def __init__(
-        self, accelerator: Accelerator, config: PretrainConfig, folder: Path, after_step: int
+        self, accelerator: Accelerator, config: TrainConfig, folder: Path, after_step: int
     ) -> None:
-        """Points that were sent for steps beyond `after_step` will come again."""
-        self._accelerator, self._names = accelerator, config.tracker
+        """Points of steps after `after_step` will be sent again."""
+        self._accelerator = accelerator
+        self._names = config.tracker
         if not config.tracker:
             return
         accelerator.project_configuration.logging_dir = str(folder / FOLDER)
@@ -57,7 +58,7 @@ class Trackers:
         accelerator.init_trackers(PROJECT, config=settings, init_kwargs=chosen)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Send the figures of a line of metrics."""
+        """Send a line of metrics."""
         if self._names:
             figures = {
                 key: value for key, value in line.items() if key != "step" and value is not None

@@ -26,7 +26,7 @@ from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.examples.pairs import (
+from bert_pipeline.examples.XX import (
     Pair,
     Runs,
     draw_target,

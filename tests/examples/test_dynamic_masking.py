@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.batches import Examples, KeptMasks
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.preflight import Inputs
@@ -66,7 +66,7 @@ def at(epoch: int, rows: np.ndarray) -> np.ndarray:
     return np.full(len(rows), epoch)
 
 
-def by_row(batch: UnpaddedBatch) -> list[tuple[list[int], list[int], list[int]]]:
+def by_row(batch: PretrainingBatch) -> list[tuple[list[int], list[int], list[int]]]:
     """Of each row of a batch its tokens, the positions to predict and the labels."""
     edges = batch.cu_seqlens.tolist()
     index, labels = batch.masked_index.tolist(), batch.masked_labels.tolist()
@@ -131,7 +131,7 @@ def test_held_out_rows_have_written_masks(unit: str, folder: Folder) -> None:
     dynamic, static = (read(folder(masks, unit), "validation") for masks in ("dynamic", "static"))
     assert dynamic.equals(static)
     assert all(dynamic["masked_positions"].to_pylist())
-    assert DynamicMasks.of(read_manifest(folder("static", unit), "examples"), 0) is None
+    assert DynamicMasks.from_manifest(read_manifest(folder("static", unit), "examples"), 0) is None
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

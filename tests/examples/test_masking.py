@@ -268,9 +268,9 @@ def test_a_rule_takes_the_rate_of_its_split(
 ) -> None:
     options = {"mask_rate": 0.15, "validation_mask_rate": 0.25, "max_predictions": given_limit}
     config = ExamplesConfig(out=tmp_path, corpus=tmp_path, tokenizer=tmp_path, **options)  # type: ignore[arg-type]
-    train = MaskRule.of(config, "train", MASK, 400)
+    train = MaskRule.from_config(config, "train", MASK, 400)
     assert (train.rate, train.max_predictions, train.unit) == (0.15, expected, "token")
-    assert MaskRule.of(config, "validation", MASK, 400).max_predictions == (given_limit or 32)
+    assert MaskRule.from_config(config, "validation", MASK, 400).max_predictions == (given_limit or 32)
 
 
 # Distributions: the whole outcome of small rows, kind by kind

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from bert_pipeline.model.pretraining_model import PretrainingModel
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 
 
 def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
@@ -28,10 +28,10 @@ def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def flatten(rows: list[dict[str, Any]], with_pairs: bool) -> UnpaddedBatch:
+def flatten(rows: list[dict[str, Any]], with_pairs: bool) -> PretrainingBatch:
     """The rows end to end."""
     starts = torch.tensor([0, *(len(row["tokens"]) for row in rows)]).cumsum(0)
-    return UnpaddedBatch(
+    return PretrainingBatch(
         tokens=torch.cat([row["tokens"] for row in rows]),
         segment_ids=torch.cat([row["segment_ids"] for row in rows]),
         positions=torch.cat([torch.arange(len(row["tokens"])) for row in rows]),
@@ -66,7 +66,7 @@ def pad(rows: list[dict[str, Any]], with_pairs: bool) -> dict[str, torch.Tensor]
 
 
 def losses_and_gradients(
-    model: PretrainingModel, batch: UnpaddedBatch
+    model: PretrainingModel, batch: PretrainingBatch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """With fixed dropout."""
     torch.manual_seed(7)

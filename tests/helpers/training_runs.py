@@ -10,12 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.pretrain import pretrain
+from bert_pipeline.training.config import TrainConfig
+from bert_pipeline.training.distributed import Ranks
+from bert_pipeline.training.task import StepInputs
+from bert_pipeline.training.trainer import Trainer
 
 SHAPE = {
     "num_hidden_layers": 2,
@@ -51,7 +58,7 @@ def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[
 
 
 def long_run(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Some seconds of steps, with dropout and Muon so that all state matters, and saves all the time."""
+    """Seconds of steps with dropout, Muon and frequent checkpoints."""
     usual = {
         "max_steps": 100,
         "checkpoint_every": 3,
@@ -79,7 +86,7 @@ def reset_accelerate() -> None:
 
 
 def fork_run(given: dict[str, Any]) -> multiprocessing.process.BaseProcess:
-    """Train in a process of its own that has the libraries from the start, so that it is under way in a moment."""
+    """Train in another process, forked from one that has loaded the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bert_pipeline.pretraining.pretrain"])
     process = context.Process(target=pretrain, args=(PretrainConfig(**given),))
@@ -141,3 +148,32 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 def has_begun(out: Path) -> bool:
     """Whether it has logged."""
     return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0
+
+
+class NoUpdate:
+    """An optimizer that changes nothing."""
+
+    def set_progress(self, progress: float) -> float:
+        return 0.0
+
+    def step(self, norm: torch.Tensor, finite: torch.Tensor) -> None: ...
+
+
+def make_trainer(
+    model: torch.nn.Module,
+    losses: dict[str, float],
+    optimizer: Any = None,
+    precision: str = "no",
+) -> Trainer:
+    """A trainer of single steps, without a run's folder."""
+    reset_accelerate()
+    config = TrainConfig(out=Path("out"), max_steps=10)
+    ranks = Ranks.from_accelerator(Accelerator(cpu=True, mixed_precision=precision))
+    task: Any = SimpleNamespace(losses=losses)
+    state: Any = None
+    return Trainer(config, ranks, model, optimizer or NoUpdate(), task, state, Path("out"))
+
+
+def make_inputs(micro_batches: list[Any], terms: tuple[int, ...]) -> StepInputs:
+    """The inputs of one step."""
+    return StepInputs(micro_batches, terms, tokens=0, epochs=0.0, cursor={})

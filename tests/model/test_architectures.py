@@ -1,4 +1,4 @@
-"""Architectures other than BERT: losses, gradients, sizes, limits and whole runs, against stock transformers."""
+"""Architectures other than BERT against stock transformers: losses, gradients, sizes, runs."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -19,9 +22,8 @@ from transformers import (
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.architectures import count_positions, make_config
-from bert_pipeline.model.parameters import Kind, parameter_kinds
-from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
-from bert_pipeline.model.unpadded import FlatPath
+from bert_pipeline.model.parameters import ParameterKind, parameter_kinds
+from bert_pipeline.model.pretraining_model import PretrainingModel, UnpaddedNetwork, make_network
 from bert_pipeline.predict.fill_mask import MaskFiller
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import evaluate_folder
@@ -63,11 +65,10 @@ def build(kind: str, dropout: float = 0.0) -> Any:
     return network
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_loss_and_gradients_are_those_of_the_stock_model(
-    kind: str, lengths: list[int], seed: int
-) -> None:
+def test_loss_and_gradients_equal_the_stock_model(kind: str, lengths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     rows, network = make_rows(lengths, seed), build(kind)
     stock = pad(rows, False)
@@ -81,7 +82,7 @@ def test_loss_and_gradients_are_those_of_the_stock_model(
         if parameter.grad is not None
     }
     model = PretrainingModel(network)
-    assert isinstance(model._path, FlatPath) == (kind in FLAT)
+    assert isinstance(model._wrapped, UnpaddedNetwork) == (kind in FLAT)
     network.zero_grad()
     ours = sum(model(flatten(rows, False)))
     ours.backward()
@@ -95,7 +96,7 @@ def test_loss_and_gradients_are_those_of_the_stock_model(
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_the_vocabulary_is_scored_at_masked_positions_alone(kind: str) -> None:
+def test_vocabulary_is_scored_only_at_masked_positions(kind: str) -> None:
     network = build(kind)
     seen = []
     if kind not in FLAT:
@@ -109,11 +110,14 @@ def test_the_vocabulary_is_scored_at_masked_positions_alone(kind: str) -> None:
     assert seen == ([] if kind in FLAT else [scores.shape])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "distilbert", "funnel"])
-def test_checkpointed_activations_give_the_same_gradients_under_dropout(kind: str) -> None:
+def test_activation_checkpointing_with_dropout_gives_the_same_gradients(kind: str) -> None:
     torch.manual_seed(0)
     network, batch = build(kind, dropout=0.3), flatten(make_rows([30, 17, 8], 0), False)
-    assert len(PretrainingModel(network).layers) == (4 if kind == "funnel" else 3)  # two to decode
+    assert len(PretrainingModel(network).layers) == (
+        4 if kind == "funnel" else 3
+    )  # two decoder layers
     losses, expected = losses_and_gradients(PretrainingModel(network), batch)
     assert not torch.allclose(losses, torch.stack(PretrainingModel(network).eval()(batch)))
     again, found = losses_and_gradients(
@@ -126,7 +130,7 @@ def test_checkpointed_activations_give_the_same_gradients_under_dropout(kind: st
 
 @pytest.mark.parametrize(
     ("preset", "vocab_size", "millions"),
-    # Of the models on the hub: parameters that their safetensors files hold.
+    # Parameters in the safetensors files of the models on the Hub.
     [("roberta-base", 50265, 124.7), ("modernbert-base", 50368, 149.7)],
 )
 def test_presets_have_the_published_sizes(preset: str, vocab_size: int, millions: float) -> None:
@@ -146,13 +150,13 @@ def test_presets_have_the_published_sizes(preset: str, vocab_size: int, millions
         ({"model_type": "funnel"}, None),
     ],
 )
-def test_positions_that_examples_may_fill(model: Any, positions: int | None) -> None:
-    # RoBERTa's first position is that of padding plus one, here 1 in place of the published 2.
+def test_maximum_number_of_positions(model: Any, positions: int | None) -> None:
+    # RoBERTa's first position is its padding index + 1.
     special = SpecialIds(pad=1, unk=3, cls=0, sep=2, mask=4)
     assert count_positions(make_config(model, 300, special, None)) == positions
 
 
-def test_ids_come_from_the_tokenizer_and_dropout_reaches_every_field_of_the_encoder(
+def test_special_ids_come_from_the_tokenizer_and_dropout_sets_all_fields(
     tmp_path: Path,
 ) -> None:
     for kind in ARCHITECTURES:
@@ -161,12 +165,8 @@ def test_ids_come_from_the_tokenizer_and_dropout_reaches_every_field_of_the_enco
         rates = {it.p for name, it in network.named_modules() if isinstance(it, torch.nn.Dropout)}
         assert rates <= {0.25} | ({0.0} if kind in ("deberta-v2", "funnel") else set()), kind
     config = make_config("modernbert-base", 300, SPECIAL, None)
-    assert (config.cls_token_id, config.sep_token_id, config.bos_token_id, config.eos_token_id) == (
-        2,
-        3,
-        2,
-        3,
-    )
+    assert (config.cls_token_id, config.sep_token_id) == (2, 3)
+    assert (config.bos_token_id, config.eos_token_id) == (2, 3)
     path = tmp_path / "config.json"
     path.write_text(
         json.dumps(make_config("roberta-base", 50265, SpecialIds(1, 3, 0, 2, 4), None).to_dict())
@@ -195,12 +195,12 @@ def test_ids_come_from_the_tokenizer_and_dropout_reaches_every_field_of_the_enco
         ({"hidden_act": "gelu_of_old"}, "gelu_of_old"),
     ],
 )
-def test_wrong_architectures_and_fields_are_named(fields: dict[str, Any], named: str) -> None:
+def test_unknown_architectures_and_fields_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         make_config(fields, 100, SPECIAL, None)
 
 
-def test_a_model_that_reads_padding_is_refused() -> None:
+def test_model_without_attention_mask_is_rejected() -> None:
     config = make_config(
         {"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1}, 97, SPECIAL, None
     )
@@ -209,17 +209,17 @@ def test_a_model_that_reads_padding_is_refused() -> None:
 
 
 @pytest.mark.parametrize("model_class", [BertForPreTraining, BertForMaskedLM])
-def test_kinds_of_berts_parameters(model_class: type) -> None:
+def test_hidden_matrices_and_weight_decay_of_bert(model_class: type) -> None:
     network = model_class(BertConfig(vocab_size=97, **SIZES))
     kinds = parameter_kinds(network)
     assert list(kinds) == [name for name, _ in network.named_parameters()]
     for name, parameter in network.named_parameters():
         in_layers = ".encoder." in name or ".transform." in name
         decays = not name.endswith("bias") and "LayerNorm" not in name
-        assert kinds[name] == Kind(in_layers and parameter.dim() == 2, decays), name
+        assert kinds[name] == ParameterKind(in_layers and parameter.dim() == 2, decays), name
 
 
-def test_kinds_of_other_parameters() -> None:
+def test_hidden_matrices_and_weight_decay_of_other_architectures() -> None:
     def hidden(kind: str) -> set[str]:
         return {name for name, it in parameter_kinds(build(kind)).items() if it.is_hidden_matrix}
 
@@ -243,6 +243,24 @@ def test_kinds_of_other_parameters() -> None:
             assert it.decays != is_small or "_bias" in name or "seg_embed" in name, (kind, name)
 
 
+@pytest.mark.parametrize(
+    ("auto_class", "output_layer"),
+    [
+        (AutoModelForSequenceClassification, "classifier"),
+        (AutoModelForTokenClassification, "classifier"),
+        (AutoModelForQuestionAnswering, "qa_outputs"),
+    ],
+)
+def test_heads_for_other_tasks_are_no_hidden_matrices(auto_class: Any, output_layer: str) -> None:
+    """Muon is not for output layers, whatever their size."""
+    config = BertConfig(vocab_size=97, num_labels=SIZES["hidden_size"], **SIZES)
+    kinds = parameter_kinds(auto_class.from_config(config))
+    assert not kinds[f"{output_layer}.weight"].is_hidden_matrix
+    hidden = {name for name, kind in kinds.items() if kind.is_hidden_matrix}
+    assert len(hidden) == 6 * config.num_hidden_layers
+    assert all(".encoder.layer." in name for name in hidden)
+
+
 SHAPE = {
     "num_hidden_layers": 2,
     "hidden_size": 32,
@@ -251,8 +269,9 @@ SHAPE = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])
-def test_a_run_ends_with_a_model_that_fills_masks(
+def test_run_of_another_architecture_ends_with_a_model_that_fills_masks(
     kind: str, mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     positions = 65 if kind == "roberta" else 64
@@ -270,10 +289,10 @@ def test_a_run_ends_with_a_model_that_fills_masks(
     )
     pretrain(config)
     folder = tmp_path / "out/model"
-    figures = evaluate_folder(tmp_path / "out", mlm_examples_folder, "validation", quiet=True)
+    evaluation = evaluate_folder(tmp_path / "out", mlm_examples_folder, "validation", quiet=True)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert figures.mlm_loss == pytest.approx(manifest["counts"]["eval_mlm_loss"], rel=1e-5)
-    assert figures.mlm_loss < figures.unigram_loss + 0.5
+    assert evaluation.mlm_loss == pytest.approx(manifest["counts"]["eval_mlm_loss"], rel=1e-5)
+    assert evaluation.mlm_loss < evaluation.unigram_loss + 0.5
     filled = MaskFiller(tmp_path / "out").fill(["the [MASK] of"], 3)
     stock = pipeline(
         "fill-mask",
@@ -291,7 +310,7 @@ def test_a_run_ends_with_a_model_that_fills_masks(
         ({"model_type": "modernbert"}, "make examples with --objective mlm"),
     ],
 )
-def test_sentence_pairs_are_for_bert(
+def test_sentence_pairs_are_rejected_for_other_architectures(
     model: dict[str, Any],
     message: str,
     examples_folder: Path,
@@ -310,12 +329,17 @@ def test_sentence_pairs_are_for_bert(
         pretrain(config)
 
 
-def test_informed_weights_are_for_bert_and_roberta(
+def test_informed_initialization_is_rejected_for_other_architectures(
     mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     config = PretrainConfig(
-        examples=mlm_examples_folder, tokenizer=wordpiece_folder, out=tmp_path, model="modernbert-base", max_steps=1,
-        initialization="informed", quiet=True,
-    )  # fmt: skip
-    with pytest.raises(UsageError, match="not for modernbert"):
+        examples=mlm_examples_folder,
+        tokenizer=wordpiece_folder,
+        out=tmp_path,
+        model="modernbert-base",
+        max_steps=1,
+        initialization="informed",
+        quiet=True,
+    )
+    with pytest.raises(UsageError, match="not modernbert"):
         pretrain(config)

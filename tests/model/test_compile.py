@@ -1,4 +1,4 @@
-"""Compiled layers: the same figures, dropout as a function of the seed, and when a run compiles at all."""
+"""Compiled layers: equal losses and gradients, dropout by the seed, and when a run compiles."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,12 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from bert_pipeline.errors import UsageError
-from bert_pipeline.model.compile import decide_compile
+from bert_pipeline.model.compile import should_compile
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -28,15 +29,17 @@ def build(dropout: float) -> BertForPreTraining:
     return BertForPreTraining(BertConfig(vocab_size=97, **SIZES, **rates))
 
 
-@pytest.mark.filterwarnings("ignore")  # those of the compiler itself
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
 @torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
-def test_compiled_layers_compute_the_same() -> None:
-    """One compilation serves batches of several shapes. It takes seconds, so there is one layer."""
+def test_compiled_layers_equal_plain_layers() -> None:
+    """One compilation for several shapes; one layer, because compilation takes seconds."""
     network = build(0.3)
-    compiled, plain = PretrainingModel(network, compiled=True), PretrainingModel(network)
+    compiled = PretrainingModel(network, compiled=True)
+    plain = PretrainingModel(network)
     for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
         batch = flatten(make_rows(lengths, number), True)
         losses, gradients = losses_and_gradients(compiled, batch)
@@ -58,11 +61,12 @@ def test_compiled_layers_compute_the_same() -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_layers_stay_whole_when_gradients_are_shared(
+def test_ddp_does_not_split_the_graph_of_a_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DDP's buckets are no reason to cut the graph of a layer, and some layers cannot be cut."""
+    """The boundaries of DDP's gradient buckets must not split a layer."""
     graphs = []
 
     def note(graph: Any, inputs: Any) -> Any:
@@ -79,7 +83,7 @@ def test_layers_stay_whole_when_gradients_are_shared(
     )
     try:
         model = PretrainingModel(build(0.0), compiled=True)
-        # A bucket of some bytes would end after each parameter.
+        # A bucket of a few bytes ends after each parameter.
         shared = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1e-4)
         torch.stack(shared(flatten(make_rows([12, 25, 7], 0), True))).sum().backward()
     finally:
@@ -101,7 +105,7 @@ def test_layers_stay_whole_when_gradients_are_shared(
         ("on", GPU, {"steps": 1}, True),
     ],
 )
-def test_runs_that_compile(
+def test_when_a_run_compiles(
     choice: Any,
     device: torch.device,
     length: dict[str, Any],
@@ -116,10 +120,10 @@ def test_runs_that_compile(
     } | length
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert decide_compile(**given) == expected
+    assert should_compile(**given) == expected
     monkeypatch.setattr("shutil.which", lambda name: None)
     if choice == "on":
         with pytest.raises(UsageError, match="compiler"):
-            decide_compile(**given)
+            should_compile(**given)
     else:
-        assert not decide_compile(**given)
+        assert not should_compile(**given)

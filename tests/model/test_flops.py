@@ -1,4 +1,4 @@
-"""FLOPs by arithmetic against those that torch counts in a step of ours."""
+"""FLOPs by arithmetic against torch's counter."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bert_pipeline.model import unpadded
+from bert_pipeline.model import heads as heads_module
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.tokenizer.load import SpecialIds
 from tests.helpers.model_rows import flatten, make_rows
 
@@ -22,7 +22,7 @@ SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 def cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """The loss by products that torch's counter knows: it overlooks those that add to a matrix in place."""
+    """The loss by products that torch's counter knows; it misses in-place ones."""
     return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
 
 
@@ -33,11 +33,18 @@ def cross_entropy(
     ("layers", "hidden", "heads", "intermediate", "examples", "length"),
     [(2, 128, 2, 512, 5, 64), (1, 64, 4, 256, 3, 20), (4, 96, 3, 200, 2, 128)],
 )
-def test_a_step_takes_the_flops_that_torch_counts(
-    layers: int, hidden: int, heads: int, intermediate: int, examples: int, length: int,
-    kind: str, with_pairs: bool, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(unpadded, "masked_cross_entropy", cross_entropy)
+def test_flops_equal_torch_flop_counter(
+    layers: int,
+    hidden: int,
+    heads: int,
+    intermediate: int,
+    examples: int,
+    length: int,
+    kind: str,
+    with_pairs: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heads_module, "masked_cross_entropy", cross_entropy)
     fields: dict[str, Any] = {
         "model_type": kind,
         "num_hidden_layers": layers,
@@ -46,10 +53,11 @@ def test_a_step_takes_the_flops_that_torch_counts(
         "intermediate_size": intermediate,
     }
     network = make_network(make_config(fields, 97, SPECIAL, 0.0), with_pairs=with_pairs)
-    # Equal lengths and equally many masks: torch would count padding too.
+    # Equal lengths and numbers of masks, because torch counts padding too.
     rows = make_rows([length] * examples, 0)
     for row in rows:
-        row["positions"], row["labels"] = torch.tensor([2, 5, 9]), torch.tensor([7, 8, 9])
+        row["positions"] = torch.tensor([2, 5, 9])
+        row["labels"] = torch.tensor([7, 8, 9])
     batch = flatten(rows, with_pairs)
     # The plain kernel: torch's counter does not know the CPU's fused one.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -58,8 +66,8 @@ def test_a_step_takes_the_flops_that_torch_counts(
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def make_batch(length: int, masks: int) -> UnpaddedBatch:
-    """100 examples of a length, evenly masked."""
+def make_batch(length: int, masks: int) -> PretrainingBatch:
+    """100 examples of one length with the same masks."""
     rows = make_rows([length] * 100, 0)
     for row in rows:
         row["positions"] = torch.arange(1, masks + 1)
@@ -68,11 +76,12 @@ def make_batch(length: int, masks: int) -> UnpaddedBatch:
 
 
 @pytest.mark.parametrize(("length", "masks", "saved"), [(128, 19, 0.065), (512, 77, 0.058)])
-def test_flops_of_a_token_of_bert_base(length: int, masks: int, saved: float) -> None:
-    """Six FLOPs a weight of the encoder and of a share of the vocabulary's, and attention; less what nobody reads."""
+def test_flops_per_token_of_bert_base(length: int, masks: int, saved: float) -> None:
+    """Six FLOPs per weight and token, attention, and less for positions that no head reads."""
     config = make_config("bert-base", 30522, SPECIAL, None)
     flops = training_flops(config, make_batch(length, masks))
-    encoder, attention = 6 * 12 * 12 * 768**2, 6 * 12 * 2 * length * 768
+    encoder = 6 * 12 * 12 * 768**2
+    attention = 6 * 12 * 2 * length * 768
     head = 6 * (768**2 + 768 * 30522) * masks / length
     assert flops is not None
     assert flops / (100 * length) == pytest.approx(
@@ -80,6 +89,6 @@ def test_flops_of_a_token_of_bert_base(length: int, masks: int, saved: float) ->
     )
 
 
-def test_no_flops_where_nobody_counted_them() -> None:
+def test_flops_are_none_for_other_architectures() -> None:
     config = make_config("modernbert-base", 300, SPECIAL, None)
     assert training_flops(config, make_batch(20, 3)) is None

@@ -1,4 +1,4 @@
-"""Informed initialization: what is counted shows in the weights."""
+"""Informed initialization: statistics of the examples in the weights."""
 
 from pathlib import Path
 
@@ -18,23 +18,23 @@ from tests.helpers.stored_rows import load_examples
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 CLASSES = {"boats": range(10, 20), "birds": range(20, 30)}
-COMPANY = {"boats": range(30, 35), "birds": range(35, 40)}
+CONTEXTS = {"boats": range(30, 35), "birds": range(35, 40)}
 NEVER_SEEN = 45
 
 
 def make_rows(count: int = 3000) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `[CLS] company member company [SEP]`: members of a class keep the same company."""
+    """Rows `[CLS] context member context [SEP]`: members of a class share their contexts."""
     draw = np.random.default_rng(0)
     rows = []
     for _ in range(count):
         name = draw.choice(list(CLASSES))
-        before, after = draw.choice(list(COMPANY[name]), 2)
+        before, after = draw.choice(list(CONTEXTS[name]), 2)
         rows.append([2, before, draw.choice(list(CLASSES[name])), after, 3])
     return np.array(rows, dtype=np.int32).ravel(), np.arange(0, 5 * count + 1, 5)
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_tokens_in_like_company_are_alike(size: int) -> None:
+def test_tokens_with_similar_contexts_have_similar_embeddings(size: int) -> None:
     torch.manual_seed(0)
     tokens, offsets = make_rows()
     vectors = embed_contexts(tokens, offsets, 50, size, SPECIAL)
@@ -49,7 +49,7 @@ def test_tokens_in_like_company_are_alike(size: int) -> None:
     assert vectors[NEVER_SEEN].norm() > 0
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
+def test_same_seed_gives_the_same_embeddings() -> None:
     tokens, offsets = make_rows(200)
     results = []
     for _ in range(2):
@@ -58,12 +58,17 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert torch.equal(*results)
 
 
-def test_heads_look_at_their_neighbours_and_the_bias_is_the_frequency() -> None:
+def test_heads_attend_to_neighbours_and_the_bias_is_the_log_frequency() -> None:
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=50, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=32, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+    )
     model = BertForPreTraining(config).eval()
     unigram = torch.randn(50).log_softmax(0)
     initialize_informed(model, *make_rows(), unigram, SPECIAL)
@@ -80,7 +85,7 @@ def test_heads_look_at_their_neighbours_and_the_bias_is_the_frequency() -> None:
         assert found.tolist() == [place + shift for place in range(8, 24)]
 
 
-def test_tokens_are_counted_as_they_were_before_masking(examples_folder: Path) -> None:
+def test_unmasked_tokens_are_counted(examples_folder: Path) -> None:
     examples = load_examples(examples_folder)
     for limit, rows in ((1 << 40, len(examples)), (1, 1)):
         tokens, offsets = examples.unmasked(limit)

@@ -1,4 +1,4 @@
-"""The vocabulary loss against torch's own, and dropout on a CPU against what dropout is."""
+"""The vocabulary loss against torch, and dropout on a CPU against its definition."""
 
 import math
 from typing import Any
@@ -39,9 +39,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("multiple", [None, 64, 1000])
 @pytest.mark.parametrize("rows", [None, 1, 32])
-def test_loss_and_gradients_are_those_of_cross_entropy(
-    rows: int | None, multiple: int | None
-) -> None:
+def test_loss_and_gradients_equal_cross_entropy(rows: int | None, multiple: int | None) -> None:
     inputs, labels = make_inputs()
     loss = masked_cross_entropy(*inputs, labels, rows=rows, multiple=multiple)
     expected, gradients = reference(inputs, labels)
@@ -51,7 +49,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
 
 
 @pytest.mark.parametrize("multiple", [None, 64])
-def test_under_autocast_only_products_are_rounded(multiple: int | None) -> None:
+def test_autocast_rounds_only_the_products(multiple: int | None) -> None:
     """bfloat16 has 8 bits: 0.4% in each factor. Sums in it would lose whole blocks of rows."""
     inputs, labels = make_inputs(4000)
     with torch.autocast("cpu", torch.bfloat16):
@@ -65,7 +63,7 @@ def test_under_autocast_only_products_are_rounded(multiple: int | None) -> None:
         assert distance(own, gradient) < 1e-2
 
 
-def test_no_rows_have_no_loss() -> None:
+def test_loss_without_rows_is_zero() -> None:
     inputs, labels = make_inputs(0)
     loss = masked_cross_entropy(*inputs, labels)
     assert loss.item() == 0
@@ -88,7 +86,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def test_what_nobody_asks_for_is_not_made() -> None:
+def test_gradients_that_are_not_required_are_not_computed() -> None:
     """Never the logits of all rows, and gradients only of what has some."""
     inputs, labels = make_inputs()
     logits, of_weight = (ROWS, VOCABULARY), (VOCABULARY, SIZE)
@@ -108,15 +106,15 @@ def test_what_nobody_asks_for_is_not_made() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.997])
-def test_dropout_drops_that_share_evenly_and_keeps_the_mean(p: float) -> None:
-    """Within 5 standard deviations, over all, in each of the four parts of a random word, and of neighbours."""
+def test_dropout_rate_is_uniform_and_independent(p: float) -> None:
+    """Within 5 standard deviations: in total, per part of a random word, and for pairs."""
     torch.manual_seed(0)
     count = 4_000_000
     x = torch.ones(count)
     found = dropout(x, p, training=True)
     dropped = (found == 0).double()
     bound = 5 * math.sqrt(p * (1 - p) / count)
-    # The share that is meant is a multiple of 1/65536.
+    # The rate is rounded to a multiple of 1/65536.
     assert abs(dropped.mean() - p) < bound + 2**-17
     for part in range(4):
         assert abs(dropped[part::4].mean() - p) < 2 * bound + 2**-17
@@ -127,7 +125,7 @@ def test_dropout_drops_that_share_evenly_and_keeps_the_mean(p: float) -> None:
     assert found.unique().numel() == 2
 
 
-def test_dropouts_gradient_passes_where_the_value_does() -> None:
+def test_dropout_gradient_has_the_mask_of_the_output() -> None:
     x = torch.randn(7, 33, 5).transpose(0, 1).requires_grad_()
     found = dropout(x, 0.3, training=True)
     (gradient,) = torch.autograd.grad(found.sum(), x)
@@ -135,7 +133,7 @@ def test_dropouts_gradient_passes_where_the_value_does() -> None:
     assert 0 < gradient.eq(0).double().mean() < 1
 
 
-def test_dropout_is_a_function_of_the_seed() -> None:
+def test_dropout_depends_on_the_seed() -> None:
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return dropout(torch.ones(10_001), 0.1, training=True)
@@ -150,14 +148,14 @@ def test_dropout_is_a_function_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.3, False)])
-def test_no_dropout_is_the_identity_and_draws_nothing(p: float, training: bool) -> None:
+def test_zero_dropout_draws_no_random_numbers(p: float, training: bool) -> None:
     before = torch.get_rng_state()
     x = torch.randn(9, generator=torch.Generator().manual_seed(0))
     assert dropout(x, p, training) is x
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_loss_never_waits_for_its_device() -> None:
+def test_loss_does_not_synchronize_with_the_device() -> None:
     """No value is read back, and no shape depends on one."""
     inputs, labels = make_inputs()
     with Watch() as watch:

@@ -1,32 +1,31 @@
-"""A step without data: where nothing has a value, whatever would wait for one fails."""
+"""Training steps without data: in fake tensors nothing has a value, so reading one fails."""
 
 from typing import Any
 
 import pytest
-from accelerate import Accelerator
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import BertConfig, BertForPreTraining
 
+from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.training.checkpoint import Position
-from bert_pipeline.training.distributed import Ranks
-from bert_pipeline.training.optimizers import Optimizers
-from bert_pipeline.training.step import Step, Trainer
+from bert_pipeline.training.optimizers.combined import Optimizer
+from bert_pipeline.training.optimizers.groups import group_parameters
+from bert_pipeline.training.step import AllRanks
 from tests.helpers.model_rows import flatten, make_rows
-from tests.helpers.training_runs import SHAPE
+from tests.helpers.training_runs import SHAPE, make_inputs, make_trainer
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
 @pytest.mark.parametrize(("dropout", "kernel"), [(0.0, "grid"), (0.1, "grid"), (0.0, "varlen")])
-def test_no_step_reads_a_value_back(
+def test_training_step_does_not_synchronize_with_the_device(
     optimizer: str, dropout: float, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two parts, forward and backward, norm and update; with the attention of GPUs, too, as far as shapes go."""
+    """Two micro-batches, forward and backward, norm and update; also with a GPU's attention."""
     monkeypatch.setattr(
         "bert_pipeline.model.attention.has_varlen_kernel", lambda hidden, size: kernel == "varlen"
     )
-    given: dict[str, Any] = {
+    config: dict[str, Any] = {
         "examples": "e",
         "tokenizer": "t",
         "out": "o",
@@ -37,17 +36,12 @@ def test_no_step_reads_a_value_back(
     batches = [flatten(make_rows(lengths, 0), True) for lengths in ([12, 25, 7], [30, 9])]
     with FakeTensorMode() as mode:
         model = PretrainingModel(BertForPreTraining(BertConfig(vocab_size=97, **SHAPE, **rates)))
-        updates = Optimizers(model.network, PretrainConfig(**given))
-        trainer = Trainer(
-            Ranks.of(Accelerator(cpu=True)),
-            model,
-            updates,
-            {"mlm_loss": 1.0, "nsp_loss": 1.0},
-            seed=0,
-        )
+        groups = group_parameters(model.network, parameter_kinds(model.network))
+        updates = Optimizer(model.network, groups, PretrainConfig(**config))
+        trainer = make_trainer(model, {"mlm_loss": 1.0, "nsp_loss": 1.0}, updates)
         parts = [batch._map(mode.from_tensor) for batch in batches]
-        step = Step(parts, (9, 5), tokens=83, examples=5, epoch=0, flops=None, next=Position())
-        taken = trainer.take(step, 3, (9.0, 5.0), None, 0.3)
+        inputs = make_inputs(parts, (9, 5))
+        result = trainer.train_step(inputs, AllRanks(0.0, 0, (9.0, 5.0), None), 0.3)
         assert any(updates.state_tensors())
         with pytest.raises(DataDependentOutputException):
-            taken.read()
+            result.read()

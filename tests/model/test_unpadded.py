@@ -1,4 +1,4 @@
-"""The flat forward pass against stock transformers, and the optimizer against torch's."""
+"""The unpadded forward pass against stock transformers, and Muon against torch."""
 
 import math
 from collections.abc import Iterator
@@ -17,8 +17,10 @@ from bert_pipeline.errors import UsageError
 from bert_pipeline.model import attention
 from bert_pipeline.model.architectures import PRESETS, make_config
 from bert_pipeline.model.pretraining_model import PretrainingModel
+from bert_pipeline.model.unpadded import UnpaddedEncoder
+from bert_pipeline.model.unpadded_batch import HeadPositions
 from bert_pipeline.tokenizer.load import SpecialIds
-from bert_pipeline.training.muon import BatchedMuon
+from bert_pipeline.training.optimizers.muon import BatchedMuon
 from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows, pad
 
 CONFIG = BertConfig(
@@ -40,10 +42,10 @@ DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
     [(BertForPreTraining, 128), (BertForMaskedLM, 128), (BertForMaskedLM, 0)],
 )
 @given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=6), seed=st.integers(0, 1000))
-def test_loss_and_gradients_are_those_of_the_stock_model(
+def test_loss_and_gradients_equal_the_stock_model(
     model_class: type, kept_width: int, lengths: list[int], seed: int
 ) -> None:
-    """With weights of attention that are kept, and with those that torch's kernel works out again."""
+    """With materialized attention weights, and with torch's attention kernel."""
     torch.manual_seed(seed)
     with_pairs = model_class is BertForPreTraining
     rows = make_rows(lengths, seed)
@@ -54,21 +56,46 @@ def test_loss_and_gradients_are_those_of_the_stock_model(
     model.zero_grad()
     batch = flatten(rows, with_pairs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.model.attention.KEPT_WIDTH", kept_width)
+        patch.setattr("bert_pipeline.model.attention.MAX_MATERIALIZED_WIDTH", kept_width)
         mlm, nsp = PretrainingModel(model)(batch)
     loss = mlm / len(batch.masked_labels) + nsp / len(rows)
     loss.backward()
     assert loss.item() == pytest.approx(stock.item(), rel=1e-5)
     scale = max(gradient.norm() for gradient in expected.values())
     for name, parameter in model.named_parameters():
-        # Keys' biases have no gradient in exact arithmetic: softmax does not see them.
+        # The keys' biases have no gradient in exact arithmetic: softmax cancels them.
         assert (parameter.grad - expected[name]).norm() <= 1e-5 * max(
             expected[name].norm(), 1e-3 * scale
         ), name
 
 
-def test_dropout_is_drawn_where_the_stock_model_draws_it() -> None:
-    """The mean loss over many draws agrees with the stock model's, and differs from that without dropout."""
+@pytest.mark.parametrize("read", ["first tokens", "some tokens", "all tokens"])
+def test_encoder_returns_the_hidden_states_that_heads_read(read: str) -> None:
+    """A classifier reads [CLS], a tagger some tokens, a span head all of them."""
+    torch.manual_seed(0)
+    model = BertForMaskedLM(CONFIG).eval()
+    rows = make_rows([12, 25, 7], 1)
+    batch = flatten(rows, False)
+    inner = torch.cat([torch.arange(1, 12), torch.arange(13, 37), torch.arange(38, 44)])
+    index = {
+        "first tokens": inner[:0],
+        "some tokens": inner[::3].contiguous(),
+        "all tokens": inner,
+    }[read]
+    positions = HeadPositions.select(batch.cu_seqlens, index)
+    padded = pad(rows, False)
+    with torch.no_grad():
+        hidden = UnpaddedEncoder(model, checkpoint_activations=False, compiled=False).eval()(
+            batch, positions
+        )
+        inputs = {name: padded[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+        stock = model.bert(**inputs).last_hidden_state[padded["attention_mask"].bool()]
+    torch.testing.assert_close(hidden[positions.first], stock[[0, 12, 37]])
+    torch.testing.assert_close(hidden[positions.others], stock[index])
+
+
+def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
+    """The mean loss over many draws equals the stock model's, and not the one without dropout."""
     torch.manual_seed(0)
     rows = make_rows([30, 17, 40, 9], 0)
     model = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
@@ -90,7 +117,7 @@ def test_dropout_is_drawn_where_the_stock_model_draws_it() -> None:
         assert ours() == pytest.approx(float(model(**padded).loss), rel=1e-5)
 
 
-def test_examples_do_not_see_each_other() -> None:
+def test_examples_do_not_attend_to_each_other() -> None:
     torch.manual_seed(0)
     model = BertForPreTraining(CONFIG)
     rows = make_rows([12, 25, 7], 1)
@@ -99,8 +126,8 @@ def test_examples_do_not_see_each_other() -> None:
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
-def test_checkpointed_activations_change_nothing_but_memory() -> None:
-    """Dropout is on: what is computed again has to draw it again."""
+def test_activation_checkpointing_changes_only_memory() -> None:
+    """With dropout: recomputation has to draw the same values."""
     torch.manual_seed(0)
     network = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
     batch = flatten(make_rows([12, 25, 7], 1), True)
@@ -127,7 +154,7 @@ def attend_one_by_one(
     longest: int,
     longest_key: int,
 ) -> torch.Tensor:
-    """What torch's varlen_attn documents, example by example: queries, keys and values `[T, heads, size]`."""
+    """torch's varlen_attn, example by example: queries, keys and values `[T, heads, size]`."""
     assert bounds.dtype == key_bounds.dtype == torch.int32
     assert int(bounds.diff().max()) <= longest
     assert int(key_bounds.diff().max()) <= longest_key
@@ -140,10 +167,10 @@ def attend_one_by_one(
     return torch.cat([part.transpose(0, 1) for part in parts])
 
 
-def test_the_kernel_for_any_lengths_is_told_where_examples_end(
+def test_varlen_kernel_gets_the_bounds_of_examples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kernel needs a GPU; everything around it does not."""
+    """The kernel needs a GPU; the code around it does not."""
     torch.manual_seed(0)
     model = PretrainingModel(BertForPreTraining(CONFIG))
     batch = flatten(make_rows([12, 25, 7], 1), True)
@@ -179,7 +206,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_a_model_sharded_by_layers_learns_and_scores_the_same(checkpoint_activations: bool) -> None:
+def test_model_sharded_by_layers_has_the_same_losses_and_scores(
+    checkpoint_activations: bool,
+) -> None:
     torch.manual_seed(0)
     model = PretrainingModel(
         BertForPreTraining(CONFIG), checkpoint_activations=checkpoint_activations
@@ -200,7 +229,7 @@ def test_a_model_sharded_by_layers_learns_and_scores_the_same(checkpoint_activat
     torch.testing.assert_close(model.score(batch), scores)
 
 
-def test_muon_takes_the_steps_of_torchs_muon() -> None:
+def test_muon_equals_torch_muon() -> None:
     """To the rounding of the bfloat16 that torch's own works in."""
     torch.manual_seed(0)
     shapes = [(24, 16), (16, 24), (16, 16), (16, 16)]
@@ -253,6 +282,6 @@ def test_presets_have_the_published_sizes(name: str) -> None:
         ({"is_decoder": True}, "is_decoder"),
     ],
 )
-def test_wrong_model_fields_are_named(fields: dict[str, Any], named: str) -> None:
+def test_unknown_model_fields_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         make_config(fields, 100, SPECIAL, None)

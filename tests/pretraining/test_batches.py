@@ -1,4 +1,4 @@
-"""From shards to flat batches: what is laid out once, who writes it, what is refused, and what a batch holds."""
+"""Memory-mapped rows and batches: what is written once, what is rejected, what a batch holds."""
 
 import os
 import signal
@@ -19,22 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.model.unpadded_batch import UnpaddedBatch
-from bert_pipeline.pretraining.batches import Examples, KeptMasks
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
+from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.memmap_rows import Source, open_rows, remove_store
+from bert_pipeline.pretraining.memmap_rows import SplitFiles, open_rows, remove_store
 from bert_pipeline.pretraining.preflight import Inputs
-from bert_pipeline.pretraining.pretrain import Run
+from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.manifest import read_manifest
-from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples, read_rows
 from tests.helpers.training_runs import reset_accelerate
 
 Rows = list[dict[str, Any]]
 Shards = Callable[[Rows], Path]
 
-# Of two lengths, with a padded end, and with neighbours of unlike segments.
+# Two lengths, padding, and different segments.
 ROWS: Rows = [
     {
         "tokens": [2, 7, 3, 8, 9, 3], "segment_ids": [0, 0, 0, 1, 1, 1], "is_random_next": True,
@@ -52,17 +52,17 @@ ROWS: Rows = [
 
 
 @pytest.fixture
-def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., Source]:
-    """A function that writes shards of some rows and says what they promise."""
+def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., SplitFiles]:
+    """A function that writes shards of some rows, with the limits of their folder."""
     schema = pq.read_schema(next(examples_folder.glob("train-*")))
 
-    def make(*shards: Rows, **changes: Any) -> Source:
+    def make(*shards: Rows, **changes: Any) -> SplitFiles:
         paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(shards))]
         for path, rows in zip(paths, shards, strict=True):
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True
             )
-        source = Source(
+        source = SplitFiles(
             paths, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
         )
         return replace(source, **changes)
@@ -71,14 +71,16 @@ def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., Source]:
 
 
 def changed(number: int, **columns: Any) -> Rows:
-    """`ROWS`, with one row otherwise."""
+    """`ROWS` with one row changed."""
     return [row | columns if index == number else row for index, row in enumerate(ROWS)]
 
 
-# What a batch holds
+# Batches
 
 
-def test_a_batch_is_the_rows_of_the_files_end_to_end(make_source: Callable[..., Source]) -> None:
+def test_batch_is_the_rows_of_the_files_end_to_end(
+    make_source: Callable[..., SplitFiles],
+) -> None:
     examples = Examples(open_rows(make_source(ROWS[:2], [], ROWS[2:])))
     assert len(examples) == 3
     batch = examples.collate(np.array([2, 0, 1]))
@@ -96,7 +98,7 @@ def test_a_batch_is_the_rows_of_the_files_end_to_end(make_source: Callable[..., 
 
 
 @pytest.mark.parametrize("name", ["examples_folder", "mlm_examples_folder"])
-def test_every_row_of_a_folder_comes_back(name: str, request: pytest.FixtureRequest) -> None:
+def test_batch_equals_the_columns_of_the_shards(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
     examples = load_examples(folder)
     rows = np.random.default_rng(0).permutation(len(examples))
@@ -120,7 +122,7 @@ def test_every_row_of_a_folder_comes_back(name: str, request: pytest.FixtureRequ
 
 
 @pytest.mark.parametrize("vocab_size", [65536, 65537])
-def test_ids_of_any_size_are_kept(vocab_size: int, make_source: Callable[..., Source]) -> None:
+def test_ids_above_65535_are_kept(vocab_size: int, make_source: Callable[..., SplitFiles]) -> None:
     """Ids take two bytes where the vocabulary allows it."""
     largest = vocab_size - 1
     rows = changed(0, tokens=[2, 7, 3, largest, 9, 3], masked_labels=[largest, 11])
@@ -130,8 +132,8 @@ def test_ids_of_any_size_are_kept(vocab_size: int, make_source: Callable[..., So
     assert batch.masked_labels.tolist() == [largest, 11]
 
 
-@pytest.mark.parametrize("keep", [None, KeptMasks(1.0, 0, 0), KeptMasks(0.5, 0, 0)])
-def test_no_rows_make_a_batch_without_tokens(keep: KeptMasks | None, examples_folder: Path) -> None:
+@pytest.mark.parametrize("keep", [None, MaskSubset(1.0, 0, 0), MaskSubset(0.5, 0, 0)])
+def test_batch_without_rows_has_no_tokens(keep: MaskSubset | None, examples_folder: Path) -> None:
     none = np.empty(0, dtype=np.int64)
     batch = load_examples(examples_folder).collate(none, keep)
     assert batch.cu_seqlens.tolist() == [0]
@@ -149,15 +151,17 @@ def test_no_rows_make_a_batch_without_tokens(keep: KeptMasks | None, examples_fo
 
 
 @given(share=st.floats(0.0, 1.0), seed=st.integers(0, 99), step=st.integers(0, 10_000))
-def test_masks_that_are_not_kept_give_the_tokens_back(
+def test_dropped_masks_restore_the_original_tokens(
     share: float, seed: int, step: int, examples_folder: Path
 ) -> None:
     examples = load_examples(examples_folder)
-    rows, keep = np.array([5, 0, 77, 31]), KeptMasks(share, seed, step)
-    full, batch = examples.collate(rows), examples.collate(rows, keep)
-    # Any split of the rows over ranks and parts keeps the same masks.
+    rows = np.array([5, 0, 77, 31])
+    subset = MaskSubset(share, seed, step)
+    full = examples.collate(rows)
+    batch = examples.collate(rows, subset)
+    # The same masks are kept for any distribution of the rows over ranks and micro-batches.
     assert len(batch.masked_index) == sum(
-        len(examples.collate(rows[rank::2], keep).masked_index) for rank in range(2)
+        len(examples.collate(rows[rank::2], subset).masked_index) for rank in range(2)
     )
     labels = dict(zip(full.masked_index.tolist(), full.masked_labels.tolist(), strict=True))
     kept = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
@@ -168,19 +172,21 @@ def test_masks_that_are_not_kept_give_the_tokens_back(
     assert batch.tokens.tolist() == expected.tolist()
 
 
-def test_the_share_of_masks_kept_is_the_one_asked_for(examples_folder: Path) -> None:
+def test_share_of_kept_masks(examples_folder: Path) -> None:
     examples = load_examples(examples_folder)
     rows = np.arange(len(examples))
-    total = len(examples.collate(rows, KeptMasks(1.0, 0, 0)).masked_index)
-    kept = [len(examples.collate(rows, KeptMasks(0.4, 0, step)).masked_index) for step in range(50)]
+    total = len(examples.collate(rows, MaskSubset(1.0, 0, 0)).masked_index)
+    kept = [
+        len(examples.collate(rows, MaskSubset(0.4, 0, step)).masked_index) for step in range(50)
+    ]
     # 50 draws of about 1,000 masks: five standard errors are under 0.012.
     assert sum(kept) / (50 * total) == pytest.approx(0.4, abs=5 * (0.24 / (50 * total)) ** 0.5)
     assert len(set(kept)) > 10
 
 
 @pytest.mark.parametrize("limit", [0, 1, 6, 7, 10, 11, 12, 1000])
-def test_the_first_rows_are_counted_as_they_were(
-    limit: int, make_source: Callable[..., Source]
+def test_unmasked_returns_the_original_tokens_of_the_first_rows(
+    limit: int, make_source: Callable[..., SplitFiles]
 ) -> None:
     tokens, offsets = Examples(open_rows(make_source(ROWS[:1], ROWS[1:]))).unmasked(limit)
     whole = [2, 10, 3, 8, 11, 3, 2, 4, 3, 5, 3, 2, 3, 12, 3]
@@ -190,14 +196,14 @@ def test_the_first_rows_are_counted_as_they_were(
     assert tokens.tolist() == whole[: ends[rows]]
 
 
-# What each rank takes
+# Ranks
 
 
 @pytest.fixture
 def make_run(
     make_examples: Callable[..., Path], wordpiece_folder: Path, tmp_path: Path
-) -> Callable[..., list[Run]]:
-    """A function that gives each rank's part in a run with longer, dynamically masked examples at its end."""
+) -> Callable[..., list[PretrainingTask]]:
+    """A function that makes each rank's task, with dynamic masks and longer examples at the end."""
     folders = [
         make_examples("drawn", masks="dynamic", mask_unit="whole-word"),
         make_examples(
@@ -215,32 +221,41 @@ def make_run(
         "intermediate_size": 8,
     }
 
-    def make(ranks: int, **options: Any) -> list[Run]:
+    def make(ranks: int, **options: Any) -> list[PretrainingTask]:
         reset_accelerate()
         config = PretrainConfig(
-            examples=folders[0], long_examples=folders[1], tokenizer=wordpiece_folder, out=tmp_path / "out",
-            model=shape, max_steps=100, mask_rate_end=0.1, threads=1, quiet=True, **options,
-        )  # fmt: skip
+            examples=folders[0],
+            long_examples=folders[1],
+            tokenizer=wordpiece_folder,
+            out=tmp_path / "out",
+            model=shape,
+            max_steps=100,
+            mask_rate_end=0.1,
+            threads=1,
+            quiet=True,
+            **options,
+        )
         accelerator = make_accelerator(config)
-        runs = [
-            Run(config, Inputs.check(config), Ranks.of(accelerator), tmp_path) for _ in range(ranks)
+        tasks = [
+            PretrainingTask(
+                config, Inputs.check(config), Ranks.from_accelerator(accelerator), tmp_path
+            )
+            for _ in range(ranks)
         ]
-        for rank, run in enumerate(runs):
-            # Only who it is matters here; other tests train in several processes.
-            who = SimpleNamespace(own=rank, count=ranks, accelerator=accelerator)
-            run.ranks = who  # type: ignore[assignment]
-        return runs
+        for rank, task in enumerate(tasks):
+            # Only the rank matters here; other tests train in several processes.
+            who = SimpleNamespace(rank=rank, world_size=ranks, accelerator=accelerator)
+            task.ranks = who  # type: ignore[assignment]
+        return tasks
 
     return make
 
 
-def by_row(batch: UnpaddedBatch) -> list[tuple[Any, ...]]:
+def by_row(batch: PretrainingBatch) -> list[tuple[Any, ...]]:
     """Each row of a batch, with its masks and label."""
-    edges, index, labels = (
-        batch.cu_seqlens.tolist(),
-        batch.masked_index.tolist(),
-        batch.masked_labels.tolist(),
-    )
+    edges = batch.cu_seqlens.tolist()
+    index = batch.masked_index.tolist()
+    labels = batch.masked_labels.tolist()
     assert batch.is_random_next is not None
     rows = []
     for begin, end, is_random in zip(edges, edges[1:], batch.is_random_next.tolist(), strict=False):
@@ -253,53 +268,56 @@ def by_row(batch: UnpaddedBatch) -> list[tuple[Any, ...]]:
     return rows
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 1), (3, 2), (1, 4), (4, 5)])
 @pytest.mark.parametrize("size", [1, 7, 48])
-def test_any_number_of_examples_is_shared_out_over_any_ranks(
-    ranks: int, parts: int, size: int, make_run: Callable[..., list[Run]]
+def test_step_is_distributed_over_any_ranks_and_micro_batches(
+    ranks: int, parts: int, size: int, make_run: Callable[..., list[PretrainingTask]]
 ) -> None:
     given = {"batch_size": size, "long_batch_size": size}
     (alone,) = make_run(1, **given)
     runs = make_run(ranks, **given, accumulate=parts)
-    between = (
-        5 * len(alone.examples[0]) - size // 2
-    )  # so that the step takes examples of two epochs
+    # Between two epochs.
+    between = 5 * len(alone.examples[0]) - size // 2
     for position, done in [
         (Position(), 0.0),
-        (Position(50, rows=between), 0.5),
-        (Position(95, phase=1, rows=5 * size), 0.95),
+        (Position(50, cursor={"phase": 0, "rows": between}), 0.5),
+        (Position(95, cursor={"phase": 1, "rows": 5 * size}), 0.95),
     ]:
-        whole = alone._make_step(position, done)
-        shares = [run._make_step(position, done) for run in runs]
-        (batch,) = whole.parts
+        whole = alone.make_step(position, done)
+        shares = [run.make_step(position, done) for run in runs]
+        (batch,) = whole.micro_batches
         expected = by_row(batch)  # type: ignore[arg-type]
         assert len(expected) == size
         found = [
-            [row for part in step.parts if not part.void for row in by_row(part)]  # type: ignore[attr-defined, arg-type]
+            [row for part in step.micro_batches if not part.is_placeholder for row in by_row(part)]  # type: ignore[attr-defined, arg-type]
             for step in shares
         ]
         assert sorted(row for rows in found for row in rows) == sorted(expected)
         assert all(found[rank] == expected[rank::ranks] for rank in range(ranks))
-        assert all(len(step.parts) == parts for step in shares)
-        assert whole.totals == (len(batch.masked_labels), size)  # type: ignore[attr-defined]
-        assert tuple(map(sum, zip(*(step.totals for step in shares), strict=True))) == whole.totals
+        assert all(len(step.micro_batches) == parts for step in shares)
+        assert whole.terms == (len(batch.masked_labels), size)  # type: ignore[attr-defined]
+        assert tuple(map(sum, zip(*(step.terms for step in shares), strict=True))) == whole.terms
         assert {step.tokens for step in [whole, *shares]} == {len(batch.tokens)}  # type: ignore[attr-defined]
 
 
-def test_the_mask_rate_falls_to_the_same_end_in_both_parts_of_a_run(
-    make_run: Callable[..., list[Run]],
+def test_mask_rate_is_annealed_to_the_same_end_in_both_phases(
+    make_run: Callable[..., list[PretrainingTask]],
 ) -> None:
     (run,) = make_run(1, batch_size=64)
-    for position, done, rate in [(Position(), 0.0, 0.15), (Position(90, phase=1), 1.0, 0.1)]:
-        steps = [run._make_step(replace(position, step=step), done) for step in range(20)]
+    for position, done, rate in [
+        (Position(), 0.0, 0.15),
+        (Position(90, cursor={"phase": 1, "rows": 0}), 1.0, 0.1),
+    ]:
+        steps = [run.make_step(replace(position, step=step), done) for step in range(20)]
         masked, tokens = (
-            sum(values) for values in zip(*((s.totals[0], s.tokens) for s in steps), strict=True)
+            sum(values) for values in zip(*((s.terms[0], s.tokens) for s in steps), strict=True)
         )
-        # Whole words stop short of the rate by up to a tenth.
+        # Whole-word masking falls short of the rate by up to a tenth.
         assert 0.88 * rate < masked / tokens < 1.03 * rate
 
 
-# What is refused
+# Rejected rows
 
 
 @pytest.mark.parametrize(
@@ -307,25 +325,25 @@ def test_the_mask_rate_falls_to_the_same_end_in_both_parts_of_a_run(
     [
         (
             changed(1, tokens=[2, 13, 3, 5, 3, 0]),
-            "row 1: holds a token id beyond the model's vocabulary of 13",
+            "row 1: has a token id outside of the model's vocabulary of 13",
         ),
-        (changed(2, tokens=[2, 3, -1, 3]), "row 2: holds a token id beyond"),
-        (changed(0, masked_labels=[10, 13]), "row 0: holds a token id beyond"),
+        (changed(2, tokens=[2, 3, -1, 3]), "row 2: has a token id outside"),
+        (changed(0, masked_labels=[10, 13]), "row 0: has a token id outside"),
         (
             changed(2, tokens=[2] * 7, segment_ids=[0] * 7),
             "row 2: longer than its folder's 6 tokens",
         ),
-        (changed(2, segment_ids=[0, 1, 0, 1]), "row 2: its segment ids are not 0 first"),
-        (changed(2, segment_ids=[0, 0, 2, 2]), "row 2: its segment ids are not 0 first"),
-        (changed(1, masked_positions=[1]), "row 1: has not as many masked labels"),
+        (changed(2, segment_ids=[0, 1, 0, 1]), "row 2: its segment ids are not 0, then 1"),
+        (changed(2, segment_ids=[0, 0, 2, 2]), "row 2: its segment ids are not 0, then 1"),
+        (changed(1, masked_positions=[1]), "row 1: has different numbers of masked labels"),
         (
             changed(1, masked_positions=[5], masked_labels=[1]),
-            "row 1: has a masked position beyond its tokens",
+            "row 1: has a masked position outside of its tokens",
         ),
     ],
 )
-def test_a_row_that_training_would_stumble_over_is_refused_by_name(
-    rows: Rows, said: str, make_source: Callable[..., Source], tmp_path: Path
+def test_invalid_row_is_rejected_with_its_file_and_number(
+    rows: Rows, said: str, make_source: Callable[..., SplitFiles], tmp_path: Path
 ) -> None:
     source = make_source(ROWS, rows)
     with pytest.raises(BertpipeError) as caught:
@@ -334,7 +352,7 @@ def test_a_row_that_training_would_stumble_over_is_refused_by_name(
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["some.lock"]
 
 
-def test_a_damaged_shard_is_named(make_source: Callable[..., Source], tmp_path: Path) -> None:
+def test_damaged_shard_is_named(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:
     source = make_source(ROWS, ROWS * 50)
     raw = bytearray(source.shards[1].read_bytes())
     raw[200] ^= 1
@@ -346,63 +364,76 @@ def test_a_damaged_shard_is_named(make_source: Callable[..., Source], tmp_path: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"objective": "mlm"}, "was made for mlm, .* for mlm[+]nsp"),
+        ({"objective": "mlm"}, "has objective mlm, .* has mlm[+]nsp"),
         ({"max_seq_length": 600}, "up to 600 tokens, but the model has 512 positions"),
         ({"tokenizer": "byte_bpe_folder"}, "with another tokenizer than"),
-        ({"mask_rate": 0.1}, "--mask-rate-end 0.12: above the 0.1 of"),
+        ({"mask_rate": 0.1}, "--mask-rate-end 0.12: above the mask rate 0.1 of"),
     ],
 )
-def test_longer_examples_that_do_not_go_with_the_others_are_refused(
-    options: dict[str, Any], said: str, make_examples: Callable[..., Path], examples_folder: Path,
-    wordpiece_folder: Path, tmp_path: Path, request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+def test_long_examples_that_do_not_match_are_rejected(
+    options: dict[str, Any],
+    said: str,
+    make_examples: Callable[..., Path],
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     if "tokenizer" in options:
         options = {"tokenizer": request.getfixturevalue(options["tokenizer"])}
     config = PretrainConfig(
-        examples=examples_folder, long_examples=make_examples(f"other-{next(iter(options))}", **options),
-        tokenizer=wordpiece_folder, out=tmp_path / "out", max_steps=10, mask_rate_end=0.12, quiet=True,
-    )  # fmt: skip
+        examples=examples_folder,
+        long_examples=make_examples(f"other-{next(iter(options))}", **options),
+        tokenizer=wordpiece_folder,
+        out=tmp_path / "out",
+        max_steps=10,
+        mask_rate_end=0.12,
+        quiet=True,
+    )
     with pytest.raises(BertpipeError, match=said) as caught:
         Inputs.check(config)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("shards", [(), ([],), ([], [])])
-def test_a_split_without_rows_is_refused(
-    shards: tuple[Rows, ...], make_source: Callable[..., Source]
+def test_split_without_rows_is_rejected(
+    shards: tuple[Rows, ...], make_source: Callable[..., SplitFiles]
 ) -> None:
-    with pytest.raises(BertpipeError, match="hold no row of this split"):
+    with pytest.raises(BertpipeError, match="have no row of this split"):
         open_rows(make_source(*shards))
 
 
-# Who writes it
+# Writing the store
 
 OPENS = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
 from bert_pipeline.storage.manifest import read_manifest
-from bert_pipeline.training import row_store
+from bert_pipeline.pretraining import memmap_rows
 
 folder, store, slowly = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-read = row_store.read_columns
+read = memmap_rows.read_columns
 def read_slowly(path, columns):
     print("reads", path.name, flush=True)
     time.sleep(slowly)
     return read(path, columns)
-row_store.read_columns = read_slowly
-rows = row_store.open_rows(row_store.Source.of(folder, read_manifest(folder, "examples"), "train", 400), store)
+memmap_rows.read_columns = read_slowly
+manifest = read_manifest(folder, "examples")
+files = memmap_rows.SplitFiles.from_manifest(folder, manifest, "train", 400)
+rows = memmap_rows.open_rows(files, store)
 print("rows", len(rows), int(rows.tokens.values.astype(int).sum()), flush=True)
 """
 
 
 def start_opening(folder: Path, store: Path, slowly: float) -> "subprocess.Popen[str]":
-    """A process that opens the store, and takes its time over every shard that it has to read."""
+    """A process that opens the store, with a delay for every shard that it reads."""
     command = [sys.executable, "-c", OPENS, str(folder), str(store), str(slowly)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
-def test_one_process_writes_and_the_others_find_it_whole(
+@pytest.mark.integration
+def test_one_process_writes_the_store_and_the_others_wait(
     examples_folder: Path, tmp_path: Path
 ) -> None:
     shards = len(list(examples_folder.glob("train-*")))
@@ -419,7 +450,8 @@ def test_one_process_writes_and_the_others_find_it_whole(
     assert outputs[0].splitlines()[-1].split()[2] == str(sum(tokens))
 
 
-def test_when_the_writer_is_killed_one_that_waits_writes(
+@pytest.mark.integration
+def test_waiting_process_writes_the_store_when_the_writer_is_killed(
     examples_folder: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -427,9 +459,8 @@ def test_when_the_writer_is_killed_one_that_waits_writes(
     assert writer.stdout is not None
     assert writer.stdout.readline().startswith("reads")
     waiting = start_opening(examples_folder, store, 0)
-    time.sleep(
-        1
-    )  # long enough to come to the lock on most machines; the outcome is the same if not
+    # Long enough to reach the lock on most machines; the result is the same if not.
+    time.sleep(1)
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
     output, _ = waiting.communicate(timeout=60)
@@ -441,10 +472,10 @@ def test_when_the_writer_is_killed_one_that_waits_writes(
     assert found.name == f"{manifest.fingerprint[:16]}-train"
 
 
-def test_rows_that_are_in_use_outlive_their_files(
-    make_source: Callable[..., Source], tmp_path: Path
+def test_mapped_rows_stay_readable_after_the_store_is_removed(
+    make_source: Callable[..., SplitFiles], tmp_path: Path
 ) -> None:
-    """A run removes its store while other processes of it may still read."""
+    """A run removes its store while its other processes may still read."""
     store = tmp_path / ".examples"
     examples = Examples(open_rows(make_source(ROWS), store))
     remove_store(store)
@@ -453,7 +484,7 @@ def test_rows_that_are_in_use_outlive_their_files(
     remove_store(store)
 
 
-def test_rows_are_mapped_and_not_copied(make_source: Callable[..., Source], tmp_path: Path) -> None:
+def test_rows_are_memory_mapped(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:
     rows = open_rows(make_source(ROWS), tmp_path / "store")
     maps = Path("/proc/self/maps").read_text()
     for name in (

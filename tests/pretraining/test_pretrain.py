@@ -1,4 +1,4 @@
-"""Pretraining from the outside: what it writes, and what it refuses."""
+"""`bertpipe pretrain`: what it writes, and what it rejects."""
 
 import json
 from itertools import pairwise
@@ -11,7 +11,9 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining, Ber
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.sampler import draw_rows
 from tests.helpers.stored_rows import load_examples, read_rows
-from tests.helpers.training_runs import SHAPE, metrics, run
+from tests.helpers.training_runs import SHAPE, counts, metrics, run
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +26,15 @@ def finished(
     return out
 
 
-# What comes out
+# Output
 
 
-def test_it_learns(finished: Path) -> None:
+def test_loss_decreases(finished: Path) -> None:
     lines = [line for line in metrics(finished) if "loss" in line]
     assert lines[-1]["mlm_loss"] < lines[0]["mlm_loss"] - 0.3
 
 
-def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
+def test_metrics_have_the_documented_keys(finished: Path) -> None:
     training = [line for line in metrics(finished) if "loss" in line]
     keys = {"step", "epoch", "loss", "mlm_loss", "nsp_loss", "learning_rate", "grad_norm", "tokens"}
     assert keys | {"tokens_per_second", "data_wait", "elapsed_s"} <= training[0].keys()
@@ -51,7 +53,7 @@ def test_metrics_have_the_keys_of_the_contract(finished: Path) -> None:
     assert [line["step"] for line in evaluations] == [20, 30]
 
 
-def test_tokens_counted_are_the_real_ones(finished: Path, examples_folder: Path) -> None:
+def test_tokens_are_counted_without_padding(finished: Path, examples_folder: Path) -> None:
     examples = load_examples(examples_folder)
     rows, _ = draw_rows(len(examples), 0, 30 * 8, seed=0)
     assert metrics(finished)[-2]["tokens"] == sum(
@@ -60,7 +62,7 @@ def test_tokens_counted_are_the_real_ones(finished: Path, examples_folder: Path)
 
 
 @pytest.mark.parametrize("model_class", [BertForPreTraining, BertModel, BertForMaskedLM])
-def test_the_model_folder_is_plain_hugging_face(finished: Path, model_class: Any) -> None:
+def test_model_folder_loads_in_transformers(finished: Path, model_class: Any) -> None:
     model, info = model_class.from_pretrained(finished / "model", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
@@ -72,19 +74,19 @@ def test_the_model_folder_is_plain_hugging_face(finished: Path, model_class: Any
     assert (finished / "model" / "README.md").read_text().startswith("---\n")
 
 
-def test_the_fill_mask_pipeline_loads_it(finished: Path) -> None:
+def test_fill_mask_pipeline_loads_the_model(finished: Path) -> None:
     results = pipeline("fill-mask", model=str(finished / "model"))("Dabi [MASK] gose.")
     assert len(results) == 5
 
 
-def test_checkpoints_are_rotated_and_named(finished: Path) -> None:
+def test_old_checkpoints_are_removed(finished: Path) -> None:
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
         "step-00000020",
         "step-00000030",
     ]
 
 
-def test_mlm_trains_a_masked_lm(
+def test_mlm_examples_train_a_masked_lm_without_pairs(
     mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     run(mlm_examples_folder, wordpiece_folder, tmp_path / "out")
@@ -95,7 +97,7 @@ def test_mlm_trains_a_masked_lm(
     assert lines[-1]["eval_nsp_accuracy"] is None
 
 
-def test_a_finished_run_is_not_done_again(
+def test_finished_run_is_not_repeated(
     finished: Path, examples_folder: Path, wordpiece_folder: Path
 ) -> None:
     before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
@@ -103,7 +105,7 @@ def test_a_finished_run_is_not_done_again(
     assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_run_by_minutes_follows_the_clock(
+def test_schedule_of_a_run_by_minutes_follows_the_elapsed_time(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     run(
@@ -118,7 +120,7 @@ def test_a_run_by_minutes_follows_the_clock(
     lines = [line for line in metrics(tmp_path / "out") if "loss" in line]
     assert 2.7 <= lines[-1]["elapsed_s"] < 30
     for before, line in pairwise(lines):
-        # A step's rate is that of the moment it began, which is when the line before was written, or shortly after.
+        # A step's rate is that of its start, when the line before was written or shortly after.
         assert line["learning_rate"] <= 3e-3 * 1.0001
         if before["elapsed_s"] > 0.4:
             assert line["learning_rate"] <= 3e-3 * (1 - before["elapsed_s"] / 3) / 0.9 + 1e-9
@@ -126,27 +128,36 @@ def test_a_run_by_minutes_follows_the_clock(
     assert manifest["counts"]["steps"] == lines[-1]["step"]
 
 
-# What is refused
+def test_max_epochs_trains_for_whole_passes(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(examples_folder, wordpiece_folder, out, max_steps=None, max_epochs=2, batch_size=32)
+    rows = len(load_examples(examples_folder))
+    assert counts(out)["steps"] == -(-2 * rows // 32)
 
 
-def test_changed_settings_are_refused_with_a_diff(
+# Rejected input
+
+
+def test_changed_settings_are_rejected_with_a_diff(
     finished: Path, examples_folder: Path, wordpiece_folder: Path
 ) -> None:
     with pytest.raises(BertpipeError, match=r"learning_rate: 0.003 → 0.001"):
         run(examples_folder, wordpiece_folder, finished, learning_rate=1e-3)
-    run(examples_folder, wordpiece_folder, finished, checkpoint_every=7)  # how, not what
+    run(examples_folder, wordpiece_folder, finished, checkpoint_every=7)  # an option of execution
 
 
-def test_inputs_that_do_not_fit_are_refused(
+def test_inputs_that_do_not_match_are_rejected(
     examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BertpipeError, match=r"above the 0\.15"):
+    with pytest.raises(BertpipeError, match=r"above the mask rate 0\.15"):
         run(examples_folder, wordpiece_folder, tmp_path / "out", mask_rate_end=0.2)
     with pytest.raises(BertpipeError, match="another tokenizer"):
         run(examples_folder, byte_bpe_folder, tmp_path / "out")
 
 
-def test_examples_longer_than_the_model_are_refused(
+def test_examples_longer_than_the_model_are_rejected(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BertpipeError, match="up to 64 tokens, but the model has 32 positions"):
@@ -163,17 +174,17 @@ def test_examples_longer_than_the_model_are_refused(
     "changes",
     [{"max_steps": None}, {"max_minutes": 1.0}, {"model": "bert-huge"}],
 )
-def test_contradictions_are_refused(
+def test_contradictory_options_are_rejected(
     changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises((UsageError, ValueError)):
         run(examples_folder, wordpiece_folder, tmp_path / "out", **changes)
 
 
-def test_a_launcher_does_not_divide_the_loss(
+def test_gradient_accumulation_of_a_launcher_does_not_change_the_loss(
     monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """`accelerate launch` hands its own gradient accumulation to every process."""
+    """`accelerate launch` passes its gradient accumulation to every process."""
     run(examples_folder, wordpiece_folder, tmp_path / "alone", max_steps=2)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     run(examples_folder, wordpiece_folder, tmp_path / "launched", max_steps=2)

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: never in the weights, left out, and gone past."""
+"""Losses and gradients that are not finite: skipped, rolled back, and never in the weights."""
 
 import os
 import signal
@@ -17,14 +17,16 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.storage.shards import read_columns
 from tests.helpers.training_runs import SHAPE, counts, metrics, run, weights
 
+pytestmark = pytest.mark.integration
+
 Poison = Callable[..., list[dict[str, torch.Tensor]]]
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """A function that makes the losses of some training steps (from 1) not a number, and stops the run in one.
+    """A function that makes the losses of some steps (from 1) NaN, and stops the run in one.
 
-    It returns a list to which every training step adds the weights that it starts from.
+    It returns a list to which every training step appends the weights that it starts from.
     """
     forward = PretrainingModel.forward
 
@@ -54,7 +56,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_evaluation_of_nothing_finite_has_nothing_right(
+def test_evaluation_with_nan_scores_has_zero_accuracy(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -63,7 +65,7 @@ def test_an_evaluation_of_nothing_finite_has_nothing_right(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb"])
-def test_a_bad_step_changes_nothing_and_is_kept_for_inspection(
+def test_step_with_nan_loss_is_skipped_and_its_batch_written(
     optimizer: str, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     seen, out = poison({5, 20}), tmp_path / "out"
@@ -77,18 +79,18 @@ def test_a_bad_step_changes_nothing_and_is_kept_for_inspection(
     assert counts(out)["skipped_steps"] == 2
     files = sorted(path.name for path in (out / "skipped").iterdir())
     assert files == ["step-00000005.parquet", "step-00000020.parquet"]
-    aside = pq.read_table(out / "skipped" / files[0])
+    skipped = pq.read_table(out / "skipped" / files[0])
     shards = sorted(examples_folder.glob("train-*"))
     rows = [row for path in shards for row in read_columns(path, SCHEMA.names).to_pylist()]
-    for row in aside.to_pylist():
+    for row in skipped.to_pylist():
         assert row == {"row": row["row"], **rows[row["row"]]}
-    assert aside.num_rows == 8
+    assert skipped.num_rows == 8
 
 
-def test_a_skipped_step_leaves_the_optimizer_as_it_was(
+def test_skipped_step_leaves_the_optimizer_state_unchanged(
     poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """The moments too: with a schedule that stands still, the steps after it are those of a run without it."""
+    """Moments too: with a constant schedule, later steps equal those of a run without it."""
     still = {
         "max_steps": 6,
         "schedule": "wsd",
@@ -105,7 +107,7 @@ def test_a_skipped_step_leaves_the_optimizer_as_it_was(
     assert [line["step"] for line in metrics(tmp_path / "bad") if "loss" in line] == [1, 2, 4, 5, 6]
 
 
-def test_many_in_a_row_lead_back_to_the_checkpoint_and_past_the_batches(
+def test_consecutive_bad_steps_roll_back_to_the_checkpoint(
     poison: Poison,
     examples_folder: Path,
     wordpiece_folder: Path,
@@ -114,11 +116,10 @@ def test_many_in_a_row_lead_back_to_the_checkpoint_and_past_the_batches(
 ) -> None:
     seen, out = poison(range(14, 19)), tmp_path / "out"
     run(examples_folder, wordpiece_folder, out, max_bad_steps=5, quiet=False)
-    assert (
-        "step 18: loss or gradient not finite 5 times in a row; back to the weights of step 10"
-        in (capsys.readouterr().out.replace("\n", " "))
-    )
-    # Step 19 was under way when the fifth was noticed, and is taken again from the checkpoint's weights.
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "step 18: loss or gradient not finite in 5 consecutive steps; rolled back" in printed
+    assert "to the weights of step 10" in printed
+    # Step 19 was queued when the fifth was read, and is repeated from the checkpoint's weights.
     assert len(seen) == 31
     assert same(seen[19], seen[10])
     assert [line["step"] for line in metrics(out) if "loss" in line] == [10, 20, 30]
@@ -126,7 +127,7 @@ def test_many_in_a_row_lead_back_to_the_checkpoint_and_past_the_batches(
 
 
 @pytest.mark.parametrize("stop_in", [10, 12, 16, 18, 22])
-def test_a_run_that_was_stopped_goes_back_to_where_one_left_alone_does(
+def test_stopped_run_rolls_back_as_a_continuous_run_does(
     stop_in: int, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     """Before, in and after the bad row: a stop saves too, but not what the run goes back to."""
@@ -140,7 +141,7 @@ def test_a_run_that_was_stopped_goes_back_to_where_one_left_alone_does(
     assert counts(tmp_path / "stopped")["skipped_steps"] == 5
 
 
-def test_before_the_first_checkpoint_it_goes_back_to_the_start(
+def test_rollback_before_the_first_checkpoint_restores_the_initial_weights(
     poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     seen = poison(range(4, 7))
@@ -148,24 +149,23 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(
     assert same(seen[7], seen[0])
 
 
-def test_if_that_does_not_help_it_stops_and_says_so(
+def test_bad_steps_after_a_rollback_stop_the_run(
     poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Fault 28."""
     seen, out = poison(range(14, 1000)), tmp_path / "out"
     with pytest.raises(
-        BertpipeError, match=r"5 steps in a row, up to step 23, and again after going back"
+        BertpipeError, match=r"5 consecutive steps, up to step 23, also after rolling back"
     ):
         run(examples_folder, wordpiece_folder, out, max_bad_steps=5)
     assert all(torch.isfinite(value).all() for value in seen[-1].values())
-    # Nothing was saved in between: the weights may have been what was wrong.
+    # Nothing was saved in between: the weights may have been the cause.
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000010"]
 
 
-def test_a_real_overflow_is_survived(
+def test_overflow_is_skipped_until_the_run_stops(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """A learning rate that throws the weights to where the arithmetic ends."""
+    """A learning rate that makes the weights overflow."""
     out = tmp_path / "out"
     changes = {
         "learning_rate": 1e30,
@@ -174,12 +174,12 @@ def test_a_real_overflow_is_survived(
         "model": SHAPE,
         "weight_decay": 0.0,
     }
-    with pytest.raises(BertpipeError, match="3 steps in a row"):
+    with pytest.raises(BertpipeError, match="3 consecutive steps"):
         run(examples_folder, wordpiece_folder, out, **changes)
     assert list((out / "skipped").iterdir())
 
 
-def test_too_little_memory_is_one_message_and_the_run_goes_on_in_smaller_parts(
+def test_out_of_memory_is_one_message_and_the_run_resumes_with_accumulation(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(*given: Any, **named: Any) -> None:

@@ -1,4 +1,4 @@
-"""Several processes, on one host or two, with the model whole or in shards: the run of one process."""
+"""Several processes on one host or two, replicated (DDP) or sharded (FSDP2), equal one process."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.launch import ENTRY
 from bert_pipeline.training.launch import launch
 from tests.helpers.training_runs import (
     command,
@@ -52,7 +53,7 @@ def free_port() -> int:
 def start_hosts(
     config_file: Path, given: dict[str, Any], *second: str
 ) -> "list[subprocess.Popen[str]]":
-    """Two launchers that meet over loopback, with a process each, as on two hosts; `second` is told the second one."""
+    """Two launchers over loopback, as on two hosts; the second one also gets `second`."""
     port = free_port()
     return [
         subprocess.Popen(
@@ -101,16 +102,17 @@ def compare_weights(one: Path, other: Path) -> None:
         assert torch.allclose(value, right[name], atol=2e-5), name
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "precision"),
     [
         ("adamw", "ddp", "fp32"),
-        ("adamw", "fsdp", "bf16"),
-        ("muon", "fsdp", "fp32"),
-        ("lamb", "fsdp", "fp32"),
+        pytest.param("adamw", "fsdp", "bf16", marks=pytest.mark.slow),
+        pytest.param("muon", "fsdp", "fp32", marks=pytest.mark.slow),
+        pytest.param("lamb", "fsdp", "fp32", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_follow_the_curve_of_one(
+def test_two_processes_equal_one(
     optimizer: str,
     strategy: str,
     precision: str,
@@ -118,7 +120,7 @@ def test_two_processes_follow_the_curve_of_one(
     wordpiece_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """7 examples in 4 parts on 2 ranks: a part of one rank is empty. Whole models, and shards of them."""
+    """7 examples in 4 micro-batches on 2 ranks: one micro-batch of one rank is empty."""
     changes = {
         "dropout": 0.0,
         "batch_size": 7,
@@ -128,11 +130,8 @@ def test_two_processes_follow_the_curve_of_one(
     }
     given = options(examples_folder, wordpiece_folder, tmp_path / "one", **changes)
     one = fork_run(given)
-    launch(
-        PretrainConfig(
-            **given | {"out": tmp_path / "two", "num_processes": 2, "distribute": strategy}
-        )
-    )
+    changes = {"out": tmp_path / "two", "num_processes": 2, "distribute": strategy}
+    launch(ENTRY, PretrainConfig(**given | changes))
     one.join()
     is_exact = precision == "fp32"
     compare_curves(tmp_path / "one", tmp_path / "two", error=1e-4 if is_exact else 1e-2)
@@ -140,22 +139,27 @@ def test_two_processes_follow_the_curve_of_one(
         compare_weights(tmp_path / "one", tmp_path / "two")
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UsageError, match="here are 2"):
-        launch(PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3))
+    with pytest.raises(UsageError, match="there are 2"):
+        launch(
+            ENTRY,
+            PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3),
+        )
 
 
-def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_sharded(
+@pytest.mark.slow
+def test_stopped_run_resumes_with_another_number_of_processes_and_sharding(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Faults 26 and 27: 1 → 2 (shards) → 1, stopped each time, are the batches of one process left alone."""
+    """1 → 2 (sharded) → 1 processes, stopped each time, train on the batches of one process."""
     given = long_run(
         examples_folder, wordpiece_folder, tmp_path / "alone", dropout=0.0, checkpoint_every=100_000
     )
     alone = fork_run(given)
     out = tmp_path / "out"
-    changing, seen = given | {"out": out}, 0
+    changing = given | {"out": out}
+    seen = 0
     for how in ({}, {"num_processes": 2, "distribute": "fsdp", "threads": 2}):
         process = start(tmp_path / "run.yaml", changing | how)
         wait_for(lambda seen=seen: has_begun(out) and len(metrics(out)) > seen)
@@ -166,16 +170,17 @@ def test_stopped_runs_go_on_with_another_number_of_processes_and_otherwise_shard
         seen = len(metrics(out))
     fork_run(changing).join()
     alone.join()
-    # A line's losses are those since the line before, or since the run went on: the last ones are whole again.
+    # A line has the losses since the line before, or since the run resumed: compare the last ones.
     compare_curves(tmp_path / "alone", out, last=4)
     compare_weights(tmp_path / "alone", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_at_once_saves(
+def test_signal_to_the_whole_process_group_saves_a_checkpoint(
     number: signal.Signals, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """As of a terminal's Ctrl-C: each rank gets it from there, and again from the launcher."""
+    """A terminal sends Ctrl-C to all processes, and the launcher sends SIGTERM to its ranks."""
     given = long_run(
         examples_folder,
         wordpiece_folder,
@@ -183,10 +188,8 @@ def test_a_signal_to_all_processes_at_once_saves(
         max_steps=10_000,
         checkpoint_every=100_000,
     )
-    given |= {
-        "batch_size": 512,
-        "log_every": 1,
-    }  # a step takes longer than the launcher to pass the signal on
+    # A step takes longer than the launcher needs to forward the signal.
+    given |= {"batch_size": 512, "log_every": 1}
     process = start(tmp_path / "run.yaml", given, "--num-processes", "2", new_session=True)
     wait_for(lambda: has_begun(tmp_path / "out"))
     os.killpg(process.pid, number)
@@ -195,7 +198,8 @@ def test_a_signal_to_all_processes_at_once_saves(
     assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
 
 
-def test_ranks_end_with_the_process_that_launched_them(
+@pytest.mark.slow
+def test_ranks_stop_when_their_launcher_is_killed(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -210,7 +214,8 @@ def test_ranks_end_with_the_process_that_launched_them(
     process.communicate(timeout=60)
 
 
-def test_a_rank_that_is_killed_is_named(
+@pytest.mark.integration
+def test_killed_rank_is_named(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -229,11 +234,12 @@ def test_a_rank_that_is_killed_is_named(
     assert len(ranks) == 2
     ranks[1].kill()
     errors = finish(process, 1)
-    assert "was killed, perhaps for want of memory. The same command goes on" in errors
+    assert "was killed, perhaps because of a lack of memory" in errors
     assert "Traceback" not in errors
 
 
-def test_two_hosts_train_stop_and_go_on_together(
+@pytest.mark.slow
+def test_two_hosts_resume_after_one_is_lost(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     given = long_run(
@@ -254,9 +260,9 @@ def test_two_hosts_train_stop_and_go_on_together(
     ):
         lost.kill()
     hosts[1].communicate()
-    _, errors = hosts[0].communicate(timeout=60)  # it notices by itself
+    _, errors = hosts[0].communicate(timeout=60)  # it notices without a timeout
     assert hosts[0].returncode == 1
-    assert "bertpipe: Another process of the run is gone" in errors
+    assert "bertpipe: Another process of the run has ended" in errors
     assert "[rank0]: Traceback" not in errors
     assert not (out / "manifest.json").exists()
     hosts = start_hosts(tmp_path / "run.yaml", given | {"out": out})
@@ -267,7 +273,8 @@ def test_two_hosts_train_stop_and_go_on_together(
     compare_weights(tmp_path / "alone", out)
 
 
-def test_launchers_that_are_told_different_things_are_refused(
+@pytest.mark.slow
+def test_launchers_with_different_options_are_rejected(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     given = options(examples_folder, wordpiece_folder, tmp_path / "out")
@@ -279,7 +286,8 @@ def test_launchers_that_are_told_different_things_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_all_processes_meet_is_printed_once(
+@pytest.mark.slow
+def test_error_of_all_processes_is_printed_once(
     examples_folder: Path, wordpiece_folder: Path, byte_bpe_folder: Path, tmp_path: Path
 ) -> None:
     given = options(examples_folder, byte_bpe_folder, tmp_path / "out")
@@ -292,7 +300,8 @@ def test_what_all_processes_meet_is_printed_once(
     assert "Traceback" not in errors
 
 
-def test_what_nobody_expected_is_printed(
+@pytest.mark.slow
+def test_unexpected_error_of_a_rank_is_printed(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Knowing where time goes: waiting for data, peaks, traces, trackers."""
+"""Metrics: data wait, MFU, profiles and trackers."""
 
 import json
 import time
@@ -11,11 +11,12 @@ import torch
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.training.hardware import find_peak, peak_of
-from bert_pipeline.training.metrics import Account
+from bert_pipeline.training.metrics import StepTotals
 from tests.helpers.training_runs import counts, metrics, run
 
 
-def test_a_loader_that_is_10_times_too_slow_is_named(
+@pytest.mark.integration
+def test_slow_data_is_reported(
     examples_folder: Path,
     wordpiece_folder: Path,
     tmp_path: Path,
@@ -35,22 +36,22 @@ def test_a_loader_that_is_10_times_too_slow_is_named(
 
     monkeypatch.setattr(Examples, "collate", slow)
     run(examples_folder, wordpiece_folder, tmp_path / "slow", quiet=False)
-    assert "SLOW DATA" in capsys.readouterr().out
+    assert "slow data" in capsys.readouterr().out
     lines = [line for line in metrics(tmp_path / "slow") if "loss" in line]
     assert lines[-1]["data_wait"] > 0.5
     assert counts(tmp_path / "slow")["data_wait"] > 0.5
 
 
-def test_rates_are_of_real_tokens_and_there_is_no_utilisation_of_an_unknown_peak() -> None:
-    account = Account(seconds=2.0, waiting=0.5, tokens=100, flops=4e12)
-    assert account.rates(8e12) == {
+def test_rates_and_mfu_are_none_where_unknown() -> None:
+    totals = StepTotals(seconds=2.0, waiting=0.5, tokens=100, flops=4e12)
+    assert totals.rates(8e12) == {
         "tokens_per_second": 50.0,
         "flops_per_second": 2e12,
         "mfu": 0.25,
         "data_wait": 0.25,
     }
-    assert account.rates(None)["mfu"] is None
-    unknown = account.plus(Account(flops=None)).rates(8e12)
+    assert totals.rates(None)["mfu"] is None
+    unknown = totals.plus(StepTotals(flops=None)).rates(8e12)
     assert unknown["flops_per_second"] is None
     assert unknown["mfu"] is None
 
@@ -70,23 +71,25 @@ def test_rates_are_of_real_tokens_and_there_is_no_utilisation_of_an_unknown_peak
         ("Something New", None),
     ],
 )
-def test_the_peak_of_a_device_is_known_or_not(name: str, teraflops: float | None) -> None:
+def test_peak_flops_by_device_name(name: str, teraflops: float | None) -> None:
     assert peak_of(name) == (teraflops and pytest.approx(teraflops * 1e12))
     assert find_peak(torch.device("cpu"), bf16=True) is None
 
 
-def test_metrics_count_operations(
+@pytest.mark.integration
+def test_metrics_report_flops_and_memory(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     run(examples_folder, wordpiece_folder, tmp_path / "out")
     for line in (line for line in metrics(tmp_path / "out") if "loss" in line):
-        # 2 layers × 32 and 400 entries: some 25 thousand weights, 6 operations a weight and token.
+        # 2 layers × 32 and 400 tokens: about 25,000 weights, 6 FLOPs per weight and token.
         assert 5e4 < line["flops_per_second"] / line["tokens_per_second"] < 5e5
         assert line["mfu"] is None
         assert 1e8 < line["peak_memory_bytes"] <= counts(tmp_path / "out")["peak_memory_bytes"]
 
 
-def test_a_profile_is_a_trace_and_a_table(
+@pytest.mark.integration
+def test_profile_writes_a_trace_and_a_table_and_changes_no_weights(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -96,7 +99,6 @@ def test_a_profile_is_a_trace_and_a_table(
     table = (out / "profile" / "operators.txt").read_text()
     assert table.startswith("Steps 8 to 10")
     assert "aten::addmm" in table
-    # Looking does not change what is looked at.
     run(examples_folder, wordpiece_folder, tmp_path / "unseen")
     weights = [
         (folder / "model" / "model.safetensors").read_bytes()
@@ -105,18 +107,20 @@ def test_a_profile_is_a_trace_and_a_table(
     assert weights[0] == weights[1]
 
 
-def test_a_run_too_short_for_a_profile_says_so(
+@pytest.mark.integration
+def test_profile_of_a_too_short_run_is_reported(
     examples_folder: Path,
     wordpiece_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(examples_folder, wordpiece_folder, tmp_path / "out", profile=True, max_steps=9, quiet=False)
-    assert "too short for --profile" in capsys.readouterr().out
+    assert "nothing profiled" in capsys.readouterr().out
     assert not (tmp_path / "out" / "profile").exists()
 
 
-def test_tensorboard_gets_the_metrics(
+@pytest.mark.integration
+def test_tensorboard_receives_the_metrics(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -133,7 +137,8 @@ def test_tensorboard_gets_the_metrics(
     assert [point.step for point in events.Scalars("eval_mlm_loss")] == [20, 30]
 
 
-def test_trackers_that_are_not_there_are_named(
+@pytest.mark.integration
+def test_unknown_or_missing_tracker_is_rejected(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"--tracker tensorbord: unknown\. Known: .*tensorboard"):

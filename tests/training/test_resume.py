@@ -1,4 +1,4 @@
-"""Stopping in any way and going on: nothing is lost, nothing is done twice, and the model is the same to the bit."""
+"""Kills, signals and resume: no step is lost or repeated, and the weights are bit-identical."""
 
 import random
 import re
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bert_pipeline.errors import BertpipeError, Stopped
-from bert_pipeline.pretraining.pretrain import Run
-from bert_pipeline.training.checkpoint import Position, load_newest, save_checkpoint
-from bert_pipeline.training.step import Trainer
+from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
+from bert_pipeline.training.position import Position
+from bert_pipeline.training.trainer import Trainer
 from tests.helpers.training_runs import (
     SHAPE,
     command,
@@ -34,14 +34,17 @@ from tests.helpers.training_runs import (
 from tests.storage.test_workspace import run_on_a_small_disk
 
 
-def test_killed_20_times_it_ends_at_the_same_weights(
+@pytest.mark.slow
+def test_run_killed_20_times_ends_with_the_same_weights(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """A save every other step, so that many of the kills fall into one; faults 24 and 25."""
+    """A checkpoint every two steps, so that many kills interrupt one."""
     small = {"model": SHAPE, "max_steps": 60, "checkpoint_every": 2}
     given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", **small)
     fork_run(given).join()
-    expected, moments, kills = weights(tmp_path / "alone"), random.Random(0), 0
+    expected = weights(tmp_path / "alone")
+    moments = random.Random(0)
+    kills = 0
     for number in range(5):
         out = tmp_path / f"killed-{number}"
         while kills < 4 * (number + 1):
@@ -51,7 +54,7 @@ def test_killed_20_times_it_ends_at_the_same_weights(
             process.join()
             kills += process.exitcode == -signal.SIGKILL
             if process.exitcode == 0:
-                break  # the machine was faster than the kills: the next run gets them
+                break  # it finished before the kill: kill the next run more often
         else:
             process = fork_run(given | {"out": out})
             process.join()
@@ -63,14 +66,18 @@ def test_killed_20_times_it_ends_at_the_same_weights(
     assert kills >= 15
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
         {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
-        {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+        pytest.param(
+            {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_a_run_of_another_kind_goes_on_to_the_same_weights(
+def test_killed_run_resumes_to_the_same_weights(
     changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", model=SHAPE, **changes)
@@ -90,7 +97,8 @@ def test_a_run_of_another_kind_goes_on_to_the_same_weights(
     ]
 
 
-def test_a_run_by_minutes_goes_on_with_its_clock(
+@pytest.mark.slow
+def test_run_by_minutes_resumes_its_clock(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -100,7 +108,7 @@ def test_a_run_by_minutes_goes_on_with_its_clock(
     wait_for(lambda: has_begun(out))
     process.terminate()
     process.join()
-    time.sleep(3)  # which is not training
+    time.sleep(3)  # not training time
     before = metrics(out)[-1]["elapsed_s"]
     process = fork_run(given)
     process.join()
@@ -114,8 +122,9 @@ def test_a_run_by_minutes_goes_on_with_its_clock(
     assert 6 <= counts(out)["elapsed_s"] < 8
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(
+def test_signal_saves_a_checkpoint_and_the_run_resumes(
     number: int, code: int, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -137,23 +146,31 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert [line["step"] for line in metrics(out) if "loss" in line][:3] == [10, 20, 30]
 
 
-@pytest.mark.parametrize(("place", "call"), [(Trainer, "take"), (Run, "_finish")])
-def test_stopped_in_its_last_moments_it_has_the_same_lines(
-    place: type, call: str, monkeypatch: pytest.MonkeyPatch, examples_folder: Path, wordpiece_folder: Path,
+@pytest.mark.integration
+@pytest.mark.parametrize("moment", ["last step", "export"])
+def test_stop_in_the_last_step_or_the_export_repeats_no_line_of_metrics(
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    examples_folder: Path,
+    wordpiece_folder: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
-    """During the last step, and during the export."""
-    original, out = getattr(place, call), tmp_path / "out"
+) -> None:
+    out = tmp_path / "out"
+    train_step = Trainer.train_step
 
-    def interrupt(self: Any, *args: Any) -> Any:
-        if call == "_finish":
-            raise Stopped("", signal.SIGTERM)
-        if args[1] == 11:
+    def stop_in_last_step(self: Trainer, *args: Any) -> Any:
+        if self.position.step == 11:
             signal.raise_signal(signal.SIGTERM)
-        return original(self, *args)
+        return train_step(self, *args)
+
+    def stop_in_export(*args: Any) -> None:
+        raise Stopped("", signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, call, interrupt)
+        if moment == "last step":
+            patch.setattr(Trainer, "train_step", stop_in_last_step)
+        else:
+            patch.setattr("bert_pipeline.pretraining.pretrain.finish", stop_in_export)
         with pytest.raises(Stopped):
             run(examples_folder, wordpiece_folder, out, max_steps=12)
     run(examples_folder, wordpiece_folder, out, max_steps=12)
@@ -164,10 +181,14 @@ def test_stopped_in_its_last_moments_it_has_the_same_lines(
     ]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(
-            tmp_path, Position(step, step * 10, 1.0), {"w": torch.ones(3) * step}, {}, keep=5
+            tmp_path,
+            Position(step, step * 10, elapsed_s=1.0),
+            {"w": torch.ones(3) * step},
+            {},
+            keep=5,
         )
     newest = tmp_path / "step-00000002" / "model.safetensors"
     raw = bytearray(newest.read_bytes())
@@ -175,7 +196,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest.write_bytes(raw)
     found = load_newest(tmp_path)
     assert found is not None
-    assert found.position == Position(1, 10, 1.0)
+    assert found.position == Position(1, 10, elapsed_s=1.0)
     assert found.model["w"].tolist() == [1, 1, 1]
     assert found.damaged == ("step-00000002",)
 
@@ -188,10 +209,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
         ('"sha256": {', '"sha256": [], "x": {'),
     ],
 )
-def test_a_damaged_position_is_passed_over(old: str, new: str, tmp_path: Path) -> None:
+def test_damaged_state_file_is_skipped(old: str, new: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(
-            tmp_path, Position(step, step * 10, 1.0), {"w": torch.ones(3) * step}, {}, keep=5
+            tmp_path,
+            Position(step, step * 10, elapsed_s=1.0),
+            {"w": torch.ones(3) * step},
+            {},
+            keep=5,
         )
     state = tmp_path / "step-00000002" / "state.json"
     assert old in state.read_text()
@@ -201,13 +226,13 @@ def test_a_damaged_position_is_passed_over(old: str, new: str, tmp_path: Path) -
     assert found.position.step == 1
 
 
-def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_path: Path) -> None:
+def test_damaged_checkpoints_and_other_folders_do_not_count_as_kept(tmp_path: Path) -> None:
     def save(step: int) -> None:
         save_checkpoint(tmp_path, Position(step), {"w": torch.ones(3) * step}, {}, keep=1)
 
     (tmp_path / "step-x").mkdir()
     save(2)
-    (tmp_path / "step-00000002" / "state.json").write_text("{")  # the run goes on from the start
+    (tmp_path / "step-00000002" / "state.json").write_text("{")  # so the run starts from step 0
     save(1)
     found = load_newest(tmp_path)
     assert found is not None
@@ -215,14 +240,14 @@ def test_what_is_damaged_or_no_checkpoint_does_not_count_among_the_newest(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-x"]
 
 
-def test_where_all_are_damaged_it_says_so_instead_of_beginning_anew(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Position(1), {"w": torch.ones(3)}, {}, keep=5)
     (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
     with pytest.raises(BertpipeError, match="step-00000001 damaged, and there is no other"):
         load_newest(tmp_path)
 
 
-def test_the_newest_regular_checkpoint_outlives_those_of_stops(tmp_path: Path) -> None:
+def test_newest_regular_checkpoint_is_kept_beside_those_of_stops(tmp_path: Path) -> None:
     for step, regular in ((10, True), (20, True), (23, False), (27, False), (29, False)):
         save_checkpoint(
             tmp_path, Position(step, regular=regular), {"w": torch.ones(3) * step}, {}, keep=2
@@ -237,18 +262,18 @@ def test_the_newest_regular_checkpoint_outlives_those_of_stops(tmp_path: Path) -
     assert found.position.step == 20
 
 
-def test_a_disk_full_of_checkpoints_ends_the_run_soon(
+@pytest.mark.slow
+def test_full_disk_while_saving_ends_the_run_on_all_ranks(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """They are written while both processes train on, which would take hours."""
-    disk, how = (
-        tmp_path / "disk",
-        {"num_processes": 2, "max_steps": 1_000_000, "checkpoint_every": 100},
-    )
+    """Checkpoints are written while both processes train; the run itself would take hours."""
+    disk = tmp_path / "disk"
+    how = {"num_processes": 2, "max_steps": 1_000_000, "checkpoint_every": 100}
     words = command(
         tmp_path / "run.yaml", options(examples_folder, wordpiece_folder, disk / "out", **how)
     )
-    script = f"""{shlex.join([sys.executable, *words])}; echo "exit code $?"; ls {disk}/out/checkpoints"""
+    run_it = shlex.join([sys.executable, *words])
+    script = f'{run_it}; echo "exit code $?"; ls {disk}/out/checkpoints'
     done = run_on_a_small_disk(disk, script, kilobytes=1200)
     code, *kept = done.stdout.splitlines()
     assert (code, kept[:1]) == ("exit code 1", ["step-00000100"]), done.stderr
@@ -257,21 +282,21 @@ def test_a_disk_full_of_checkpoints_ends_the_run_soon(
     assert ranks.startswith("bertpipe: A training process failed")
 
 
-def test_what_changed_since_the_stop_is_refused_with_a_diff(
+@pytest.mark.integration
+def test_changed_settings_or_examples_are_rejected_at_resume(
     make_examples: Any, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Fault 30: other settings, other examples; how the work is done may change."""
+    """Options of execution, such as --log-every, may change."""
     out = tmp_path / "out"
     process = fork_run(options(examples_folder, wordpiece_folder, out, max_steps=100_000))
     wait_for(lambda: any(out.glob("checkpoints/step-*")))
     process.terminate()
     process.join()
-    stopped = out, {"max_steps": 100_000}
     with pytest.raises(BertpipeError, match=r"learning_rate: 0.003 → 0.001"):
-        run(examples_folder, wordpiece_folder, stopped[0], **stopped[1], learning_rate=1e-3)
+        run(examples_folder, wordpiece_folder, out, max_steps=100_000, learning_rate=1e-3)
     others = make_examples("other-examples", seed=7)
     with pytest.raises(BertpipeError, match="examples: its content changed"):
-        run(others, wordpiece_folder, stopped[0], **stopped[1])
+        run(others, wordpiece_folder, out, max_steps=100_000)
     again = fork_run(
         options(
             examples_folder,

@@ -1,22 +1,45 @@
-"""LAMB: Adam's direction, with a step as long as a share of each weight's own norm, for very large batches."""
+"""LAMB: Adam with a trust ratio per layer, for very large batches."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bert_pipeline.training.distributed import local, usable_gradients
+from bert_pipeline.training.distributed import local_shard, scaled_gradients
+from bert_pipeline.training.optimizers.groups import ParameterGroup
+
+if TYPE_CHECKING:
+    from bert_pipeline.training.config import TrainConfig
+
+
+def build(
+    groups: Sequence[ParameterGroup], config: "TrainConfig"
+) -> dict[str, torch.optim.Optimizer]:
+    """LAMB over all parameters; those without weight decay are not adapted."""
+    rate = config.find_learning_rate()
+    settings = [
+        group.settings(rate, config.weight_decay) | {"adapt": group.decays} for group in groups
+    ]
+    lamb = Lamb(
+        settings,
+        lr=rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    return {"lamb": lamb}
 
 
 class Lamb(torch.optim.Optimizer):
-    """You et al. 2020, algorithm 2: bias-corrected Adam, decoupled decay, and a trust ratio for each tensor.
+    """You et al. 2020, algorithm 2 (https://arxiv.org/abs/1904.00962).
 
-    The ratio is `norm(weight) / norm(update)`, and 1 where either is 0 and in groups with `adapt=False` (biases and
-    norms, as in the authors' code). `grad_scale` divides the gradients and `found_inf` (1.0) leaves everything as it
-    is, both tensors on the device, like those of torch's fused AdamW.
+    Bias-corrected Adam with decoupled weight decay and a trust ratio per tensor:
+    `norm(weight) / norm(update)`, and 1 where either is 0 and in groups with `adapt=False` (biases
+    and norms, as in the authors' code). `grad_scale` divides the gradients and `found_inf` (1.0)
+    skips the step, both tensors on the device, as in torch's fused AdamW.
     """
 
     grad_scale: Tensor | None = None
@@ -55,32 +78,33 @@ class Lamb(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
         states = [self.state[parameter] for parameter in parameters]
-        grads, go = usable_gradients(parameters, self.grad_scale, self.found_inf)
+        grads, go = scaled_gradients(parameters, self.grad_scale, self.found_inf)
         beta1, beta2 = group["betas"]
         steps = [state["step"] for state in states]
-        first, second = (
-            [local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq")
-        )
+        first = [local_shard(state["exp_avg"]) for state in states]
+        second = [local_shard(state["exp_avg_sq"]) for state in states]
         torch._foreach_add_(steps, [go] * len(steps))
-        # With `go` 0 the moments stay as they are: the decay of both becomes 1.
-        kept1, kept2 = 1 - (1 - beta1) * go, 1 - (1 - beta2) * go
+        # Moments. With `go` 0 they do not change: the decay of both becomes 1.
+        kept1 = 1 - (1 - beta1) * go
+        kept2 = 1 - (1 - beta2) * go
         torch._foreach_mul_(first, kept1)
         torch._foreach_add_(first, torch._foreach_mul(grads, (1 - beta1) * go))
         torch._foreach_mul_(second, kept2)
-        torch._foreach_add_(
-            second, torch._foreach_mul(torch._foreach_mul(grads, grads), (1 - beta2) * go)
-        )
-        count = steps[0].clamp(min=1)  # the same for all of a group
+        squares = torch._foreach_mul(grads, grads)
+        torch._foreach_add_(second, torch._foreach_mul(squares, (1 - beta2) * go))
+        # Adam's update with bias correction, and decoupled weight decay.
+        count = steps[0].clamp(min=1)  # the same for the whole group
         denominators = torch._foreach_sqrt(torch._foreach_div(second, 1 - beta2**count))
         torch._foreach_add_(denominators, group["eps"])
-        updates = list(
-            torch._foreach_div(torch._foreach_div(first, 1 - beta1**count), denominators)
-        )
-        weights = [local(parameter) for parameter in parameters]
+        corrected = torch._foreach_div(first, 1 - beta1**count)
+        updates = list(torch._foreach_div(corrected, denominators))
+        weights = [local_shard(parameter) for parameter in parameters]
         torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+        # Trust ratios.
         if group["adapt"]:
             sharded = isinstance(parameters[0], DTensor)
-            of_weight, of_update = _norms(weights, sharded), _norms(updates, sharded)
+            of_weight = _norms(weights, sharded)
+            of_update = _norms(updates, sharded)
             known = (of_weight > 0) & (of_update > 0)
             ratios = torch.where(known, of_weight / of_update, torch.ones_like(of_weight))
             torch._foreach_mul_(updates, list(ratios.unbind()))
@@ -89,7 +113,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _norms(parts: list[Tensor], sharded: bool) -> Tensor:
-    """Norms of the whole tensors that `parts` are, or are this rank's shards of."""
+    """Norms of the full tensors that `parts` are, or are this rank's shards of."""
     norms = torch.stack(list(torch._foreach_norm(parts)))
     if not sharded:
         return norms

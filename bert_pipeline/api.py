@@ -1,0 +1,126 @@
+"""The Python API: the stages and what a model can do, as functions.
+
+A stage takes a config object, or the options of its command as keyword arguments:
+
+```python
+from bert_pipeline import build_corpus
+
+build_corpus(source="text:texts/*.txt", out="my/corpus")
+```
+
+Importing this module loads no heavy libraries; calling a function does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from bert_pipeline.config import StageConfig, build_config
+from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.stages import STAGES
+from bert_pipeline.storage.manifest import Manifest, read_manifest
+from bert_pipeline.tokenizer.config import TokenizeConfig
+
+if TYPE_CHECKING:
+    from bert_pipeline.pretraining.evaluation import Evaluation
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def build_corpus(config: CorpusConfig | None = None, **options: Any) -> Manifest:
+    """Read sources and write clean documents in parquet (`bertpipe corpus`).
+
+    Returns the manifest of the corpus. Raises `BertpipeError` if a source is missing, broken or
+    has no text, and `UsageError` for wrong options.
+    """
+    return _run("corpus", CorpusConfig, config, options)
+
+
+def train_tokenizer(config: TokenizeConfig | None = None, **options: Any) -> Manifest:
+    """Train a tokenizer on a corpus, or take an existing one (`bertpipe tokenize`).
+
+    Returns the manifest of the tokenizer's folder, which `AutoTokenizer.from_pretrained` loads.
+    """
+    return _run("tokenize", TokenizeConfig, config, options)
+
+
+def build_examples(config: ExamplesConfig | None = None, **options: Any) -> Manifest:
+    """Make masked training examples from a corpus and a tokenizer (`bertpipe examples`).
+
+    Returns the manifest of the examples.
+    """
+    return _run("examples", ExamplesConfig, config, options)
+
+
+def pretrain(config: PretrainConfig | None = None, **options: Any) -> Manifest:
+    """Pretrain BERT on examples, or resume a stopped run (`bertpipe pretrain`).
+
+    Returns the manifest of the run, whose counts have the final metrics; the model is in the
+    folder `model` of `out`. Raises `Stopped` after saving if a signal stops the run.
+    """
+    return _run("pretrain", PretrainConfig, config, options)
+
+
+def run_recipe(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    through: str = "pretrain",
+    overwrite: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Run a recipe, a YAML file or the name of a shipped one (`bertpipe run`).
+
+    `settings` are `STAGE.FIELD=VALUE` strings, `through` is the last stage to run. Complete stages
+    are skipped. Returns the folder of the run, by default `runs/NAME`.
+    """
+    from bert_pipeline.recipe import default_out, find_recipe, read_recipe, run_stages
+
+    path = find_recipe(str(recipe))
+    folder = Path(out) if out is not None else default_out(path)
+    content = read_recipe(path, folder, settings, overwrite=overwrite, quiet=quiet, verbose=verbose)
+    run_stages(content, through, quiet=quiet)
+    return folder
+
+
+def evaluate(
+    model: str | Path,
+    examples: str | Path,
+    split: Literal["validation", "train"] = "validation",
+    *,
+    quiet: bool = True,
+) -> "Evaluation":
+    """Evaluate a model on masked examples, beside the unigram baseline (`bertpipe evaluate`).
+
+    `model` is a model folder, or the folder of the run that made it. Raises `BertpipeError` if the
+    examples were not made for the model.
+    """
+    from bert_pipeline.pretraining.evaluation import evaluate_folder
+
+    return evaluate_folder(Path(model), Path(examples), split, quiet=quiet)
+
+
+def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Any:
+    """Predict the masks in texts, as `transformers.pipeline("fill-mask")` returns them.
+
+    `[MASK]` stands for the model's mask token. A text with one mask gives a list of `score`,
+    `token`, `token_str`, `sequence`; one with several masks a list of such lists; several texts a
+    list of either. To call it often, use `predict.fill_mask.MaskFiller`, which loads the model
+    once.
+    """
+    from bert_pipeline.predict.fill_mask import MaskFiller
+
+    return MaskFiller(Path(model)).fill([texts] if isinstance(texts, str) else texts, top_k)
+
+
+def _run(name: str, config_class: type[C], config: C | None, options: dict[str, Any]) -> Manifest:
+    if config is None:
+        config = build_config(config_class, options)
+    elif options:
+        config = build_config(config_class, config.model_dump(exclude_unset=True) | options)
+    STAGES[name].run(config)
+    return read_manifest(config.out, name)

@@ -1,0 +1,162 @@
+"""Tokenizing the corpus into the token store, one piece at a time.
+
+A corpus shard is one piece, or several pieces where the corpus has few shards.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.examples.token_store import piece_path, write_piece
+from bert_pipeline.ragged import Array, offsets_of
+from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.shards import COUNTS, count_rows, iterate_range
+from bert_pipeline.tokenizer.encode import SentenceEncoder
+from bert_pipeline.tokenizer.load import load_tokenizer
+
+MIN_PIECES = 16
+"""A corpus with fewer shards than this is divided into about this many pieces."""
+MIN_PIECE_BYTES = 1_000_000
+"""No shard is divided into pieces with less text than this."""
+ENCODE_BATCH_CHARACTERS = 1_000_000
+"""Characters of text to encode at a time."""
+MAX_SENTENCE_CHARACTERS = 20_000
+"""Longer sentences are split: tokenizers need about a hundred times their size in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """Tokenize rows `first`..`end - 1` of one corpus shard."""
+
+    path: Path
+    corpus_shard: Path
+    first: int
+    end: int
+    tokenizer: Path
+    with_word_starts: bool
+
+
+def plan_pieces(
+    folder: Path, corpus: Path, manifest: Manifest, tokenizer: Path, with_word_starts: bool
+) -> list[EncodeJob]:
+    """The pieces of a corpus: they depend on the corpus alone, not on the number of workers."""
+    jobs: list[EncodeJob] = []
+    shards = max(1, len(manifest.files))
+    shard_bytes = manifest.counts["bytes"] / shards
+    pieces_per_shard = max(1, min(-(-MIN_PIECES // shards), int(shard_bytes / MIN_PIECE_BYTES)))
+    for name in manifest.files:
+        rows = count_rows(corpus / name)
+        edges = [rows * number // pieces_per_shard for number in range(pieces_per_shard + 1)]
+        for first, end in pairwise(edges):
+            path = piece_path(folder, len(jobs))
+            jobs.append(EncodeJob(path, corpus / name, first, end, tokenizer, with_word_starts))
+    return jobs
+
+
+def encode_piece(job: EncodeJob) -> dict[str, int]:
+    """Write one piece, unless it already exists; return its counts.
+
+    The counts are `documents`, `sentences`, `tokens` and `unknown` (tokens).
+    """
+    if (finished := _finished_counts(job.path)) is not None:
+        return finished
+    encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_word_starts)
+    ids = [np.empty(0, np.int32)]
+    sentence_lengths = [np.zeros(0, np.int64)]
+    document_of_sentence = [np.zeros(0, np.int64)]
+    word_starts = [np.empty(0, np.bool_)]
+    for texts, documents in _read_sentences(job):
+        encoded = encoder.encode(texts)
+        kept = encoded.lengths > 0  # a sentence of control characters may have no token
+        ids.append(encoded.ids)
+        sentence_lengths.append(encoded.lengths[kept])
+        document_of_sentence.append(np.array(documents)[kept])
+        if encoded.word_starts is not None:
+            word_starts.append(encoded.word_starts)
+    sentences_per_document = np.bincount(np.concatenate(document_of_sentence))
+    # Documents without any sentence left are dropped.
+    sentences_per_document = sentences_per_document[sentences_per_document > 0]
+    arrays = {
+        "ids": np.concatenate(ids).astype(np.uint16 if vocab_size <= 1 << 16 else np.int32),
+        "sentences": offsets_of(np.concatenate(sentence_lengths)),
+        "documents": offsets_of(sentences_per_document),
+    }
+    if job.with_word_starts:
+        arrays["starts"] = np.concatenate(word_starts).view(np.uint8)
+    counts = _count(arrays, unk)
+    write_piece(job.path, arrays, counts)
+    return counts
+
+
+def _count(arrays: dict[str, Array], unk: int | None) -> dict[str, int]:
+    return {
+        "documents": len(arrays["documents"]) - 1,
+        "sentences": len(arrays["sentences"]) - 1,
+        "tokens": len(arrays["ids"]),
+        "unknown": 0 if unk is None else int(np.count_nonzero(arrays["ids"] == unk)),
+    }
+
+
+@lru_cache(maxsize=1)
+def _open_encoder(
+    tokenizer: Path, with_word_starts: bool
+) -> tuple[SentenceEncoder, int | None, int]:
+    # Cached: each worker learns the ids of frequent words once, not once per piece.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # pieces are processed in parallel instead
+    loaded = load_tokenizer(tokenizer)
+    return SentenceEncoder(loaded, with_word_starts), loaded.special.unk, loaded.vocab_size
+
+
+def forget_encoder() -> None:
+    """Clear the cache: the next build may find another tokenizer at the same path."""
+    _open_encoder.cache_clear()
+
+
+def _finished_counts(path: Path) -> dict[str, int] | None:
+    try:
+        with pa.memory_map(str(path)) as file:
+            counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
+            return counts
+    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None  # missing or damaged: it is written again
+
+
+def _read_sentences(job: EncodeJob) -> Iterator[tuple[list[str], list[int]]]:
+    """Batches of the piece's sentences, and the index of the document that each belongs to."""
+    sentences: list[str] = []
+    owners: list[int] = []
+    characters = 0
+    rows = iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end)
+    for document, (text, language) in enumerate(rows):
+        for sentence in split_sentences(text, language):
+            is_long = len(sentence) > MAX_SENTENCE_CHARACTERS
+            for part in _split_long(sentence) if is_long else (sentence,):
+                sentences.append(part)
+                owners.append(document)
+                characters += len(part)
+            if characters >= ENCODE_BATCH_CHARACTERS:
+                yield sentences, owners
+                sentences = []
+                owners = []
+                characters = 0
+    if sentences:
+        yield sentences, owners
+
+
+def _split_long(sentence: str) -> Iterator[str]:
+    """Parts of at most `MAX_SENTENCE_CHARACTERS`, split between words where there are spaces."""
+    while len(sentence) > MAX_SENTENCE_CHARACTERS:
+        space = sentence.rfind(" ", 0, MAX_SENTENCE_CHARACTERS + 1)
+        end = space if space > 0 else MAX_SENTENCE_CHARACTERS
+        yield sentence[:end]
+        sentence = sentence[end:].lstrip(" ")
+    if sentence:
+        yield sentence

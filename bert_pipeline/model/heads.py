@@ -1,0 +1,62 @@
+"""Heads that read the hidden states of the unpadded encoder."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
+from bert_pipeline.model.unpadded import ROBERTA_NETWORKS
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
+
+
+class PretrainingHeads(nn.Module):
+    """The masked-LM head, and the head for sentence pairs where the network has one.
+
+    The vocabulary is scored only at masked tokens; its loss and gradient are computed together, a
+    block of rows at a time, so that not all logits are in memory at once
+    (`kernels.masked_cross_entropy`).
+    """
+
+    network: Any
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        # The stock model is not registered as a submodule: its parts are, each once, so that
+        # sharding finds every parameter inside the module whose call it hooks.
+        object.__setattr__(self, "network", network)
+        is_roberta = isinstance(network, ROBERTA_NETWORKS)
+        self.pooler: Any = network.base_model.pooler
+        self.heads: Any = network.lm_head if is_roberta else network.cls
+
+    def forward(
+        self, hidden: Tensor, batch: PretrainingBatch, *, logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Summed masked-LM and sentence-pair losses, or with `logits` the scores of both.
+
+        `hidden` is `[R, hidden]`, read at the batch's `head_positions`. Scores are
+        `[M, vocabulary]` and `[B, 2]`. Without sentence pairs in the batch or a head for them, that
+        loss is 0 and its scores are None.
+        """
+        positions = batch.head_positions
+        masked = self._transform(take_rows(hidden, positions.others))
+        decoder = self.network.get_output_embeddings()
+        pairs = None
+        if batch.is_random_next is not None and self.pooler is not None:
+            first = take_rows(hidden, positions.first)
+            pooled = self.pooler.activation(self.pooler.dense(first))
+            pairs = self.heads.seq_relationship(pooled)
+        if logits:
+            return F.linear(masked, decoder.weight, decoder.bias), pairs
+        mlm = masked_cross_entropy(masked, decoder.weight, decoder.bias, batch.masked_labels)
+        if pairs is None or batch.is_random_next is None:
+            return mlm, mlm.new_zeros(())
+        return mlm, F.cross_entropy(pairs.float(), batch.is_random_next, reduction="sum")
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        """The input of the decoder, `[M, hidden]`."""
+        if hasattr(self.heads, "predictions"):
+            transformed: Tensor = self.heads.predictions.transform(hidden)
+        else:
+            transformed = self.heads.layer_norm(F.gelu(self.heads.dense(hidden)))
+        return transformed

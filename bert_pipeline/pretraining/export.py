@@ -1,0 +1,37 @@
+"""Export of the trained weights as a plain Hugging Face model folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bert_pipeline.model.architectures import count_positions
+from bert_pipeline.model.pretraining_model import make_network
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.model_card import write_model_card
+from bert_pipeline.pretraining.preflight import Inputs
+from bert_pipeline.storage.atomic import atomic_folder
+from bert_pipeline.tokenizer.save import save_pretrained, use_examples_layout
+from bert_pipeline.training.position import Position
+
+
+def export_model(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    inputs: Inputs,
+    config: PretrainConfig,
+    position: Position,
+    metrics: Mapping[str, Any],
+) -> list[Path]:
+    """Write weights, config, tokenizer and model card to `folder`; return the files."""
+    with atomic_folder(folder) as temporary:
+        network = make_network(inputs.model_config, with_pairs=inputs.has_pairs)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(weights[name])
+        network.save_pretrained(temporary)
+        positions = count_positions(inputs.model_config)
+        save_pretrained(*use_examples_layout(inputs.tokenizer), temporary, positions)
+        write_model_card(temporary, config, inputs.examples, position, metrics)
+    return sorted(folder.iterdir())

@@ -1,0 +1,167 @@
+"""BERT pretraining as a task of the training engine: batches, evaluation, skipped batches."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from bert_pipeline.model.flops import training_flops
+from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
+from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
+from bert_pipeline.pretraining.batches import Examples, MaskSubset
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.evaluation import (
+    ROWS_PER_BATCH,
+    compute_metrics,
+    sum_metrics,
+    unigram_log_probabilities,
+)
+from bert_pipeline.pretraining.memmap_rows import FOLDER as STORE
+from bert_pipeline.pretraining.preflight import Inputs
+from bert_pipeline.pretraining.sampler import Cursor, Sampler, draw_rows
+from bert_pipeline.pretraining.skipped_batches import write_skipped_batch
+from bert_pipeline.progress import print_line
+from bert_pipeline.training.distributed import Ranks
+from bert_pipeline.training.position import Position
+from bert_pipeline.training.task import StepInputs
+
+
+class PretrainingTask:
+    """One process's part of masked-LM and sentence-pair pretraining."""
+
+    def __init__(self, config: PretrainConfig, inputs: Inputs, ranks: Ranks, folder: Path) -> None:
+        """Open the examples; `folder` is the run's."""
+        self.config = config
+        self.inputs = inputs
+        self.ranks = ranks
+        self.folder = folder
+        self.losses: Mapping[str, float] = {"mlm_loss": 1.0, "nsp_loss": config.nsp_weight}
+        store = folder / STORE
+        self.examples = [
+            inputs.open(phase, "train", config, store) for phase in range(len(inputs.phases))
+        ]
+        self.validation: Examples | None = None
+        if inputs.examples.counts.get("validation_rows"):
+            self.validation = inputs.open(0, "validation", config, store)
+        rates = [examples.config["mask_rate"] for _, examples in inputs.phases]
+        self._final_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
+        self._sampler = Sampler.from_config(config)
+        self._unigram = unigram_log_probabilities(config.examples)
+        self._phase: int | None = None
+        self.model: PretrainingModel
+        """What is evaluated; set once it has been made for these examples."""
+
+    def make_network(self) -> PreTrainedModel:
+        """The stock model with its initial weights."""
+        torch.manual_seed(self.config.seed)
+        network: PreTrainedModel = make_network(
+            self.inputs.model_config, with_pairs=self.inputs.has_pairs
+        )
+        if self.config.initialization == "informed":
+            tokens, offsets = self.examples[0].unmasked(COUNTED_TOKENS)
+            special = self.inputs.tokenizer.special
+            initialize_informed(network, tokens, offsets, self._unigram, special)
+        return network
+
+    def initial_weights(self) -> Mapping[str, torch.Tensor]:
+        """The weights that the run started from."""
+        return dict(self.make_network().named_parameters())
+
+    def make_step(self, position: Position, progress: float) -> StepInputs:
+        """This rank's micro-batches of the step at a position."""
+        config = self.config
+        ranks = self.ranks
+        # Which examples the step takes, and which of its masks are kept: the same on all ranks.
+        plan = self._sampler.plan(Cursor.from_json(position.cursor), progress)
+        examples = self.examples[plan.phase]
+        rows, epochs = draw_rows(len(examples), plan.first_row, plan.size, config.seed, plan.phase)
+        mask_share = 1 - progress * (1 - self._final_mask_shares[plan.phase])
+        subset = MaskSubset(mask_share, config.seed, position.step)
+        # This rank's examples, in micro-batches.
+        own = np.arange(ranks.rank, plan.size, ranks.world_size)
+        parts = np.array_split(own, config.accumulate)
+        batches = [
+            examples.collate(rows[part], subset, epochs[part]) for part in parts if len(part)
+        ]
+        pairs = len(own) if examples.has_pairs else 0
+        masked = sum(len(batch.masked_labels) for batch in batches)
+        flops = [training_flops(self.inputs.model_config, batch) for batch in batches]
+        known = [value for value in flops if value is not None]
+        # With fewer examples than ranks × micro-batches, all ranks still join the all-reduce.
+        if missing := len(parts) - len(batches):
+            placeholder = examples.collate(rows[:1], subset, epochs[:1])
+            batches += [replace(placeholder, is_placeholder=True)] * missing
+        if ranks.accelerator.device.type == "cuda":
+            batches = [batch.pin() for batch in batches]
+        return StepInputs(
+            micro_batches=batches,
+            terms=(masked, pairs),
+            tokens=examples.count_tokens(rows),
+            epochs=plan.next.rows / len(examples),
+            cursor=plan.next.to_json(),
+            flops=sum(known) if len(known) == len(flops) else None,
+            metrics={
+                "epoch": int(epochs[0]),
+                "batch_size": plan.size,
+                "phase": plan.phase,
+            },
+            source=(plan.phase, rows, subset, epochs),
+        )
+
+    def record_skipped(self, step: int, inputs: StepInputs) -> None:
+        """Write the batch of a step that was skipped to `skipped/`."""
+        if not self.ranks.is_main:
+            return
+        phase, rows, subset, epochs = inputs.source
+        batch = self.examples[phase].collate(rows, subset, epochs)
+        path = write_skipped_batch(self.folder, step, batch, rows)
+        print_line(
+            f"  step {step:,} skipped: loss or gradient not finite; its batch is in "
+            f"{path.relative_to(self.folder)}",
+            quiet=self.config.quiet,
+        )
+
+    def evaluate(self, *, final: bool) -> Mapping[str, Any]:
+        """Metrics on held-out examples with the prefix `eval_`; empty without any."""
+        if self.validation is None:
+            return {}
+        ranks = self.ranks
+        count = len(self.validation)
+        rows = np.arange(count if final else min(count, self.config.evaluate_rows))
+        # All ranks evaluate the same number of batches, the last perhaps without effect: a sharded
+        # model is gathered for each.
+        batches = math.ceil(len(rows) / ranks.world_size / ROWS_PER_BATCH)
+        parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
+        with ranks.accelerator.autocast():
+            sums = [self._sum(self.validation, part, rows) for part in parts]
+        evaluation = compute_metrics(ranks.sum(torch.stack(sums).sum(0)))
+        if not final and ranks.is_main:
+            print_line(
+                f"  held out: masked-LM loss {evaluation.mlm_loss:.3f} (unigram "
+                f"{evaluation.unigram_loss:.3f}), top-1 {evaluation.top1_accuracy:.1%}",
+                quiet=self.config.quiet,
+            )
+        return {f"eval_{name}": value for name, value in asdict(evaluation).items()}
+
+    def _sum(self, validation: Examples, part: Any, rows: Any) -> torch.Tensor:
+        own = part if len(part) else rows[:1]
+        return sum_metrics(self.model, validation, own, self._unigram) * min(1, len(part))
+
+    def interval_metrics(self, terms: Sequence[float], tokens: int) -> Mapping[str, float]:
+        """The share of tokens that were predicted since the last line of metrics."""
+        return {"predicted_share": terms[0] / tokens}
+
+    def on_metrics(self, line: Mapping[str, Any]) -> None:
+        """Print when the longer examples start."""
+        phase = line.get("phase", self._phase)
+        if self._phase is not None and phase != self._phase:
+            print_line(
+                f"  by step {line['step']:,}: training on the longer examples",
+                quiet=self.config.quiet,
+            )
+        self._phase = phase

@@ -1,0 +1,1 @@
+"""Optimizers: one module per optimizer, and their registry."""

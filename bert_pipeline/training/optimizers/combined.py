@@ -1,0 +1,77 @@
+"""The optimizer of a run: one or more torch optimizers with one schedule, stepped as one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bert_pipeline.training.config import TrainConfig
+from bert_pipeline.training.distributed import sharded_like
+from bert_pipeline.training.optimizers.groups import ParameterGroup
+from bert_pipeline.training.optimizers.registry import OPTIMIZERS
+from bert_pipeline.training.schedule import Schedule
+
+
+class Optimizer:
+    """The optimizer that a config asks for, over groups of a network's parameters."""
+
+    def __init__(
+        self, network: nn.Module, groups: Sequence[ParameterGroup], config: TrainConfig
+    ) -> None:
+        """`network` as it is trained: sharding replaces parameters, so it comes before."""
+        self.names: dict[torch.Tensor, str] = {
+            parameter: name for name, parameter in network.named_parameters()
+        }
+        self.members = OPTIMIZERS[config.optimizer].build(groups, config)
+        self._schedule = Schedule(config.schedule, config.find_warmup(), config.decay)
+        self._max_grad_norm = config.max_grad_norm
+        self._reported_rate = next(iter(self.members.values())).defaults["lr"]
+
+    def set_progress(self, progress: float) -> float:
+        """Set the learning rates for a completed share of the run; return the reported one."""
+        factor = self._schedule.factor(progress)
+        for member in self.members.values():
+            for group in member.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+        return float(self._reported_rate * factor)
+
+    def step(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Update the weights from their gradients if `finite`, and clear the gradients.
+
+        `norm` is the norm of all gradients; larger ones are scaled down to the maximum. Both are
+        scalars on the device and stay there: a step that is not finite changes neither weights nor
+        state, without the host waiting.
+        """
+        scale = (norm / self._max_grad_norm).clamp(min=1.0).float()
+        found_inf = (~finite).float()
+        for member in self.members.values():
+            member.grad_scale = scale  # type: ignore[attr-defined]
+            member.found_inf = found_inf  # type: ignore[attr-defined]
+            member.step()
+            member.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All state as `OPTIMIZER/PARAMETER/KEY`, in the same order on all ranks."""
+        for optimizer, parameter, state in self._states():
+            for key, value in state.items():
+                yield f"{optimizer}/{self.names[parameter]}/{key}", value
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore full tensors from `state_tensors`; without any, reset to a new optimizer."""
+        for member in self.members.values():
+            member.state.clear()
+        by_name = {name: parameter for parameter, name in self.names.items()}
+        for path, value in tensors.items():
+            optimizer, name, key = path.split("/")
+            parameter = by_name[name]
+            is_scalar = not value.dim()
+            restored = value.to(parameter.device) if is_scalar else sharded_like(value, parameter)
+            self.members[optimizer].state[parameter][key] = restored
+
+    def _states(self) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
+        for name, member in self.members.items():
+            for group in member.param_groups:
+                for parameter in group["params"]:
+                    if parameter in member.state:
+                        yield name, parameter, member.state[parameter]
