@@ -268,7 +268,14 @@ def test_post_that_only_reads_is_retried(hub: LocalHub, reader: ProcessPoolExecu
         ("status", {"status": 429, "headers": {"Retry-After": "1"}}),
     ],
 )
-@pytest.mark.parametrize("form", FEWER_FORMATS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "parquet",
+        "jsonl.gz",
+        pytest.param("jsonl.zst", marks=pytest.mark.slow),
+    ],
+)
 def test_load_dataset_streams_through_network_errors(
     hub: LocalHub, reader: ProcessPoolExecutor, form: str, kind: Any, details: dict[str, Any]
 ) -> None:
