@@ -145,9 +145,9 @@ def test_editing_steps_take_linear_time(unit: str):
 
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
-        begin = time.process_time()
+        start = time.process_time()
         cleaner.clean(text)
-        return time.process_time() - begin
+        return time.process_time() - start
 
     assert seconds(500_000) < 40 * seconds(50_000) + 0.5
 

@@ -58,7 +58,7 @@ def test_gated_repository_without_token_wrong_token_and_no_access(
     hub.clear()
     good = read("oscar:fa", "hf_good")
     assert len(good.texts) == 4
-    assert "hf_good" not in good.said
+    assert "hf_good" not in good.printed
     assert {request.authorization for request in hub.log if request.host in hub.url} == {
         "Bearer hf_good"
     }

@@ -60,12 +60,12 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signa
         ):
             time.sleep(0.002)
         process.send_signal(stop)
-        _, said = process.communicate()
+        _, printed = process.communicate()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.parquet")}
     assert finished
     assert not (out / "manifest.json").exists(), "the run finished before it could be stopped"
     assert process.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     for folder in (out, uninterrupted):
         build_corpus(
             CorpusConfig(

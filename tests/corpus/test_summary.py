@@ -24,9 +24,9 @@ def test_explain_removes_terminal_control_characters(
 ):
     (tmp_path / "a.txt").write_text("A\x1b[31mred\x1b]0;title\x07 text.", encoding="utf-8")
     build(tmp_path / "out", f"text:{tmp_path}/a.txt", explain=True, quiet=False)
-    said = capsys.readouterr().out
-    assert "A·[31mred" in said
-    assert not re.search("[\x00-\x09\x0b-\x1f]", said)
+    printed = capsys.readouterr().out
+    assert "A·[31mred" in printed
+    assert not re.search("[\x00-\x09\x0b-\x1f]", printed)
 
 
 def test_counts_of_read_changed_removed_and_written_documents_add_up(tmp_path: Path):

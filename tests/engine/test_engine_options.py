@@ -29,7 +29,7 @@ def test_slurm_not_installed_is_an_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "option", "said"),
+    ("engine", "option", "message"),
     [
         ("local", "partition=cpu", "none for --engine local"),
         ("ray", "partition=cpu", "unknown to --engine ray. Known: memory_gb"),
@@ -41,8 +41,10 @@ def test_slurm_not_installed_is_an_error(tmp_path: Path):
         ("slurm", "max-array-size=0", "whole number"),
     ],
 )
-def test_wrong_engine_options_are_usage_errors(engine: str, option: str, said: str, tmp_path: Path):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_wrong_engine_options_are_usage_errors(
+    engine: str, option: str, message: str, tmp_path: Path
+):
+    with pytest.raises(UsageError, match=message) as caught:
         config_for(engine, tmp_path, option)
     assert option in str(caught.value)
 
