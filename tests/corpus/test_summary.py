@@ -104,7 +104,7 @@ def test_cleaning_table_has_one_row_per_step_in_order(
         clean=("exact,whitespace,unicode,language,near",),
         quiet=False,
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     table = [re.split(r"  +", line.strip())[:2] for line in lines[lines.index("Cleaning") + 2 :]]
     assert table == [
         ["read", "3"],
