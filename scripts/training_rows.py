@@ -48,7 +48,7 @@ def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
 def make_examples(
     folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float
 ) -> None:
-    """Write `count` pairs of up to `length` tokens, most of them full, with Zipf-distributed words."""
+    """Write `count` pairs of up to `length` tokens, most full, with Zipf-distributed words."""
     made_with = folder.with_name("tokenizer")
     config = ExamplesConfig(
         out=folder,

@@ -1,138 +1,68 @@
-"""Small real artifacts that many tests read: made once a session, never changed."""
+"""Fixtures that many tests share: small real artifacts, built once and never changed."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
-# Tests run side by side and their models are tiny: threads would only wait for one another. Read when torch loads.
+# Tests run in parallel and their models are tiny, so more threads would only wait for each other.
+# torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
 
-from bert_pipeline.corpus.build import build_corpus
-from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.train import train_tokenizer
+from tests.helpers.text import invent_documents, make_corpus, write_jsonl, zstd
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+# Import these from tests.helpers.text; the names stay here until all tests do.
+__all__ = ["invent_documents", "make_corpus", "write_jsonl", "zstd"]
 
-__all__ = ["zstd"]
-
-# A shell that starts the tests in the background has them ignore Ctrl-C, which some send to processes of theirs.
+# A shell that starts the tests in the background makes them ignore SIGINT, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same inputs at every run, and no clock: a test that fails here fails everywhere.
+# Same inputs in every run and no deadline: a test that fails here fails everywhere.
 settings.register_profile(
     "bertpipe", deadline=None, derandomize=True, database=None, max_examples=40
 )
 settings.load_profile("bertpipe")
 
-LONGEST = [
-    f"test_{name}"
-    for name in [
-        "clusters",
-        "recipe",
-        "distributed",
-        "resume",
-        "hub",
-        "readme",
-        "corpus",
-        "compile",
-        "examples",
-        "dynamic_masks",
-        "cli",
-    ]
-]
-"""Files that take longest: begun first, so that none of them is what all the others wait for at the end."""
 
-
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(
-        key=lambda item: (
-            LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
-        )
-    )
+    """Start the longest tests first; keep tests that share a module's fixture on one worker.
+
+    Otherwise a long test that starts last keeps one worker busy while the others have finished,
+    and every worker would build its own copy of a module-scoped fixture.
+    """
+    items.sort(key=lambda item: (_is_without(item, "slow"), _is_without(item, "integration")))
+    for item in items:
+        if _has_module_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
-DOCUMENTS = 40
-TOPICS = 5
+def _is_without(item: pytest.Item, marker: str) -> bool:
+    return item.get_closest_marker(marker) is None
 
 
-def invent_words(random: Random, count: int) -> list[str]:
-    """Pronounceable words that no language has, all different."""
-    words: dict[str, None] = {}
-    while len(words) < count:
-        syllables = [
-            random.choice("bdfgklmnprstvz") + random.choice("aeiou")
-            for _ in range(random.randint(1, 4))
-        ]
-        words["".join(syllables) + random.choice(["", "", "n", "r", "st"])] = None
-    return list(words)
-
-
-def invent_documents(seed: int = 0, count: int = DOCUMENTS) -> list[str]:
-    """Documents of sentence-like text, paragraphs one a line; each has a topic, whose words are frequent in it."""
-    random = Random(seed)
-    common = invent_words(random, 60)
-    topics = [invent_words(random, 40) for _ in range(TOPICS)]
-    weights = [1 / rank for rank in range(1, 41)]
-
-    def sentence(topic: list[str]) -> str:
-        words = [
-            random.choice(common) if random.random() < 0.4 else random.choices(topic, weights)[0]
-            for _ in range(random.randint(4, 14))
-        ]
-        if random.random() < 0.2:
-            words[random.randrange(len(words) - 1)] += ","
-        text = " ".join(words)
-        return text[0].upper() + text[1:] + random.choice("...?!")
-
-    return [
-        "\n".join(
-            " ".join(sentence(topics[number % TOPICS]) for _ in range(random.randint(1, 5)))
-            for _ in range(random.randint(2, 7))
-        )
-        for number in range(count)
-    ]
-
-
-def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
-    """One document a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
-
-
-def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
-    """A corpus folder of some documents, in about so many shards."""
-    raw = folder.with_name(folder.name + "-raw")
-    per_file = -(-len(texts) // shards)
-    for number, start in enumerate(range(0, len(texts), per_file)):
-        write_jsonl(raw / f"{number:03}.jsonl", texts[start : start + per_file])
-    size = max(file.stat().st_size for file in raw.iterdir()) / 1e6
-    build_corpus(
-        CorpusConfig(
-            out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=size, workers=1, quiet=True
-        )
-    )
-    return folder
+def _has_module_fixture(item: pytest.Item) -> bool:
+    definitions = getattr(item, "_fixtureinfo", None)
+    if definitions is None:
+        return False
+    used = definitions.name2fixturedefs.values()
+    return any(definition.scope == "module" for found in used for definition in found)
 
 
 @pytest.fixture(autouse=True)
 def no_run_before() -> None:
-    """Accelerate keeps the settings of a process's first run: forget them."""
+    """Accelerate keeps the settings of a process's first run: reset them."""
     if "accelerate" in sys.modules:
         from tests.helpers.training_runs import reset_accelerate
 
@@ -141,8 +71,24 @@ def no_run_before() -> None:
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the shared artifacts lie in."""
-    return tmp_path_factory.mktemp("artifacts")
+    """The folder of the shared artifacts; all workers of pytest-xdist use the same one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "artifacts"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def build_shared(folder: Path, build: Callable[[], object]) -> Path:
+    """Build an artifact while other workers wait; return its folder.
+
+    A stage that finds its folder complete does nothing, so only the first worker does the work.
+    Source: https://pytest-xdist.readthedocs.io/en/stable/how-to.html (session fixtures that run
+    only once).
+    """
+    with folder.with_name(f".{folder.name}.building").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +100,13 @@ def documents() -> list[str]:
 @pytest.fixture(scope="session")
 def corpus_folder(artifacts: Path, documents: list[str]) -> Path:
     """40 documents in 4 shards."""
-    return make_corpus(artifacts / "corpus", documents, shards=4)
+    folder = artifacts / "corpus"
+
+    def build() -> None:
+        if not (folder / "manifest.json").exists():
+            make_corpus(folder, documents, shards=4)
+
+    return build_shared(folder, build)
 
 
 @pytest.fixture(scope="session")
@@ -163,8 +115,7 @@ def wordpiece_folder(artifacts: Path, corpus_folder: Path) -> Path:
     config = TokenizeConfig(
         out=artifacts / "wordpiece", corpus=corpus_folder, vocab_size=400, workers=1, quiet=True
     )
-    train_tokenizer(config)
-    return config.out
+    return build_shared(config.out, lambda: train_tokenizer(config))
 
 
 @pytest.fixture(scope="session")
@@ -178,15 +129,17 @@ def byte_bpe_folder(artifacts: Path, corpus_folder: Path) -> Path:
         workers=1,
         quiet=True,
     )
-    train_tokenizer(config)
-    return config.out
+    return build_shared(config.out, lambda: train_tokenizer(config))
 
 
 @pytest.fixture(scope="session")
 def make_examples(
     artifacts: Path, corpus_folder: Path, wordpiece_folder: Path
 ) -> Callable[..., Path]:
-    """A function that makes an examples folder beside the others, by options of `bertpipe examples`."""
+    """A function that builds an examples folder; it takes the options of `bertpipe examples`.
+
+    The same name must always be given the same options.
+    """
 
     def make(name: str, **options: object) -> Path:
         given: dict[str, object] = {
@@ -200,19 +153,18 @@ def make_examples(
             "quiet": True,
         }
         config = ExamplesConfig(**(given | options))  # type: ignore[arg-type]
-        build_examples(config)
-        return config.out
+        return build_shared(config.out, lambda: build_examples(config))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def examples_folder(make_examples: Callable[..., Path]) -> Path:
-    """Sentence pairs of at most 64 tokens: 3 passes over 36 documents, and 4 documents held out."""
+    """Sentence pairs of at most 64 tokens: 3 passes over 36 documents, 4 documents held out."""
     return make_examples("examples")
 
 
 @pytest.fixture(scope="session")
 def mlm_examples_folder(make_examples: Callable[..., Path]) -> Path:
-    """The same without pairs."""
+    """The same without sentence pairs."""
     return make_examples("mlm-examples", objective="mlm")

@@ -267,7 +267,7 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
     reasons += [f"{reason}: {line['documents']:,}" for reason, line in counts["removed"].items()]
     message = "no document with text was found."
     if reasons:
-        message += f" Removed or skipped: {'; '.join(reasons)}."
+        message += f" Removed, skipped or replaced: {'; '.join(reasons)}."
     if counts["removed"]:
         message += " Use fewer steps with --clean, or print samples with --explain (--overwrite)."
     return message

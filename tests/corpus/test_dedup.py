@@ -1,9 +1,10 @@
-"""Duplicates: what stays is compared with an exact computation over all pairs."""
+"""Deduplication, compared with an exact computation over all pairs."""
 
 from __future__ import annotations
 
 import random
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_pipeline.corpus import dedup
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.dedup.duplicates import choose_first
+from bert_pipeline.corpus.dedup import duplicates
 from bert_pipeline.corpus.dedup.fingerprints import PERMUTATIONS, choose_bands, make_signatures
+from bert_pipeline.corpus.selection import apply_limits
 from bert_pipeline.storage.shards import read_columns
 from tests.conftest import write_jsonl
 
@@ -27,6 +28,7 @@ WORDS = [
 ]
 
 
+@cache
 def shingles(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[n : n + 5]) for n in range(max(1, len(words) - 4))}
@@ -57,7 +59,7 @@ def kept(folder: Path, texts: list[str], **options: Any) -> list[str]:
     return [text for shard in shards for text in read_columns(shard, ["text"])["text"].to_pylist()]
 
 
-def test_the_share_of_equal_places_estimates_the_similarity():
+def test_minhash_signatures_estimate_jaccard_similarity():
     draw = random.Random(1)
     originals = invent(60, 2)
     changed = [change_words(text, n % 20, draw) for n, text in enumerate(originals)]
@@ -66,12 +68,12 @@ def test_the_share_of_equal_places_estimates_the_similarity():
     errors = (first == second).mean(axis=1) - [
         jaccard(a, b) for a, b in zip(originals, changed, strict=True)
     ]
-    # A binomial mean of 128 draws: standard deviation at most 0.045 for one, 0.006 for the mean of 60.
+    # A binomial mean of 128 draws has a standard deviation of at most 0.045, of 60 such of 0.006.
     assert np.abs(errors).max() < 4.5 * 0.045
     assert abs(errors.mean()) < 4.5 * 0.006
 
 
-def test_a_signature_hangs_on_its_own_text_alone():
+def test_minhash_signature_depends_on_its_text_only():
     texts = [
         *invent(5, 3),
         "",
@@ -91,16 +93,16 @@ def test_a_signature_hangs_on_its_own_text_alone():
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.95])
-def test_bands_bring_pairs_at_the_threshold_together(threshold: float):
+def test_bands_recall_at_the_threshold(threshold: float):
     bands, rows = choose_bands(threshold)
     assert bands * rows <= PERMUTATIONS
     assert 1 - (1 - threshold**rows) ** bands >= 0.99
 
 
-def test_near_duplicates_are_those_of_an_exact_comparison_of_all_pairs(tmp_path: Path):
+def test_near_duplicates_equal_those_of_exact_jaccard(tmp_path: Path):
     draw = random.Random(4)
     originals = invent(150, 5)
-    # 1 or 2 of 120 words changed leave a similarity above 0.84, 8 or more one below 0.6: the estimate tells them apart.
+    # With 1 or 2 of 120 words changed the similarity is above 0.84, with 8 or more below 0.6.
     texts = originals + [
         change_words(draw.choice(originals), draw.choice([1, 2, 10, 30]), draw) for _ in range(250)
     ]
@@ -110,15 +112,14 @@ def test_near_duplicates_are_those_of_an_exact_comparison_of_all_pairs(tmp_path:
         if max((jaccard(text, earlier) for earlier in texts[:number]), default=0) < 0.72:
             expected.append(text)
     found = kept(tmp_path, texts, clean=("near",), near_threshold=0.72)
-    assert (
-        len(set(found) ^ set(expected)) <= 4
-    )  # 1% may be missed; pairs between 0.6 and 0.84 are rare here
+    # 1% may be missed; pairs between 0.6 and 0.84 are rare here.
+    assert len(set(found) ^ set(expected)) <= 4
     assert 150 < len(found) < 330
     assert [text for text in texts if text in set(found)] == found
 
 
 @pytest.mark.parametrize("step", ["exact", "near"])
-def test_the_earliest_of_equals_stays_across_files_and_shards(tmp_path: Path, step: str):
+def test_earliest_duplicate_is_kept_across_shards(tmp_path: Path, step: str):
     texts = invent(30, 6)
     doubled = texts + texts[::-1] + texts[:10] * 3
     assert kept(tmp_path, doubled, clean=(step,), shard_mb=0.003) == texts
@@ -133,25 +134,25 @@ def test_the_earliest_of_equals_stays_across_files_and_shards(tmp_path: Path, st
         ["我喜歡貓", "我喜歡狗", "他喜歡貓", "我們喜歡貓和狗"],
     ],
 )
-def test_short_texts_are_not_all_alike(tmp_path: Path, texts: list[str]):
+def test_near_keeps_different_short_texts(tmp_path: Path, texts: list[str]):
     expected = ["Ja.", "Nein.", "Ja, ja.", "Nein, ja."] if texts[0] == "Ja." else texts
     assert kept(tmp_path, texts, clean=("near",)) == expected
 
 
-def test_languages_without_spaces_are_compared_by_the_character(tmp_path: Path):
+def test_near_compares_characters_without_spaces(tmp_path: Path):
     base = (
-        "東京は日本の首都であり世界でも有数の大都市である。江戸時代から政治と文化の中心として発展してきた。"
-        * 3
+        "東京は日本の首都であり世界でも有数の大都市である。"
+        "江戸時代から政治と文化の中心として発展してきた。" * 3
     )
     near = base.replace("有数", "指折", 1)
     other = (
-        "大阪は西日本最大の都市で商業の町として知られている。たこ焼きやお好み焼きなどの食べ物も有名である。"
-        * 3
+        "大阪は西日本最大の都市で商業の町として知られている。"
+        "たこ焼きやお好み焼きなどの食べ物も有名である。" * 3
     )
     assert kept(tmp_path, [base, near, other], clean=("near",)) == [base, other]
 
 
-def test_exact_alone_leaves_what_differs_in_one_character(tmp_path: Path):
+def test_exact_keeps_texts_that_differ_in_one_character(tmp_path: Path):
     texts = ["A text.", "A text", "a text.", "A text.", "A  text."]
     assert kept(tmp_path, texts, clean=("exact",)) == ["A text.", "A text", "a text.", "A  text."]
     assert kept(tmp_path / "2", texts, clean=("whitespace,exact",)) == [
@@ -161,32 +162,32 @@ def test_exact_alone_leaves_what_differs_in_one_character(tmp_path: Path):
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(st.sampled_from(invent(6, 7, 30)), min_size=1, max_size=25),
     st.integers(1, 8),
     st.data(),
 )
-def test_a_limited_corpus_is_the_beginning_of_the_whole_one(
+def test_limited_corpus_is_a_prefix_of_the_unlimited_one(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], limit: int, data: st.DataObject
 ):
     steps = data.draw(st.sampled_from([("exact",), ("near",), ("exact", "near")]))
     size = data.draw(st.sampled_from([0.0001, 0.001, 1]))
-    whole = kept(tmp_path_factory.mktemp("whole"), texts, clean=steps, shard_mb=size)
+    complete = kept(tmp_path_factory.mktemp("complete"), texts, clean=steps, shard_mb=size)
     some = kept(
         tmp_path_factory.mktemp("some"), texts, clean=steps, shard_mb=size, max_documents=limit
     )
-    assert whole == list(dict.fromkeys(texts))
-    assert some == whole[:limit]
+    assert complete == list(dict.fromkeys(texts))
+    assert some == complete[:limit]
 
 
-def test_hashes_sorted_in_portions_give_the_same_pairs(
+def test_sorting_in_chunks_finds_the_same_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     texts = invent(40, 8) * 2 + invent(40, 9)
-    whole = kept(tmp_path / "whole", texts, clean=("exact,near",))
-    monkeypatch.setattr(dedup, "SORTED_TOGETHER", 7)
-    assert kept(tmp_path / "portions", texts, clean=("exact,near",)) == whole
+    complete = kept(tmp_path / "complete", texts, clean=("exact,near",))
+    monkeypatch.setattr(duplicates, "SORT_CHUNK_DOCUMENTS", 7)
+    assert kept(tmp_path / "chunks", texts, clean=("exact,near",)) == complete
 
 
 @given(
@@ -194,19 +195,21 @@ def test_hashes_sorted_in_portions_give_the_same_pairs(
     st.integers(1, 8),
     st.integers(1, 40),
 )
-def test_the_first_that_fit_are_chosen(given: list[tuple[int, int]], documents: int, size: int):
-    fates = np.array([fate for fate, _ in given], dtype=np.uint8)
+def test_apply_limits_keeps_the_first_documents(
+    given: list[tuple[int, int]], documents: int, size: int
+):
+    status = np.array([number for number, _ in given], dtype=np.uint8)
     sizes = np.array([length for _, length in given], dtype=np.int64)
     taken: list[int] = []
     reached = False
-    for number, (fate, length) in enumerate(given):
-        if fate == 0 and not reached:
+    for number, (given_status, length) in enumerate(given):
+        if given_status == 0 and not reached:
             if len(taken) + 1 > documents or sum(int(sizes[n]) for n in taken) + length > size:
                 reached = True
             else:
                 taken.append(number)
-    enough = choose_first(fates, sizes, documents, size)
-    assert np.flatnonzero(fates == 0).tolist() == taken
+    enough = apply_limits(status, sizes, documents, size)
+    assert np.flatnonzero(status == 0).tolist() == taken
     assert enough == (
         reached or len(taken) == documents or sum(int(sizes[n]) for n in taken) == size
     )

@@ -1,4 +1,4 @@
-"""The corpus of the installed documentation: what is kept of a docstring, of a file and of a package."""
+"""The source `python-docs`: what is kept of docstrings, files and packages."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline.corpus.sources.python_docs import packages as python_docs
+from bert_pipeline.corpus.sources.python_docs import harvest as harvest_module
+from bert_pipeline.corpus.sources.python_docs import packages
 from bert_pipeline.corpus.sources.python_docs.docstrings import extract_paragraphs
-from bert_pipeline.corpus.sources.python_docs.packages import (
-    ModuleFile,
-    ModuleProse,
-    drop_repeated,
-    harvest,
-    split_evenly,
-)
+from bert_pipeline.corpus.sources.python_docs.harvest import ModuleProse, drop_repeated, harvest
+from bert_pipeline.corpus.sources.python_docs.packages import ModuleFile, split_evenly
 
 
-def test_hard_wrapped_lines_become_one_paragraph():
+def test_docstring_hard_wrapped_lines_are_joined():
     text = """Return the name of the file.
 
     The name is that of the file which was
@@ -70,7 +66,7 @@ def test_hard_wrapped_lines_become_one_paragraph():
         ),
     ],
 )
-def test_markup_is_replaced_by_the_words_it_marks(marked: str, plain: str):
+def test_docstring_markup_is_replaced_with_its_words(marked: str, plain: str):
     assert extract_paragraphs(marked) == [plain]
 
 
@@ -95,7 +91,7 @@ def test_markup_is_replaced_by_the_words_it_marks(marked: str, plain: str):
         "a b\n",
     ],
 )
-def test_what_is_not_prose_is_dropped(block: str):
+def test_docstring_blocks_that_are_not_prose_are_removed(block: str):
     text = f"The first sentence is kept.\n\n{block}\nThe last one is kept, too."
     assert extract_paragraphs(text) == ["The first sentence is kept.", "The last one is kept, too."]
 
@@ -107,13 +103,15 @@ def test_what_is_not_prose_is_dropped(block: str):
         "    seed: where to start from.\n",
         "Parameters\n----------\nsize : int or None\n    The size of\n    the sample.\n"
         "seed : int\n    where to start from.\n",
-        ":param size: The size of\n    the sample.\n:type size: int\n:param int seed: where to start from.\n",
-        "Args:\n    size (`torch.Tensor` of shape `(batch, 3)`):\n        The size of the\n        sample.\n"
+        ":param size: The size of\n    the sample.\n:type size: int\n"
+        ":param int seed: where to start from.\n",
+        "Args:\n    size (`torch.Tensor` of shape `(batch, 3)`):\n"
+        "        The size of the\n        sample.\n"
         "    seed (`int`):\n        where to start from.\n",
     ],
     ids=["google", "numpy", "sphinx", "transformers"],
 )
-def test_parameters_keep_their_descriptions(style: str):
+def test_docstring_parameter_descriptions_are_kept(style: str):
     paragraphs = extract_paragraphs(f"Draw a sample of the data.\n\n{style}")
     assert [text.capitalize() for text in paragraphs] == [
         "Draw a sample of the data.",
@@ -122,7 +120,7 @@ def test_parameters_keep_their_descriptions(style: str):
     ]
 
 
-def test_notes_are_kept_without_their_directive():
+def test_docstring_notes_are_kept_without_directive():
     text = (
         "A sentence to begin with.\n\n.. note::\n    It is not safe to use this\n    in threads.\n"
     )
@@ -161,7 +159,7 @@ Come back to the harbour in the evening.
 '''
 
 
-def test_documentation_is_read_in_source_order_and_nothing_is_imported(tmp_path: Path):
+def test_harvest_reads_docstrings_in_order_without_importing(tmp_path: Path):
     result = harvest([write_module(tmp_path / "sea.py", SOURCE)])
     assert result.documents == [
         ModuleProse(
@@ -179,10 +177,10 @@ def test_documentation_is_read_in_source_order_and_nothing_is_imported(tmp_path:
     assert "sea" not in sys.modules
 
 
-def test_files_without_documents_are_counted_by_reason(
+def test_harvest_counts_files_without_documents_by_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(python_docs, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(harvest_module, "MAX_FILE_BYTES", 1000)
     latin = tmp_path / "latin.py"
     latin.write_bytes(b'"""caf\xe9 is a word of the French"""')
     files = [
@@ -210,10 +208,10 @@ def test_files_without_documents_are_counted_by_reason(
     assert pickle.loads(pickle.dumps(result)) == result  # noqa: S301
 
 
-def test_repeated_paragraphs_are_kept_once_at_their_first_occurrence(
+def test_drop_repeated_keeps_first_occurrence_of_paragraphs(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(python_docs, "SMALLEST_DOCUMENT", 20)
+    monkeypatch.setattr(harvest_module, "MIN_DOCUMENT_CHARS", 20)
     documents = [
         ModuleProse("a", ["Return the size of the tensor.", "Number of layers in the BertModel."]),
         ModuleProse("b", ["return the size of the tensor.", "A sentence that nothing repeats."]),
@@ -225,11 +223,11 @@ def test_repeated_paragraphs_are_kept_once_at_their_first_occurrence(
     ]
 
 
-def test_short_documents_are_dropped():
+def test_drop_repeated_skips_short_documents():
     assert list(drop_repeated([ModuleProse("a", ["This is too short for a document."])])) == []
 
 
-def test_chunks_are_consecutive_and_balanced_by_bytes():
+def test_split_evenly_makes_consecutive_chunks():
     files = [ModuleFile(str(number), "", size) for number, size in enumerate([5, 5, 30, 1, 1, 1])]
     chunks = list(split_evenly(files, chunk_bytes=10))
     assert [[file.size for file in chunk] for chunk in chunks] == [[5, 5], [30], [1, 1, 1]]
@@ -252,8 +250,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_installed_package_is_found_without_an_import_or_its_tests():
-    package = python_docs.find_package("sea-tools", "seatools")
+def test_find_package_without_import_and_tests():
+    package = packages.find_package("sea-tools", "seatools")
     assert package is not None
     assert (package.name, package.version) == ("seatools", "1.2")
     assert [file.module for file in package.files] == [
@@ -262,13 +260,13 @@ def test_an_installed_package_is_found_without_an_import_or_its_tests():
         "seatools.deep.fish",
     ]
     assert "seatools" not in sys.modules
-    assert python_docs.find_package("no-such-distribution", "seatools") is None
+    assert packages.find_package("no-such-distribution", "seatools") is None
 
 
-def test_the_standard_library_comes_first_and_gives_prose(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(python_docs, "PACKAGES", ())
-    [standard] = python_docs.installed_packages()
-    assert standard == python_docs.installed_packages()[0]
+def test_standard_library_documentation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packages, "PACKAGES", ())
+    [standard] = packages.installed_packages()
+    assert standard == packages.installed_packages()[0]
     assert not [
         file for file in standard.files if ".test" in file.module or "site-packages" in file.path
     ]
@@ -277,12 +275,12 @@ def test_the_standard_library_comes_first_and_gives_prose(monkeypatch: pytest.Mo
         for file in standard.files
         if file.module.split(".")[0] in {"email", "logging", "pydoc_data"}
     ]
-    whole = harvest(files).documents
+    expected = harvest(files).documents
     parts = [
         document for chunk in split_evenly(files, 50_000) for document in harvest(chunk).documents
     ]
-    assert parts == whole
-    documents = list(drop_repeated(whole))
+    assert parts == expected
+    documents = list(drop_repeated(expected))
     assert {"email.message", "logging", "pydoc_data.topics.compound"} <= {
         document.id for document in documents
     }

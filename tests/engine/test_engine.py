@@ -1,4 +1,4 @@
-"""The engine, with real processes that are really killed."""
+"""Worker processes of the engine: results, errors, kills."""
 
 from __future__ import annotations
 
@@ -44,47 +44,49 @@ def note_and_wait(folder: Path) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 20])
-def test_every_task_is_done_once_whatever_the_number_of_workers(workers: int):
+@pytest.mark.parametrize("workers", [1, 2, 20])
+def test_every_task_runs_once_for_any_number_of_workers(workers: int):
     done = list(run_tasks(square, range(9), workers))
     assert sorted(done) == [(n, n * n) for n in range(9)]
 
 
-def test_no_tasks_are_no_work():
+def test_no_tasks():
     assert list(run_tasks(square, [], 4)) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", [2, 4])
-def test_a_killed_worker_ends_the_run_with_one_clear_message(workers: int):
+def test_killed_worker_is_one_message(workers: int):
     with pytest.raises(BertpipeError, match="worker process was killed") as caught:
         list(run_tasks(kill_itself_at_three, range(8), workers))
     assert "--workers" in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_a_task_reaches_the_caller_as_it_is(workers: int):
+def test_error_in_a_task_is_raised_unchanged(workers: int):
     with pytest.raises(BertpipeError, match=r"^three is refused$"):
         list(run_tasks(refuse_three, range(8), workers))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(run_tasks(fail_at_three, range(8), workers))
 
 
-def tell_process(number: int) -> int:
-    time.sleep(0.3)  # so that every worker gets some
+def get_process_id(number: int) -> int:
+    time.sleep(0.3)  # so that every worker gets one
     return os.getpid()
 
 
-def test_runs_share_their_processes_where_they_may_also_after_an_error():
+@pytest.mark.integration
+def test_keep_processes_shares_workers_between_runs():
     with keep_processes():
-        first = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        first = {pid for _, pid in run_tasks(get_process_id, range(6), 2)}
         with pytest.raises(BertpipeError, match="three is refused"):
             list(run_tasks(refuse_three, range(8), 3))
-        again = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        again = {pid for _, pid in run_tasks(get_process_id, range(6), 2)}
         assert first == again
         assert len(first) == 2
         with pytest.raises(BertpipeError, match="worker process was killed"):
             list(run_tasks(kill_itself_at_three, range(8), 2))
-        others = {pid for _, pid in run_tasks(tell_process, range(6), 2)}
+        others = {pid for _, pid in run_tasks(get_process_id, range(6), 2)}
         assert not others & first
         assert all(map(is_running, others))
     assert not any(map(is_running, first | others))
@@ -94,7 +96,8 @@ def is_loaded(module: str) -> bool:
     return module in sys.modules
 
 
-def test_workers_do_not_load_what_only_drives_them():
+@pytest.mark.integration
+def test_workers_do_not_import_datatrove_and_ray():
     assert [loaded for _, loaded in run_tasks(is_loaded, ["datatrove", "ray"], 2)] == [False, False]
 
 
@@ -126,15 +129,16 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes by /proc")
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+@pytest.mark.integration
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path):
     script = tmp_path / "parent.py"
     script.write_text(SCRIPT, encoding="utf-8")
     notes = tmp_path / "notes"
     notes.mkdir()
     with subprocess.Popen([sys.executable, str(script), str(ROOT), str(notes)]) as parent:
-        assert wait_until(lambda: len(list(notes.iterdir())) == 2), "the workers did not begin"
+        assert wait_until(lambda: len(list(notes.iterdir())) == 2), "the workers did not start"
         workers = [int(note.name) for note in notes.iterdir()]
         assert all(map(is_running, workers))
         parent.kill()
-    assert wait_until(lambda: not any(map(is_running, workers)), 20), "workers outlive their parent"
+    assert wait_until(lambda: not any(map(is_running, workers)), 20), "the workers did not exit"

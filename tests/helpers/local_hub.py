@@ -1,10 +1,12 @@
-"""A small hub on this machine: what `datasets` and `huggingface_hub` ask of the real one, over HTTP, out of a folder.
+"""A local Hub: the part of the Hub's HTTP API that `datasets` and `huggingface_hub` use.
 
-`ROOT/NAMESPACE/NAME/` holds the files of a dataset's or model's branch `main`, `ROOT/NAMESPACE/NAME@REVISION/` those of
-another branch or tag. Commits and blobs have the ids that git and LFS would give. Large formats are redirected to
-another host name, as the real hub redirects to its CDN. Faults can be planted, and every request is logged.
+`ROOT/NAMESPACE/NAME/` has the files of the branch `main` of a dataset or model,
+`ROOT/NAMESPACE/NAME@REVISION/` those of another branch or tag. Commits and blobs have the ids of
+git and LFS. Large formats are redirected to another host name, like the CDN of the real Hub.
+Faults can be injected, and every request is logged.
 
-Routes: https://huggingface.co/docs/hub/api and the requests of huggingface_hub 2.4 (hf_api.py, file_download.py).
+Routes: https://huggingface.co/docs/hub/api and the requests of huggingface_hub 2.4 (hf_api.py,
+file_download.py).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 Kind = Literal["status", "reset", "cut", "stall", "no-range"]
-"""Another status; the connection reset, ended or kept without a word; the whole file where a range was asked for."""
+"""Another status; the connection reset, closed early or stalled; the complete file for a range."""
 LFS_SUFFIXES = (".parquet", ".gz", ".zst", ".arrow")
 PAGE = 1000
 
@@ -49,45 +51,45 @@ ROUTES = [
 
 @dataclass(frozen=True)
 class Request:
-    """A line of the log."""
+    """A logged request."""
 
     method: str
     path: str
     host: str
     authorization: str
     range: tuple[int, int] | None
-    """First and last byte asked for."""
+    """First and last requested byte."""
 
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose path and query match."""
+    """A fault of requests whose path and query match."""
 
     kind: Kind
     path: re.Pattern[str]
     method: str = "GET"
     times: float = 1
     spared: int = 0
-    """Matching requests that go well before the first that does not."""
+    """Matching requests that succeed before the first fault."""
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     after: int = 0
-    """Bytes of the body that are sent before a reset, a cut or a stall."""
+    """Bytes of the body that are sent before a reset, cut or stall."""
     min_size: int = 0
-    """Only bodies of at least so many bytes."""
+    """Only bodies of at least this many bytes."""
 
 
 class LocalHub:
-    """The server and what a test tells it and asks it."""
+    """The server, its settings and its log."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.gated: dict[str, set[str]] = {}
-        """Repository to the tokens that may read it."""
+        """The tokens with access to each gated repository."""
         self.tokens: set[str] = set()
-        """Every token that exists."""
+        """All valid tokens."""
         self.page = PAGE
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -107,13 +109,13 @@ class LocalHub:
         self._server.server_close()
 
     def begin(self, root: Path) -> None:
-        """Serve another folder, with nothing planted and an empty log."""
+        """Serve another folder, without faults and with an empty log."""
         self.root, self.page = root, PAGE
         self.gated, self.tokens = {}, set()
         self.clear()
 
     def clear(self) -> None:
-        """Forget the log and the faults; who stalls goes on."""
+        """Clear the log and the faults; stalled requests continue."""
         self._closing.set()
         self._closing = threading.Event()
         self.log.clear()
@@ -129,11 +131,11 @@ class LocalHub:
         return folder
 
     def plant(self, kind: Kind, path: str, **details: Any) -> None:
-        """Let the next matching requests go wrong (`times=float("inf")`: all of them)."""
+        """Inject a fault into the next matching requests (`times=float("inf")`: all of them)."""
         self.faults.append(Fault(kind, re.compile(path), **details))
 
     def ranges(self, path: str) -> list[tuple[int, int]]:
-        """The byte ranges that were asked of the files whose path matches."""
+        """The requested byte ranges of the files whose path matches."""
         return [
             r.range
             for r in list(self.log)
@@ -153,7 +155,7 @@ class LocalHub:
         return [_Commit(path) for path in [folder, *others] if path.is_dir()]
 
     def take_fault(self, method: str, target: str, size: int, *kinds: Kind) -> Fault | None:
-        """The first fault of these kinds that matches, one time less."""
+        """The first matching fault of these kinds, used once."""
         with self._lock:
             for fault in self.faults:
                 fits = fault.kind in kinds and fault.method == method and size >= fault.min_size
@@ -166,7 +168,7 @@ class LocalHub:
         return None
 
     def stall(self) -> None:
-        """Keep a client waiting until the test is over."""
+        """Keep a client waiting until the end of the test."""
         self._closing.wait(60)
 
 
@@ -192,7 +194,7 @@ class _Commit:
         }
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, Any]] | None:
-        """Files and folders below a folder; None where there is no such folder."""
+        """Files and folders below a folder; None when there is no such folder."""
         prefix = f"{folder}/" if folder else ""
         below = [path.removeprefix(prefix) for path in self.paths if path.startswith(prefix)]
         if not below:
@@ -217,7 +219,8 @@ def _describe(path: Path, changed: int) -> dict[str, Any]:
     if not path.name.endswith(LFS_SUFFIXES):
         return {"type": "file", "size": len(content), "oid": _git_blob(content)}
     oid = hashlib.sha256(content).hexdigest()
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+    version = "version https://git-lfs.github.com/spec/v1"
+    pointer = f"{version}\noid sha256:{oid}\nsize {len(content)}\n".encode()
     lfs = {"oid": oid, "size": len(content), "pointerSize": len(pointer)}
     return {"type": "file", "size": len(content), "oid": _git_blob(pointer), "lfs": lfs}
 
@@ -240,7 +243,7 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that go away are no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -249,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Be quiet."""
+        """Print no log."""
 
     def do_GET(self) -> None:
         self._answer("GET")
@@ -380,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "", "Invalid credentials in Authorization header")
             return None
         if not self.hub.commits(repo):
-            # Who may not know whether a private repository exists is told the same as for one that is not there.
+            # The same response as for a private repository without access.
             self._refuse(404 if self.token else 401, "RepoNotFound", "Repository not found")
             return None
         if (commit := self.hub.find(repo, revision)) is None:

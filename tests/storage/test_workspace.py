@@ -1,4 +1,4 @@
-"""Folders on disk: complete or continued, kept or refused, never half a file."""
+"""Manifests, workspaces, locks, atomic writing and full disks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import invent_documents, make_corpus, write_jsonl
 
 
 class BoatConfig(StageConfig):
-    """A stage of the test's own."""
+    """A stage for tests."""
 
     sails: int = 2
     name: str = "Anna"
@@ -43,7 +43,7 @@ def build(
     inputs: Mapping[str, Input] = GIVEN,
     stage: str = "boat",
 ) -> bool:
-    """Build a boat of one file; True when there was anything to do."""
+    """Build a boat of one file; returns False when it was complete already."""
     with workspace(stage, config, inputs) as work:
         if work.finished:
             return False
@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_manifest_says_what_was_made_of_what(tmp_path: Path):
+def test_manifest_records_config_inputs_counts_and_files(tmp_path: Path):
     out = tmp_path / "deep" / "boat"
     assert build(BoatConfig(out=out, sails=3))
     assert sorted(contents(out)) == ["hull.txt", "manifest.json"]
@@ -74,7 +74,7 @@ def test_the_manifest_says_what_was_made_of_what(tmp_path: Path):
     assert read_manifest(out, "boat").counts == {"letters": 6}
 
 
-def test_the_same_request_is_skipped_and_nothing_is_touched(tmp_path: Path):
+def test_same_settings_are_skipped(tmp_path: Path):
     config = BoatConfig(out=tmp_path / "boat")
     build(config)
     before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
@@ -86,7 +86,7 @@ def test_the_same_request_is_skipped_and_nothing_is_touched(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
 
 
-def test_another_request_is_refused_with_what_differs(tmp_path: Path):
+def test_changed_settings_are_rejected_with_a_diff(tmp_path: Path):
     out = tmp_path / "boat"
     build(BoatConfig(out=out))
     before = contents(out)
@@ -100,7 +100,7 @@ def test_another_request_is_refused_with_what_differs(tmp_path: Path):
     assert contents(out) == before
 
 
-def test_overwriting_keeps_the_old_until_the_new_is_complete(tmp_path: Path):
+def test_overwrite_keeps_old_folder_until_new_is_complete(tmp_path: Path):
     out = tmp_path / "boat"
     build(BoatConfig(out=out))
     before = contents(out)
@@ -123,7 +123,7 @@ def test_overwriting_keeps_the_old_until_the_new_is_complete(tmp_path: Path):
     replace(fails=False)
     assert read_manifest(out, "boat").config["sails"] == 5
     assert sorted(contents(out)) == ["manifest.json", "sail.txt"]
-    assert [path.name for path in tmp_path.iterdir()] == ["boat"], "nothing is left beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["boat"], "no hidden folder remains"
 
 
 def begin(config: StageConfig, name: str) -> None:
@@ -135,7 +135,7 @@ def begin(config: StageConfig, name: str) -> None:
         raise KeyboardInterrupt
 
 
-def test_what_was_interrupted_goes_on_with_its_finished_files(tmp_path: Path):
+def test_interrupted_run_resumes_with_finished_files(tmp_path: Path):
     config = BoatConfig(out=tmp_path / "boat")
     with pytest.raises(KeyboardInterrupt):
         begin(config, "hull.txt")
@@ -152,7 +152,7 @@ def test_what_was_interrupted_goes_on_with_its_finished_files(tmp_path: Path):
     assert sorted(contents(config.out)) == ["hull.txt", "manifest.json"]
 
 
-def test_what_was_begun_otherwise_is_dropped_when_asked(tmp_path: Path):
+def test_overwrite_discards_unfinished_run_with_other_settings(tmp_path: Path):
     config = BoatConfig(out=tmp_path / "boat")
     with pytest.raises(KeyboardInterrupt):
         begin(config, "rudder.txt")
@@ -161,11 +161,11 @@ def test_what_was_begun_otherwise_is_dropped_when_asked(tmp_path: Path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_somebody_else_is_never_touched(tmp_path: Path, overwrite: bool):
+def test_folder_with_other_files_is_rejected(tmp_path: Path, overwrite: bool):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "sea.jpg").write_bytes(b"sea")
-    with pytest.raises(BertpipeError, match=r"photos.*not bertpipe's"):
+    with pytest.raises(BertpipeError, match=r"photos.*not from bertpipe"):
         build(BoatConfig(out=photos, overwrite=overwrite))
     assert contents(photos) == {"sea.jpg": b"sea"}
     with pytest.raises(BertpipeError, match=r"sea\.jpg"):
@@ -173,13 +173,13 @@ def test_a_folder_of_somebody_else_is_never_touched(tmp_path: Path, overwrite: b
     assert contents(photos) == {"sea.jpg": b"sea"}
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path):
+def test_empty_folder_is_accepted(tmp_path: Path):
     assert build(BoatConfig(out=tmp_path))
     assert read_manifest(tmp_path, "boat").counts == {"letters": 6}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_another_stage_is_never_replaced(tmp_path: Path, overwrite: bool):
+def test_folder_of_another_stage_is_rejected(tmp_path: Path, overwrite: bool):
     out = tmp_path / "boat"
     build(BoatConfig(out=out))
     before = contents(out)
@@ -187,12 +187,12 @@ def test_a_folder_of_another_stage_is_never_replaced(tmp_path: Path, overwrite: 
         build(BoatConfig(out=out, overwrite=overwrite), stage="raft")
     assert contents(out) == before
     with pytest.raises(
-        BertpipeError, match=r"made by `bertpipe boat`.*`bertpipe raft` was expected"
+        BertpipeError, match=r"made by `bertpipe boat`.*expected a folder made by `bertpipe raft`"
     ):
         read_manifest(out, "raft")
 
 
-def test_a_stage_does_not_write_over_its_own_input(tmp_path: Path):
+def test_stage_does_not_overwrite_its_input(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", invent_documents(3, 10))
     before = contents(corpus)
     with pytest.raises(BertpipeError, match="corpus"):
@@ -204,14 +204,14 @@ def test_a_stage_does_not_write_over_its_own_input(tmp_path: Path):
     assert contents(corpus) == before
 
 
-def test_a_missing_folder_and_one_without_a_manifest_are_named(tmp_path: Path):
+def test_missing_folder_and_missing_manifest_are_errors(tmp_path: Path):
     with pytest.raises(BertpipeError, match=r"absent: no such folder.*`bertpipe boat`"):
         read_manifest(tmp_path / "absent", "boat")
     with pytest.raises(BertpipeError, match="no manifest"):
         read_manifest(tmp_path, "boat")
 
 
-def test_damage_is_named_and_mended_by_overwriting(tmp_path: Path):
+def test_damaged_file_is_reported_and_rebuilt_with_overwrite(tmp_path: Path):
     config = BoatConfig(out=tmp_path / "boat")
     hull = config.out / "hull.txt"
     for damage in (lambda: hull.write_text("aflo", encoding="utf-8"), hull.unlink):
@@ -227,7 +227,7 @@ def test_damage_is_named_and_mended_by_overwriting(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stage": "boat"}', "null", "\x00" * 40])
-def test_a_broken_manifest_is_one_clear_message(tmp_path: Path, content: str):
+def test_invalid_manifest_is_an_error(tmp_path: Path, content: str):
     config = BoatConfig(out=tmp_path / "boat")
     build(config)
     (config.out / "manifest.json").write_text(content, encoding="utf-8")
@@ -237,14 +237,15 @@ def test_a_broken_manifest_is_one_clear_message(tmp_path: Path, content: str):
         build(config)
 
 
-def test_a_bit_that_flipped_in_a_shard_is_not_read_as_text(tmp_path: Path):
+def test_shard_checksums_detect_flipped_bits(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", invent_documents(4, 30))
     shard = corpus / "00000.parquet"
-    whole = shard.read_bytes()
+    content = shard.read_bytes()
     texts = read_columns(shard, ["text"])
     caught = 0
-    for position in range(8, len(whole) - 8, len(whole) // 60):
-        shard.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+    for position in range(8, len(content) - 8, len(content) // 60):
+        flipped = bytes([content[position] ^ 4])
+        shard.write_bytes(content[:position] + flipped + content[position + 1 :])
         try:
             read = read_columns(shard, ["text"])
         except BertpipeError as error:
@@ -268,7 +269,8 @@ with workspace("boat", StageConfig(out=Path(sys.argv[1])), {}):
 """
 
 
-def test_two_processes_never_write_one_folder(tmp_path: Path):
+@pytest.mark.integration
+def test_lock_prevents_two_writers(tmp_path: Path):
     config = StageConfig(out=tmp_path / "boat")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(config.out)],
@@ -279,14 +281,14 @@ def test_two_processes_never_write_one_folder(tmp_path: Path):
     with holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BertpipeError, match="another bertpipe is writing this folder"):
+        with pytest.raises(BertpipeError, match="another bertpipe process writes this folder"):
             build(config, inputs={})
         holder.kill()
-    assert build(config, inputs={}), "a killed holder leaves no lock behind"
+    assert build(config, inputs={}), "a killed owner leaves no lock"
     assert [path.name for path in tmp_path.iterdir()] == ["boat"]
 
 
-def test_atomic_leaves_nothing_when_the_block_fails(tmp_path: Path):
+def test_atomic_removes_temporary_file_after_an_error(tmp_path: Path):
     path = tmp_path / "file"
 
     def fail() -> None:
@@ -313,7 +315,7 @@ def test_atomic_leaves_nothing_when_the_block_fails(tmp_path: Path):
         Exception("No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_one_message_whoever_says_it(tmp_path: Path, error: Exception):
+def test_disk_full_errors_of_all_libraries_give_one_message(tmp_path: Path, error: Exception):
     with pytest.raises(BertpipeError, match=r"file: the disk is full"), atomic(tmp_path / "file"):
         raise error
     assert not list(tmp_path.iterdir())
@@ -322,7 +324,7 @@ def test_a_full_disk_is_one_message_whoever_says_it(tmp_path: Path, error: Excep
 def run_on_a_small_disk(
     place: Path, commands: str, kilobytes: int = 200
 ) -> subprocess.CompletedProcess[str]:
-    """Run shell commands where `place` is a disk of so many kB of their own; skip where that is not allowed."""
+    """Run shell commands with a disk of some kB mounted at `place`; skip when not permitted."""
     place.mkdir()
     mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs '{place}'"
     if (
@@ -331,8 +333,9 @@ def run_on_a_small_disk(
             ["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False
         ).returncode
     ):
-        pytest.skip("no disk of its own can be mounted here")
-    script = f"{mount} || exit 99\nbertpipe() {{ '{sys.executable}' -m bert_pipeline \"$@\"; }}\n{commands}"
+        pytest.skip("mounting a disk is not permitted")
+    shortcut = f"bertpipe() {{ '{sys.executable}' -m bert_pipeline \"$@\"; }}"
+    script = f"{mount} || exit 99\n{shortcut}\n{commands}"
     return subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
         capture_output=True,
@@ -342,8 +345,9 @@ def run_on_a_small_disk(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_ends_cleanly_and_keeps_the_old_output(tmp_path: Path, workers: int):
+def test_disk_full_keeps_the_old_corpus(tmp_path: Path, workers: int):
     small = write_jsonl(tmp_path / "small.jsonl", invent_documents(5, 10))
     for number in range(3):
         write_jsonl(tmp_path / f"large-{number}.jsonl", [os.urandom(200_000).hex()])
@@ -353,7 +357,8 @@ def test_a_full_disk_ends_cleanly_and_keeps_the_old_output(tmp_path: Path, worke
         disk,
         f"""bertpipe corpus --source jsonl:{small} {made} || exit 98
         sha256sum {disk}/corpus/*
-        bertpipe corpus --source 'jsonl:{tmp_path}/large-*.jsonl' {made} --overwrite; echo "exit code $?"
+        bertpipe corpus --source 'jsonl:{tmp_path}/large-*.jsonl' {made} --overwrite
+        echo "exit code $?"
         sha256sum {disk}/corpus/*
         ls -A {disk}/corpus; find {disk} -name '*.tmp'""",
     )
@@ -365,8 +370,9 @@ def test_a_full_disk_ends_cleanly_and_keeps_the_old_output(tmp_path: Path, worke
     assert after == before + "00000.parquet\nmanifest.json\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_full_of_examples_ends_cleanly_and_goes_on_elsewhere(
+def test_disk_full_examples_resume_on_another_disk(
     tmp_path: Path,
     workers: int,
     corpus_folder: Path,
@@ -374,12 +380,16 @@ def test_a_disk_full_of_examples_ends_cleanly_and_goes_on_elsewhere(
     make_examples: Callable[..., Path],
 ):
     disk = tmp_path / "disk"
-    given = f"--corpus {corpus_folder} --tokenizer {wordpiece_folder} --max-seq-length 64 --quiet --workers {workers}"
+    given = (
+        f"--corpus {corpus_folder} --tokenizer {wordpiece_folder} --max-seq-length 64 --quiet "
+        f"--workers {workers}"
+    )
     done = run_on_a_small_disk(
         disk,
         f"""bertpipe examples {given} --out {disk}/examples --dupe-factor 1 || exit 98
         sha256sum {disk}/examples/*
-        bertpipe examples {given} --out {disk}/examples --dupe-factor 25 --overwrite; echo "exit code $?"
+        bertpipe examples {given} --out {disk}/examples --dupe-factor 25 --overwrite
+        echo "exit code $?"
         sha256sum {disk}/examples/*
         find {disk} -name '*.tmp'
         cp -r {disk}/.examples.new {tmp_path}/copied""",
@@ -389,7 +399,7 @@ def test_a_disk_full_of_examples_ends_cleanly_and_goes_on_elsewhere(
     assert done.stderr.count("\n") == 1
     assert "the disk is full" in done.stderr
     assert before == after
-    # Where there is room, what was finished is kept and the rest is made.
+    # On a larger disk the finished files are kept and the others written.
     finished = list((tmp_path / "copied").glob("train-*.parquet"))
     assert 0 < len(finished) < 100
     subprocess.run(
@@ -403,13 +413,14 @@ def test_a_disk_full_of_examples_ends_cleanly_and_goes_on_elsewhere(
         ],
         check=True,
     )
-    whole = make_examples(f"on-a-large-disk-{workers}", dupe_factor=25, validation_fraction=0.02)
+    expected = make_examples(f"on-a-large-disk-{workers}", dupe_factor=25, validation_fraction=0.02)
     for file in finished:
-        assert file.read_bytes() == (whole / file.name).read_bytes()
+        assert file.read_bytes() == (expected / file.name).read_bytes()
     assert len(list((tmp_path / "copied").glob("train-*.parquet"))) == 100
 
 
-def test_paths_that_cannot_be_written_are_one_message(tmp_path: Path):
+@pytest.mark.integration
+def test_unwritable_path_is_one_message(tmp_path: Path):
     file = write_jsonl(tmp_path / "a.jsonl", ["A text."])
     done = subprocess.run(
         [
@@ -431,7 +442,7 @@ def test_paths_that_cannot_be_written_are_one_message(tmp_path: Path):
     assert str(file) in done.stderr
 
 
-def test_an_artifact_may_be_moved_with_its_run(tmp_path: Path):
+def test_moved_run_folder_is_still_complete(tmp_path: Path):
     run = tmp_path / "run"
     corpus = make_corpus(run / "corpus", invent_documents(6, 20))
     train_tokenizer(
@@ -447,18 +458,18 @@ def test_an_artifact_may_be_moved_with_its_run(tmp_path: Path):
     assert contents(moved / "tokenizer") == before
 
 
-def test_a_changed_source_is_refused(tmp_path: Path):
+def test_changed_source_file_is_rejected(tmp_path: Path):
     file = write_jsonl(tmp_path / "a.jsonl", ["One text."])
     config = CorpusConfig(out=tmp_path / "corpus", source=(f"jsonl:{file}",), workers=1, quiet=True)
     build_corpus(config)
     stat = file.stat()
     write_jsonl(file, ["Two text."])
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time, other words
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size and time, other text
     with pytest.raises(BertpipeError, match="its content changed"):
         build_corpus(config)
 
 
-def test_hashes_do_not_hang_on_key_order():
+def test_hash_json_ignores_key_order():
     assert (
         hash_json({"a": 1, "b": [2]})
         == hash_json({"b": [2], "a": 1})

@@ -1,6 +1,9 @@
 """The step `language`: removes documents in another language."""
 
 import re
+from functools import cache
+
+from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
 from bert_pipeline.corpus.cleaning.cleaner import Filter
 from bert_pipeline.errors import UsageError
@@ -19,9 +22,7 @@ def make_language_filter(language: str) -> Filter:
     Identifier: Lui and Baldwin, 2012, "langid.py", https://aclanthology.org/P12-3005.
     Raises `UsageError` for a language that py3langid does not know.
     """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = _load_identifier()
     code = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
     expected = _ALIASES.get(code, code)
     if expected not in identifier.labels:
@@ -36,6 +37,11 @@ def make_language_filter(language: str) -> Filter:
         return text, None if likely else "language"
 
     return apply
+
+
+@cache
+def _load_identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _sample(text: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task, shuffled
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.storage.atomic import hash_file, hash_json
 
 COMPRESSIONS = {
@@ -64,10 +64,12 @@ class FileSource:
     def __init__(
         self, spec: str, read: Callable[[Path, FilesTask, Counter[str]], Iterator[str]]
     ) -> None:
-        """Find the files. Raises `BertpipeError` when there are none."""
+        """Find the files. Raises `UsageError` without a pattern, `BertpipeError` without files."""
         self.spec = spec
         self._read = read
         pattern = os.path.expanduser(spec.partition(":")[2])  # noqa: PTH111 (Path's raises for an unknown user)
+        if not pattern:
+            raise UsageError(f"--source {spec}: give a pattern, such as '{spec}DIR/**/*'.")
         # Not Path.glob: a pattern may be absolute, or a plain path without a wildcard.
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
         self.files = sorted(path for path in found if path.is_file())

@@ -48,9 +48,8 @@ SOURCES = {
 
 def find_kind(spec: str) -> SourceKind | None:
     """The kind of a `--source` value; None when no kind matches."""
-    name, _, argument = spec.partition(":")
-    kind = SOURCES.get(name)
-    return kind if kind and kind.takes_argument == (":" in spec) == bool(argument) else None
+    kind = SOURCES.get(spec.partition(":")[0])
+    return kind if kind and kind.takes_argument == (":" in spec) else None
 
 
 def is_hub(spec: str) -> bool:

@@ -1,6 +1,6 @@
-"""A stand-in for Slurm on a machine without one: `sbatch`, `squeue` and `scancel` that run array jobs as processes.
+"""A fake Slurm: `sbatch`, `squeue` and `scancel` that run array jobs as local processes.
 
-What a scheduler decides (queues, limits, nodes) is not here; what was asked of it is kept in `state/N/script`.
+It has no scheduling (queues, limits, nodes). Submitted scripts are kept in `state/N/script`.
 """
 
 import os
@@ -23,7 +23,7 @@ def read_directives(script: str) -> dict[str, str]:
 
 
 def submit(arguments: list[str]) -> None:
-    """`sbatch [--export=ALL,NAME=VALUE] FILE`: keep the script and start its tasks behind the caller's back."""
+    """`sbatch [--export=ALL,NAME=VALUE] FILE`: keep the script and run its tasks in background."""
     script = Path(arguments[-1]).read_text(encoding="utf-8")
     if read_directives(script).get("partition") == "nowhere":
         sys.exit("sbatch: error: invalid partition specified: nowhere")
@@ -45,7 +45,7 @@ def submit(arguments: list[str]) -> None:
 
 
 def run(number: str) -> None:
-    """Run the tasks of a job's array, no more at a time than it allows."""
+    """Run the tasks of an array job, at most as many at a time as it allows."""
     script = STATE / number / "script"
     directives = read_directives(script.read_text(encoding="utf-8"))
     span, _, limit = directives["array"].partition("%")
@@ -73,7 +73,7 @@ def run(number: str) -> None:
 
 
 def jobs_named(arguments: list[str]) -> list[Path]:
-    """The jobs of the name given by `--name` that are still there."""
+    """The jobs with the name of `--name` that have not ended."""
     name = next(a.removeprefix("--name=") for a in arguments if a.startswith("--name="))
     return [
         job
@@ -87,12 +87,12 @@ def cancel(arguments: list[str]) -> None:
     """`scancel --name=NAME`: kill the tasks."""
     for job in jobs_named(arguments):
         (job / "cancelled").touch()
-        (job / "ended").touch()  # before the end: the caller may be a task of the job itself
+        (job / "ended").touch()  # first, because the caller may be a task of the job
         os.killpg(int((job / "leader").read_text(encoding="utf-8")), signal.SIGKILL)
 
 
 def main(command: str, arguments: list[str]) -> None:
-    """Act as the command of that name."""
+    """Run the command of that name."""
     if command == "sbatch":
         submit(arguments)
     elif command == "squeue":

@@ -1,0 +1,20 @@
+# Functions that scripts/check and scripts/test share. Sourced, not run.
+
+run_check() {
+  echo "==> $*"
+  .venv/bin/"$@"
+}
+
+run_static_checks() {
+  run_check ruff format --check .
+  run_check ruff check .
+  run_check mypy
+  run_check lint-imports
+}
+
+run_tests() {
+  # One worker more than cores: many tests wait for other processes or the network.
+  # loadgroup sends single tests to workers; tests/conftest.py groups those that share a fixture.
+  run_check python -m pytest --numprocesses "$(($(nproc 2>/dev/null || echo 2) + 1))" \
+    --dist loadgroup --no-loadscope-reorder "$@"
+}
