@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.recipe import SECTIONS, read_recipe
 from bert_pipeline.tokenizer.config import TokenizeConfig
+from tests.helpers.cli import run_cli
 
 CONFIGS = {
     "corpus": CorpusConfig,
@@ -24,15 +23,6 @@ CONFIGS = {
     "examples": ExamplesConfig,
     "pretrain": PretrainConfig,
 }
-
-
-def bertpipe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -144,7 +134,7 @@ def test_command_line_overrides_config_file_and_config_file_overrides_defaults(
         "tokenize:\n  vocab_size: 310\n  min_frequency: 1\n  lowercase: false\n  workers: 1\n",
     )
     out = tmp_path / "tokenizer"
-    done = bertpipe(
+    done = run_cli(
         "tokenize",
         "--config",
         recipe,
@@ -156,7 +146,7 @@ def test_command_line_overrides_config_file_and_config_file_overrides_defaults(
         290,
         "--lowercase",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     config = read_yaml(out / "manifest.json")["config"]
     assert (config["vocab_size"], config["min_frequency"], config["lowercase"]) == (290, 1, True)
     assert config["seed"] == 0
@@ -178,28 +168,18 @@ def test_command_line_overrides_config_file_and_config_file_overrides_defaults(
     ],
 )
 def test_bad_usage_exits_with_one_message(tmp_path: Path, arguments: list[str], named: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == (1 if "run" in arguments else 2)
+    done = run_cli(*arguments, cwd=tmp_path)
+    assert done.code == (1 if "run" in arguments else 2)
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", CONFIGS)
-def test_help_shows_every_option_with_its_docstring(stage: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", stage, "--help"],
-        capture_output=True,
-        text=True,
-        env={"COLUMNS": "500", "TERMINAL_WIDTH": "500"},
-        check=True,
-    )
+def test_help_shows_every_option_with_its_docstring(stage: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+    done = run_cli(stage, "--help")
+    assert done.code == 0
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
     for name, field in CONFIGS[stage].model_fields.items():
         assert "--" + name.replace("_", "-") in shown

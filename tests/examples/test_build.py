@@ -506,7 +506,8 @@ def test_invalid_input_folder_is_named_in_error(
     tmp_path: Path, corpus_folder: Path, wordpiece_folder: Path
 ):
     with pytest.raises(
-        BertpipeError, match=r"made by `bertpipe corpus`.*`bertpipe tokenize` was expected"
+        BertpipeError,
+        match=r"made by `bertpipe corpus`; expected a folder made by `bertpipe tokenize`",
     ):
         build_examples(
             ExamplesConfig(

@@ -22,14 +22,16 @@ from hypothesis import strategies as st
 
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.pretraining.batches import Examples, KeptMasks
+from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.preflight import Inputs
-from bert_pipeline.pretraining.pretrain import Run, pretrain
+from bert_pipeline.pretraining.pretrain import pretrain
+from bert_pipeline.pretraining.sampler import Cursor
+from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
-from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -203,7 +205,7 @@ def test_masks_depend_only_on_seed_epoch_and_row(unit: str, folder: Folder) -> N
     def check(drawn: list[tuple[int, int]], ranks: int, parts: int, share: float) -> None:
         rows, epochs = np.array(drawn).T
         whole = by_row(examples.collate(rows, epochs=epochs))
-        keep, everything = KeptMasks(share, 5, 17), KeptMasks(1.0, 5, 17)
+        keep, everything = MaskSubset(share, 5, 17), MaskSubset(1.0, 5, 17)
         kept = by_row(examples.collate(rows, keep, epochs))
         total = kept_total = 0
         for rank in range(ranks):
@@ -236,8 +238,8 @@ def test_share_of_kept_masks(folder: Folder) -> None:
     rows = np.arange(len(examples))
     total = kept = 0
     for step in range(20):
-        total += len(examples.collate(rows, KeptMasks(1.0, 0, step), at(step, rows)).masked_index)
-        kept += len(examples.collate(rows, KeptMasks(0.3, 0, step), at(step, rows)).masked_index)
+        total += len(examples.collate(rows, MaskSubset(1.0, 0, step), at(step, rows)).masked_index)
+        kept += len(examples.collate(rows, MaskSubset(0.3, 0, step), at(step, rows)).masked_index)
     assert kept / total == pytest.approx(0.3, abs=4.5 * (0.21 / total) ** 0.5)
 
 
@@ -299,7 +301,7 @@ def test_padded_and_unpadded_rows_give_the_same_batches(
     for part in np.array_split(rows, 5):
         epochs = part % 3
         batches = [
-            examples.collate(part, KeptMasks(0.9, 1, 2), epochs) for examples in (one, other)
+            examples.collate(part, MaskSubset(0.9, 1, 2), epochs) for examples in (one, other)
         ]
         for name in ("tokens", "segment_ids", "positions", "cu_seqlens", "masked_labels"):
             assert getattr(batches[0], name).tolist() == getattr(batches[1], name).tolist()
@@ -387,12 +389,14 @@ def test_loss_is_divided_by_the_number_of_masks_of_the_epoch(
         threads=1,
         quiet=True,
     )
-    run = Run(config, Inputs.check(config), Ranks.of(make_accelerator(config)), tmp_path)
+    ranks = Ranks.from_accelerator(make_accelerator(config))
+    task = PretrainingTask(config, Inputs.check(config), ranks, tmp_path)
     totals = []
     for number in range(0, 60, 7):
-        step = run._make_step(Position(number, rows=48 * number), number / 60)
-        assert step.totals[0] == sum(len(part.masked_index) for part in step.parts)  # type: ignore[attr-defined]
-        totals.append((step.epoch, step.totals[0]))
+        position = Position(number, cursor=Cursor(0, 48 * number).to_json())
+        step = task.make_step(position, number / 60)
+        assert step.terms[0] == sum(len(batch.masked_index) for batch in step.micro_batches)
+        totals.append((step.metrics["epoch"], step.terms[0]))
     assert len({epoch for epoch, _ in totals}) > 3
     assert len({total for _, total in totals}) > 3
 

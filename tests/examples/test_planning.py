@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from bert_pipeline.examples.full_sentences import plan_full_sentences
 from bert_pipeline.examples.layout import truncate
-from bert_pipeline.examples.next_sentence import plan_next_sentences
+from bert_pipeline.examples.next_sentence import RANDOM_NEXT_PROBABILITY, plan_next_sentences
 from bert_pipeline.examples.objective import DocumentBatch, Pair, draw_target
+from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.sentence_order import SWAP_PROBABILITY, plan_sentence_order
 from tests.helpers.example_rows import (
     CLS,
@@ -203,3 +204,19 @@ def test_short_seq_prob_targets_are_uniform():
     assert float(((counts - counts.mean()) ** 2 / counts.mean()).sum()) < 59 + 4 * math.sqrt(2 * 59)
     shares = [draw_target(61, 0.3, random) == 61 for _ in range(4000)]
     assert abs(np.mean(shares) - 0.7 - 0.3 / 60) < 4 * math.sqrt(0.21 / 4000)
+
+
+def test_objective_registry_names_labels_and_special_tokens():
+    assert {name: record.name for name, record in OBJECTIVES.items()} == {n: n for n in OBJECTIVES}
+    assert {n for n, record in OBJECTIVES.items() if record.has_pairs} == {"mlm+nsp", "mlm+sop"}
+    for record in OBJECTIVES.values():
+        labels = {record.describe_label(True), record.describe_label(False)}
+        assert len(labels - {""}) == (2 if record.has_pairs else 0)
+        assert record.special_tokens == (3 if record.has_pairs else 2)
+
+
+def test_random_next_probability():
+    random = Random(6)
+    drawn = [plan(plan_next_sentences, [10] * 4, 40, random)[0] for _ in range(4000)]
+    share = sum(is_random for *_, is_random, _, _ in drawn) / 4000
+    assert abs(share - RANDOM_NEXT_PROBABILITY) < 4 * math.sqrt(0.25 / 4000)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,8 +12,8 @@ import pytest
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
-from tests.helpers.cli import run_cli
 from tests.conftest import make_corpus
+from tests.helpers.cli import run_cli
 
 MARK = re.compile(r"\[([^\[\]]+)\]")
 

@@ -121,8 +121,7 @@ def truncate(
 def mask(
     tokens: list[int], settings: Settings, random: Random
 ) -> tuple[list[int], list[int], list[int]]:
-    # [CLS] is first; the separators are the last token and the one that ends the first segment. As the ids of the
-    # special tokens occur nowhere else before masking, comparing ids finds them.
+    # Before masking, only special tokens have the ids of special tokens.
     candidates = [i for i, token in enumerate(tokens) if token not in (settings.cls, settings.sep)]
     random.shuffle(candidates)
     count = min(settings.max_predictions, max(1, round(len(tokens) * settings.mask_rate)))

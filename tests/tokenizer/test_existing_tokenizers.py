@@ -273,6 +273,18 @@ def bertpipe(
     )
 
 
+@pytest.mark.integration
+def test_hub_tokenizer_is_downloaded(tmp_path: Path, hub: LocalHub, corpus_folder: Path):
+    out = tmp_path / "t"
+    given = ["--corpus", corpus_folder, "--tokenizer", "a/bert", "--out", out]
+    done = bertpipe(hub, tmp_path / "hf", *given)
+    assert done.returncode == 0, done.stderr
+    taken = {"repository": "a/bert", "commit": hub.commits("a/bert")[0].sha}
+    assert read_manifest(out, "tokenize").counts["taken"] == taken
+    fetched = {r.path.rpartition("/")[2] for r in hub.log if "/resolve/" in r.path}
+    assert fetched == {"config.json", "vocab.txt"}
+
+
 @pytest.mark.slow
 def test_hub_tokenizer_with_retries_cache_and_no_network(
     tmp_path: Path, hub: LocalHub, plain_bert: Path, corpus_folder: Path

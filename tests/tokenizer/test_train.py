@@ -345,7 +345,7 @@ def test_vocab_size_smaller_than_alphabet_is_rejected(tmp_path: Path, corpus_fol
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["wordpiece", pytest.param("byte-bpe", marks=pytest.mark.slow)])
 def test_same_bytes_for_any_hash_seed_and_thread_count(
     tmp_path: Path, corpus_folder: Path, kind: str
 ):

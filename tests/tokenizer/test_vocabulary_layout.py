@@ -15,7 +15,7 @@ from bert_pipeline.predict.fill_mask import MaskFiller
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
 from tests.conftest import invent_documents, make_corpus
-from tests.tokenizer.test_train import KINDS, SPECIALS, train
+from tests.tokenizer.test_train import SPECIALS, train
 
 # Id layouts
 
@@ -146,7 +146,7 @@ def test_alphabet_covers_text_or_reports_unknown_characters(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("wordpiece", marks=pytest.mark.slow), "byte-bpe"])
 def test_one_megabyte_line_without_spaces(tmp_path: Path, kind: str):
     line = "".join(hanzi(2, 900, 500))
     corpus = make_corpus(tmp_path / "corpus", [line])
@@ -219,17 +219,36 @@ def test_quality_figures_equal_a_direct_count(
 def test_compare_prints_a_column_per_tokenizer_and_fails_early(
     tmp_path: Path, corpus_folder: Path, byte_bpe_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def table(**options: Any) -> list[list[str]]:
+    def lines(**options: Any) -> list[str]:
         train(tmp_path / "t", corpus_folder, quiet=False, **options)
-        return [line.split() for line in capsys.readouterr().out.splitlines()]
+        return capsys.readouterr().out.splitlines()
 
-    alone, beside = table(), table(compare=(str(byte_bpe_folder),))
-    figures = read_manifest(byte_bpe_folder, "tokenize").counts["quality"]
-    row = next(line for line in alone if line[:3] == ["tokens", "a", "word"])
-    assert [*row, f"{figures['tokens_per_word']:.2f}"] in beside
-    assert table() == [["tokenizer:", "already", "complete", "in", str(tmp_path / "t")], *alone[1:]]
+    complete = f"tokenizer: already complete in {tmp_path / 't'}"
+    own, other = (
+        read_manifest(folder, "tokenize").counts["quality"]["tokens_per_word"]
+        for folder in (train(tmp_path / "t", corpus_folder), byte_bpe_folder)
+    )
+    assert lines() == [complete]
+    for options, figures in [
+        ({"verbose": True}, f"{own:.2f}"),
+        ({"compare": (str(byte_bpe_folder),)}, f"{own:.2f} {other:.2f}"),
+    ]:
+        first, *table = lines(**options)
+        assert first == complete
+        assert f"tokens per word {figures}" in [" ".join(line.split()) for line in table]
+        assert max(map(len, table)) <= 80
     train(tmp_path / "t", corpus_folder, quiet=True)
     assert capsys.readouterr().out == ""
     with pytest.raises(UsageError, match="no such folder"):
         train(tmp_path / "u", corpus_folder, compare=("./none",))
     assert not (tmp_path / "u").exists()
+
+
+def test_summary_has_few_short_lines(
+    tmp_path: Path, corpus_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = train(tmp_path / "t", corpus_folder, quiet=False)
+    first, *figures = capsys.readouterr().out.splitlines()
+    assert first == f"tokenizer: wordpiece, 300 entries → {folder}"
+    assert len(figures) == 2
+    assert max(map(len, figures)) <= 80
