@@ -96,7 +96,7 @@ def test_invariants_of_every_row(
     def check(
         given_texts: list[str], length: int, short: float, rate: float, limit: int | None
     ) -> None:
-        place = tmp_path_factory.mktemp("promise")
+        place = tmp_path_factory.mktemp("invariants")
         corpus = make_corpus(place / "corpus", given_texts, shards=2)
         config = ExamplesConfig(
             out=place / "examples",
@@ -209,7 +209,8 @@ def test_passes_differ_in_pairs_and_masks(examples_folder: Path):
 def test_same_seed_same_bytes_and_other_seed_other_bytes(
     make_examples: Callable[..., Path], examples_folder: Path
 ):
-    again, other = make_examples("again"), make_examples("other", seed=1)
+    again = make_examples("again")
+    other = make_examples("other", seed=1)
     assert shard_bytes(again) == shard_bytes(examples_folder)
     assert set(shard_bytes(other)) == set(shard_bytes(examples_folder))
     differing = [

@@ -77,7 +77,8 @@ def at(epoch: int, rows: np.ndarray) -> np.ndarray:
 def by_row(batch: PretrainingBatch) -> list[tuple[list[int], list[int], list[int]]]:
     """Tokens, positions to predict and labels of each row of a batch."""
     edges = batch.cu_seqlens.tolist()
-    index, labels = batch.masked_index.tolist(), batch.masked_labels.tolist()
+    index = batch.masked_index.tolist()
+    labels = batch.masked_labels.tolist()
     rows = []
     for begin, end in pairwise(edges):
         inside = [n for n, place in enumerate(index) if begin <= place < end]
@@ -165,7 +166,8 @@ def test_static_masks_differ_between_rows(split: str, make_examples: Folder) -> 
 @pytest.mark.parametrize(("unit", "objective"), COMBINATIONS)
 def test_masks_differ_between_epochs_and_seeds(unit: str, objective: str, folder: Folder) -> None:
     path = folder("dynamic", unit, objective)
-    examples, originals = load(path), read(path)["tokens"].to_pylist()
+    examples = load(path)
+    originals = read(path)["tokens"].to_pylist()
     starts = None if unit == "token" else read(path)["word_starts"].to_pylist()
     rows = np.arange(len(examples))
     epochs = [by_row(examples.collate(rows, epochs=at(epoch, rows))) for epoch in (0, 1, 7)]
@@ -205,7 +207,8 @@ def test_masks_depend_only_on_seed_epoch_and_row(unit: str, folder: Folder) -> N
     def check(drawn: list[tuple[int, int]], ranks: int, parts: int, share: float) -> None:
         rows, epochs = np.array(drawn).T
         whole = by_row(examples.collate(rows, epochs=epochs))
-        keep, everything = MaskSubset(share, 5, 17), MaskSubset(1.0, 5, 17)
+        keep = MaskSubset(share, 5, 17)
+        everything = MaskSubset(1.0, 5, 17)
         kept = by_row(examples.collate(rows, keep, epochs))
         total = kept_total = 0
         for rank in range(ranks):
@@ -248,10 +251,8 @@ def test_share_of_kept_masks(folder: Folder) -> None:
 def test_dynamic_and_static_masks_have_the_same_distribution(
     unit: str, objective: str, folder: Folder
 ) -> None:
-    dynamic, static = (
-        load(folder("dynamic", unit, objective)),
-        load(folder("static", unit, objective)),
-    )
+    dynamic = load(folder("dynamic", unit, objective))
+    static = load(folder("static", unit, objective))
     rows = np.arange(len(static))
     written = by_row(static.collate(rows))
     drawn = [by_row(dynamic.collate(rows, epochs=at(epoch, rows))) for epoch in range(4)]
@@ -296,7 +297,8 @@ def test_padded_and_unpadded_rows_give_the_same_batches(
     table = read(padded)
     assert {len(row) for row in table["tokens"].to_pylist()} == {64}
     assert {len(row) for row in table["segment_ids"].to_pylist()} == {64}
-    one, other = load(padded), load(plain)
+    one = load(padded)
+    other = load(plain)
     rows = np.random.default_rng(0).permutation(len(other))
     for part in np.array_split(rows, 5):
         epochs = part % 3

@@ -21,7 +21,9 @@ from bert_pipeline.examples.rows import UnpaddedRows
 from bert_pipeline.ragged import UInt64Array, offsets_of
 from tests.helpers.literal_masks import SPAN_LENGTH_WEIGHTS, Row, Rule, draw_outcome
 
-CLS, SEP, MASK = 2, 3, 4
+CLS = 2
+SEP = 3
+MASK = 4
 VOCABULARY = 30_000
 UNITS = ["token", "whole-word", "span"]
 
@@ -71,7 +73,8 @@ def keys_of(count: int, *seed: int) -> UInt64Array:
 
 def mask_repeatedly(row: Row, rule: Rule, times: int, seed: int = 0) -> Masks:
     """One row masked `times` times, in one call."""
-    one, lengths = lay([row]), np.full(times, len(row.tokens))
+    one = lay([row])
+    lengths = np.full(times, len(row.tokens))
     rows = UnpaddedRows(
         np.tile(one.tokens, times),
         one.segment_ids,
@@ -89,13 +92,13 @@ def read_outcomes(row: Row, masks: Masks) -> list[str]:
     chosen = np.zeros(tokens.shape, dtype=bool)
     chosen[np.repeat(np.arange(times), np.diff(masks.offsets)), masks.positions] = True
     originals = np.array(row.tokens)
-    fates = np.full(tokens.shape, ".")
+    outcome = np.full(tokens.shape, ".")
     # A random token is the mask or the original token with probability 1 in 15,000.
-    fates[chosen] = "r"
-    fates[chosen & (tokens == MASK)] = "m"
-    fates[chosen & (tokens == originals)] = "k"
+    outcome[chosen] = "r"
+    outcome[chosen & (tokens == MASK)] = "m"
+    outcome[chosen & (tokens == originals)] = "k"
     assert (tokens == originals)[~chosen].all()
-    return ["".join(line) for line in fates.tolist()]
+    return ["".join(line) for line in outcome.tolist()]
 
 
 def distance(one: Counter[str], other: Counter[str]) -> float:
@@ -149,7 +152,8 @@ def check_row(
             assert tokens[position] == row.tokens[position]
         if rule.random_share == 0:
             assert tokens[position] in (MASK, row.tokens[position])
-    wanted, words = rule.wanted(row), row.words()
+    wanted = rule.wanted(row)
+    words = row.words()
     if rule.unit != "whole-word":
         assert len(positions) == wanted
         return
@@ -177,7 +181,8 @@ def test_invariants_of_every_masked_row(
         row.tokens = [
             token if token < 10 else 10 + token % (vocab_size - 10) for token in row.tokens
         ]
-    flat, keys = lay(rows, with_word_starts=rule.unit != "token"), keys_of(len(rows), seed)
+    flat = lay(rows, with_word_starts=rule.unit != "token")
+    keys = keys_of(len(rows), seed)
     before = flat.tokens.copy()
     masks = draw_masks(flat, keys, rule_of(rule, vocab_size))
     assert np.array_equal(flat.tokens, before), "the input was modified"
@@ -185,10 +190,8 @@ def test_invariants_of_every_masked_row(
     assert masks.offsets[0] == 0
     assert masks.offsets[-1] == len(masks.positions) == len(masks.labels)
     for number, row in enumerate(rows):
-        run, place = (
-            slice(*masks.offsets[number : number + 2]),
-            slice(*flat.offsets[number : number + 2]),
-        )
+        run = slice(*masks.offsets[number : number + 2])
+        place = slice(*flat.offsets[number : number + 2])
         drawn = (
             masks.tokens[place].tolist(),
             masks.positions[run].tolist(),
@@ -201,7 +204,8 @@ def test_invariants_of_every_masked_row(
 def test_masks_of_a_row_do_not_depend_on_other_rows(
     shapes: list[list[list[int]]], rule: Rule, data: st.DataObject
 ) -> None:
-    rows, keys = [make_row(*segments) for segments in shapes], keys_of(len(shapes), 1)
+    rows = [make_row(*segments) for segments in shapes]
+    keys = keys_of(len(shapes), 1)
     order = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=12))
     together = draw_masks(lay([rows[number] for number in order]), keys[order], rule_of(rule))
     for place, number in enumerate(order):
@@ -220,8 +224,10 @@ def test_masks_of_a_row_do_not_depend_on_other_rows(
 @pytest.mark.parametrize("unit", UNITS)
 def test_masks_of_a_row_do_not_depend_on_the_number_of_rows(unit: str) -> None:
     # With this key, the 77th and 78th of the shuffled positions share 29 leading bits.
-    key, many = random_bits(make_key(5), np.array([1_262_472])), 1 << 18
-    long, short = lay([make_row([1] * 510)]), lay([make_row([1])])
+    key = random_bits(make_key(5), np.array([1_262_472]))
+    many = 1 << 18
+    long = lay([make_row([1] * 510)])
+    short = lay([make_row([1])])
     rule = rule_of(Rule(unit, max_predictions=77))
     others = many - 1
     together = UnpaddedRows(
@@ -308,7 +314,8 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.6])
 def test_outcome_frequencies_equal_reference_masking(unit: str, name: str, rate: float) -> None:
-    row, times = SMALL[name], 5000
+    row = SMALL[name]
+    times = 5000
     rule = Rule(unit, rate=rate, mask_share=0.5, random_share=0.2)
     random = Random(11)
     literal = Counter(draw_outcome(row, rule, random) for _ in range(times))
@@ -323,7 +330,8 @@ def test_outcome_frequencies_equal_reference_masking(unit: str, name: str, rate:
 def test_outcome_frequencies_with_max_predictions_equal_reference_masking(
     unit: str, limit: int
 ) -> None:
-    row, times = make_row([2, 1, 3], [3, 2]), 12_000
+    row = make_row([2, 1, 3], [3, 2])
+    times = 12_000
     rule = Rule(unit, rate=0.9, max_predictions=limit, mask_share=0.4, random_share=0.0)
     random = Random(12)
     literal = Counter(draw_outcome(row, rule, random) for _ in range(times))
@@ -335,9 +343,9 @@ def test_outcome_frequencies_with_max_predictions_equal_reference_masking(
 LONG = make_row([1 + (number * 37) % 3 for number in range(30)], [1, 4, 1, 1, 6, 1, 2] * 4)
 
 
-def runs_of(fates: str) -> list[str]:
+def runs_of(outcome: str) -> list[str]:
     """Runs of consecutive masked tokens."""
-    return "".join(fate if fate == "." else "x" for fate in fates).replace(".", " ").split()
+    return "".join(kind if kind == "." else "x" for kind in outcome).replace(".", " ").split()
 
 
 @pytest.fixture(
@@ -345,7 +353,8 @@ def runs_of(fates: str) -> list[str]:
 )
 def long_rows(request: pytest.FixtureRequest) -> tuple[Rule, list[str], list[str]]:
     unit, limit = request.param
-    rule, random = Rule(unit, rate=0.6, max_predictions=limit), Random(13)
+    rule = Rule(unit, rate=0.6, max_predictions=limit)
+    random = Random(13)
     literal = [draw_outcome(LONG, rule, random) for _ in range(3000)]
     return rule, read_outcomes(LONG, mask_repeatedly(LONG, rule, 3000, 7)), literal
 
@@ -394,21 +403,22 @@ def test_mask_random_and_kept_shares(long_rows: tuple[Rule, list[str], list[str]
         assert np.mean(joined) == pytest.approx(0.8**2 + 2 * 0.1**2, abs=0.02)
 
 
-def neighbouring_pairs(fates: str) -> list[str]:
+def neighbouring_pairs(outcome: str) -> list[str]:
     """Pairs of masked neighbours, one per row."""
-    pairs = [fates[i : i + 2] for i in range(len(fates) - 1) if "." not in fates[i : i + 2]]
+    pairs = [outcome[i : i + 2] for i in range(len(outcome) - 1) if "." not in outcome[i : i + 2]]
     return pairs[:1]
 
 
 @pytest.mark.integration
 def test_span_lengths_equal_spanbert() -> None:
     # In a row this long, spans hardly ever touch; only the last is cut, after the 15th token.
-    row, random = make_row([1] * 1200), Random(14)
+    row = make_row([1] * 1200)
+    random = Random(14)
     rule = Rule("span", rate=15 / 1202, mask_share=0.0, random_share=0.0)
     lengths = [
         len(run)
-        for fates in read_outcomes(row, mask_repeatedly(row, rule, 1000))
-        for run in runs_of(fates)
+        for outcome in read_outcomes(row, mask_repeatedly(row, rule, 1000))
+        for run in runs_of(outcome)
     ]
     drawn = []
     for _ in range(20_000):

@@ -115,7 +115,7 @@ def test_sentence_order_swap_probability_and_uniform_split():
 )
 @settings(max_examples=200)
 def test_full_sentences_use_every_token_once(
-    documents: list[list[int]], room: int, short: float, seed: int, across: bool
+    documents: list[list[int]], max_tokens: int, short: float, seed: int, across: bool
 ):
     bounds = bounds_of([size for sizes in documents for size in sizes])
     edges = np.cumsum([0, *map(len, documents)]).tolist()
@@ -123,7 +123,7 @@ def test_full_sentences_use_every_token_once(
         bounds=bounds,
         documents=list(pairwise(edges)),
         numbers=range(len(documents)),
-        max_tokens=room,
+        max_tokens=max_tokens,
         short_seq_prob=short,
         across_documents=across,
         random=Random(seed),
@@ -135,7 +135,7 @@ def test_full_sentences_use_every_token_once(
     document_edges = {bounds[edge] for edge in edges}
     for first, last in pairwise([*runs.first_run, len(runs.start)]):
         inner = runs.stop[first : last - 1]
-        assert sum(runs.stop[n] - runs.start[n] + 1 for n in range(first, last)) <= room + 1
+        assert sum(runs.stop[n] - runs.start[n] + 1 for n in range(first, last)) <= max_tokens + 1
         assert set(inner) <= document_edges, "a separator within a document"
         assert across or not inner
         assert not any(
@@ -144,22 +144,24 @@ def test_full_sentences_use_every_token_once(
             for edge in document_edges
         )
     longest = max(size for sizes in documents for size in sizes)
-    if short == 0 and longest <= room:
+    if short == 0 and longest <= max_tokens:
         assert set(runs.stop) <= set(bounds), "a sentence that fits was split"
         for end in runs.first_run[1:]:
-            begins, here = runs.start[end], bounds.index(runs.start[end])
+            begins = runs.start[end]
+            here = bounds.index(runs.start[end])
             if across or begins not in document_edges:
                 example = max(first for first in runs.first_run if first < end)
                 held = sum(runs.stop[n] - runs.start[n] + 1 for n in range(example, end))
                 needed = held - 1 + bounds[here + 1] - begins + (begins in document_edges)
-                assert needed > room, "the next sentence would have fitted"
+                assert needed > max_tokens, "the next sentence fits"
 
 
 @pytest.mark.integration
 def test_truncation_at_both_ends_equals_the_bert_release():
     # Segments of 30 and 50 tokens are truncated to 20 each.
     draws = 3000
-    a, b = np.full(draws, 30), np.full(draws, 50)
+    a = np.full(draws, 30)
+    b = np.full(draws, 50)
     cut = truncate(a, b, 40, np.random.default_rng(3))
     assert (cut.front_a + cut.back_a == 10).all()
     assert (cut.front_b + cut.back_b == 30).all()
@@ -181,13 +183,13 @@ def test_truncation_at_both_ends_equals_the_bert_release():
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(5, 509))
-def test_longer_segment_is_truncated_first(a: int, b: int, room: int):
-    cut = truncate(np.array([a]), np.array([b]), room, np.random.default_rng(0))
+def test_longer_segment_is_truncated_first(a: int, b: int, max_tokens: int):
+    cut = truncate(np.array([a]), np.array([b]), max_tokens, np.random.default_rng(0))
     left_a = a - (cut.front_a + cut.back_a).item()
     left_b = b - (cut.front_b + cut.back_b).item()
     slow_a = a
     slow_b = b
-    while slow_a + slow_b > room:
+    while slow_a + slow_b > max_tokens:
         if slow_a > slow_b:
             slow_a -= 1
         else:

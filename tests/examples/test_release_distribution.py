@@ -115,7 +115,10 @@ def test_80_10_10_replacement_in_written_examples(
     for row in ours:
         for position, label in zip(row.masked_positions, row.masked_labels, strict=True):
             found = row.tokens[position]
-            kinds[0 if found == MASK else 2 if found == label else 1] += 1
+            if found == MASK:
+                kinds[0] += 1
+            else:
+                kinds[2 if found == label else 1] += 1
     total = sum(kinds)
     assert total > 40_000
     # A random id equals the mask or the label with probability 1 in 400.

@@ -138,7 +138,9 @@ def test_splits_partition_the_documents(
 
 @pytest.mark.integration
 def test_every_document_is_equally_likely_in_validation() -> None:
-    count, held_out, seeds = 50, 10, 4000
+    count = 50
+    held_out = 10
+    seeds = 4000
     times = np.zeros(count)
     for seed in range(seeds):
         times[Splits(count, held_out, seed).members("validation", 0, count)] += 1
@@ -196,7 +198,8 @@ def test_other_document_is_independent_of_own_document(split: Split) -> None:
     others = splits.draw_others(split, own, edges([12] * 5), random)
     times = np.zeros((60, 60))
     np.add.at(times, (own, others), 1)
-    pairs, other = times[np.ix_(members, members)], ~np.eye(len(members), dtype=bool)
+    pairs = times[np.ix_(members, members)]
+    other = ~np.eye(len(members), dtype=bool)
     assert pairs[other].sum() == 100_000
     assert excess(pairs[other], 100_000 / other.sum()) < 4.5
 
@@ -305,7 +308,8 @@ def stored(
     tokenizer = Tokenizer.from_str(loaded.tokenizer.to_str())
     tokenizer.encode_special_tokens = True
     forget_encoder()
-    documents, counts = [], []
+    documents = []
+    counts = []
     for number, texts in enumerate(SHARDS):
         pq.write_table(
             pa.table({"text": texts, "language": ["en"] * len(texts)}), folder / f"{number}.parquet"

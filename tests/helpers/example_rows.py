@@ -114,10 +114,12 @@ def check_row(
     assert len(ordinary) == length - 3
     middle = tokens.index(SEP, 1)
     assert row.segment_ids == [0] * (middle + 1) + [1] * (length - middle - 1)
-    a, b = tokens[1:middle], tokens[middle + 1 : -1]
+    a = tokens[1:middle]
+    b = tokens[middle + 1 : -1]
     assert a
     assert b
-    places_a, places_b = texts.places(a), texts.places(b)
+    places_a = texts.places(a)
+    places_b = texts.places(b)
     assert places_a
     assert places_b
     if row.is_random_next and config.objective == "mlm+sop":

@@ -48,7 +48,7 @@ class Rule:
 
 
 def choose(row: Row, rule: Rule, random: Random) -> list[list[int]]:
-    """Positions to predict, in lists that share one fate."""
+    """Positions to predict, in lists that are replaced together."""
     if rule.unit == "token":
         candidates = [position for position, special in enumerate(row.special) if not special]
         random.shuffle(candidates)
@@ -70,7 +70,7 @@ def choose_words(row: Row, rule: Rule, random: Random) -> list[list[int]]:
             continue
         chosen += word
     if not chosen and words:
-        # The release leaves such a row without a mask.
+        # The release does not mask such a row.
         shortest = [word for word in words if len(word) == min(map(len, words))]
         word = random.choice(shortest)
         chosen = word if len(word) <= rule.max_predictions else []
@@ -90,7 +90,7 @@ def choose_spans(row: Row, rule: Rule, random: Random) -> list[list[int]]:
         span: list[int] = []
         for number in range(begin, min(begin + length, len(words))):
             if number > begin and words[number][0] != words[number - 1][-1] + 1:
-                break  # a separator stands between
+                break  # there is a separator between
             for position in words[number]:
                 if position not in masked and len(masked) < budget:
                     masked.add(position)
@@ -101,16 +101,14 @@ def choose_spans(row: Row, rule: Rule, random: Random) -> list[list[int]]:
 
 def draw_outcome(row: Row, rule: Rule, random: Random) -> str:
     """One letter per token: `.` not chosen, `m` mask, `r` random token, `k` kept."""
-    fates = ["."] * len(row.tokens)
+    outcome = ["."] * len(row.tokens)
     for together in choose(row, rule, random):
         drawn = random.random()
-        fate = (
-            "m"
-            if drawn < rule.mask_share
-            else "r"
-            if drawn < rule.mask_share + rule.random_share
-            else "k"
-        )
+        kind = "k"
+        if drawn < rule.mask_share:
+            kind = "m"
+        elif drawn < rule.mask_share + rule.random_share:
+            kind = "r"
         for position in together:
-            fates[position] = fate
-    return "".join(fates)
+            outcome[position] = kind
+    return "".join(outcome)

@@ -105,7 +105,8 @@ def truncate(
     a: list[int], b: list[int], longest: int, random: Random
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Drop tokens from the longer list until both fit; returns how many at fronts and backs."""
-    front, back = [0, 0], [0, 0]
+    front = [0, 0]
+    back = [0, 0]
     while len(a) + len(b) > longest:
         longer = a if len(a) > len(b) else b
         which = 0 if longer is a else 1

@@ -184,8 +184,6 @@ def test_fill_mask_is_independent_of_padding(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model / "model")
     assert tokenizer.mask_token == "[MASK]"
     filler = MaskFiller(model)
-    alone, together = (
-        filler.fill(["dabi [MASK]"], 3),
-        filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3),
-    )
+    alone = filler.fill(["dabi [MASK]"], 3)
+    together = filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3)
     assert [c["token"] for c in alone] == [c["token"] for c in together[0]]

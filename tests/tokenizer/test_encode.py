@@ -150,7 +150,7 @@ BY_HAND: dict[str, tuple[bool, Callable[[], Tokenizer]]] = {
             None, pre_tokenizers.Sequence([split_off_spaces, byte_level(use_regex=False)])
         ),
     ),
-    "bytes of whole sentences": (False, lambda: byte_bpe(None, byte_level(use_regex=False))),
+    "bytes of unsplit sentences": (False, lambda: byte_bpe(None, byte_level(use_regex=False))),
     "sentence piece": (False, lambda: unigram(pre_tokenizers.Metaspace())),
     "compatibility": (
         False,
@@ -318,12 +318,13 @@ def test_word_table_ids_equal_tokenizer_ids_for_handmade_tokenizers(
     name: str, wordpiece_folder: Path
 ) -> None:
     by_words, make = BY_HAND[name]
-    text, loaded = make().to_str(), load_tokenizer(wordpiece_folder)
+    text = make().to_str()
+    loaded = load_tokenizer(wordpiece_folder)
     assert is_wordwise(make()) == by_words
 
     @settings(max_examples=25)
     @given(batches, st.booleans())
-    def promise(given_batches: list[list[str]], with_word_starts: bool) -> None:
+    def check_batches(given_batches: list[list[str]], with_word_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
         encoder = SentenceEncoder(
             dataclasses.replace(loaded, tokenizer=tokenizer), with_word_starts
@@ -331,7 +332,7 @@ def test_word_table_ids_equal_tokenizer_ids_for_handmade_tokenizers(
         for sentences in given_batches:
             check(encoder, tokenizer, sentences, with_word_starts)
 
-    promise()
+    check_batches()
 
 
 @pytest.mark.integration
@@ -345,7 +346,7 @@ def test_word_table_ids_equal_tokenizer_ids_for_trained_tokenizers(
 
     @settings(max_examples=25)
     @given(batches, st.booleans())
-    def promise(given_batches: list[list[str]], with_word_starts: bool) -> None:
+    def check_batches(given_batches: list[list[str]], with_word_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
         encoder = SentenceEncoder(
             dataclasses.replace(loaded, tokenizer=tokenizer), with_word_starts
@@ -353,7 +354,7 @@ def test_word_table_ids_equal_tokenizer_ids_for_trained_tokenizers(
         for sentences in given_batches:
             check(encoder, tokenizer, sentences, with_word_starts)
 
-    promise()
+    check_batches()
 
 
 @pytest.fixture(
@@ -401,12 +402,12 @@ def test_clearing_the_word_table_changes_no_id(
 
     @settings(max_examples=20)
     @given(st.lists(st.lists(st.one_of(spaced, nasty), max_size=5), min_size=3, max_size=8))
-    def promise(given_batches: list[list[str]]) -> None:
+    def check_batches(given_batches: list[list[str]]) -> None:
         encoder = SentenceEncoder(loaded, with_word_starts=True)
         for sentences in given_batches:
             check(encoder, loaded.tokenizer, sentences, with_word_starts=True)
 
-    promise()
+    check_batches()
 
 
 def test_batch_size_changes_no_id(

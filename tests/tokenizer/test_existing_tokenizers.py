@@ -76,13 +76,15 @@ def test_existing_vocab_txt_encodes_as_transformers_does(
     tmp_path: Path, plain_bert: Path, corpus_folder: Path
 ):
     out = take(tmp_path / "t", corpus_folder, plain_bert)
-    theirs, ours = AutoTokenizer.from_pretrained(plain_bert), AutoTokenizer.from_pretrained(out)
+    theirs = AutoTokenizer.from_pretrained(plain_bert)
+    ours = AutoTokenizer.from_pretrained(out)
     for text in TEXTS:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     pair = ours(*TEXTS[:2])
     assert pair["input_ids"] == theirs(*TEXTS[:2])["input_ids"]
     assert pair["token_type_ids"] == theirs(*TEXTS[:2])["token_type_ids"]
-    loaded, plain = load_tokenizer(out), load_tokenizer(plain_bert)
+    loaded = load_tokenizer(out)
+    plain = load_tokenizer(plain_bert)
     assert (loaded.special, loaded.vocab_size) == (plain.special, plain.vocab_size)
     assert (
         read_manifest(out, "tokenize").inputs["tokenizer"].fingerprint == plain.manifest.fingerprint
@@ -95,7 +97,8 @@ def test_existing_tokenizer_folder_is_used_for_examples_and_model(
 ):
     # RoBERTa's own layout has two separators between segments; examples have one.
     theirs = Tokenizer.from_file(str(byte_bpe_folder / "tokenizer.json"))
-    cls, sep = (("[CLS]", theirs.token_to_id("[CLS]")), ("[SEP]", theirs.token_to_id("[SEP]")))
+    cls = ("[CLS]", theirs.token_to_id("[CLS]"))
+    sep = ("[SEP]", theirs.token_to_id("[SEP]"))
     theirs.post_processor = processors.RobertaProcessing(sep, cls)
     names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=theirs, **names).save_pretrained(tmp_path / "theirs")
@@ -134,7 +137,8 @@ def test_existing_tokenizer_folder_is_used_for_examples_and_model(
     assert saved.model_max_length == 40
     pair = saved("Ba.", "Ba.")
     row = pq.read_table(tmp_path / "examples-0" / "train-00000.parquet").to_pylist()[0]
-    cls_id, sep_id = cls[1], sep[1]
+    cls_id = cls[1]
+    sep_id = sep[1]
     assert [row["tokens"].count(token) for token in (cls_id, sep_id)] == [1, 2]
     assert [pair["input_ids"].count(token) for token in (cls_id, sep_id)] == [1, 2]
     assert pair["token_type_ids"] == sorted(pair["token_type_ids"])
@@ -259,14 +263,14 @@ def hub(tmp_path: Path, plain_bert: Path) -> Iterator[LocalHub]:
 def bertpipe(
     hub: LocalHub, home: Path, *arguments: object, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    told = {
+    variables = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),
         "HF_TOKEN": "hf_secret" if hub.tokens else "",
     }
     return subprocess.run(
         [sys.executable, "-m", "bert_pipeline", "tokenize", *map(str, arguments)],
-        env=os.environ | told | environment,
+        env=os.environ | variables | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -295,10 +299,8 @@ def test_hub_tokenizer_with_retries_cache_and_no_network(
     done = bertpipe(hub, tmp_path / "hf", *asked, "--out", tmp_path / "t")
     assert done.returncode == 0, done.stderr
     assert "503" in done.stderr
-    ours, theirs = (
-        AutoTokenizer.from_pretrained(tmp_path / "t"),
-        AutoTokenizer.from_pretrained(plain_bert),
-    )
+    ours = AutoTokenizer.from_pretrained(tmp_path / "t")
+    theirs = AutoTokenizer.from_pretrained(plain_bert)
     assert [ours(text)["input_ids"] for text in TEXTS] == [
         theirs(text)["input_ids"] for text in TEXTS
     ]

@@ -85,7 +85,8 @@ def test_mask_in_text_is_recognized_with_and_without_space(folder: Path):
 
 
 def test_load_tokenizer_agrees_with_auto_tokenizer(folder: Path, documents: list[str]):
-    loaded, auto = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    loaded = load_tokenizer(folder)
+    auto = AutoTokenizer.from_pretrained(folder)
     assert loaded.vocab_size == len(auto)
     special = loaded.special
     assert [special.pad, special.unk, special.cls, special.sep, special.mask] == [0, 1, 2, 3, 4]
@@ -396,11 +397,9 @@ def test_large_corpus_is_sampled_by_seed_and_reported(
 
     total = read_manifest(corpus_folder, "corpus").counts["bytes"]
     cap = total / 2 / 1e6
-    one, again, other = (
-        sample("1", sample_mb=cap),
-        sample("2", sample_mb=cap),
-        sample("3", sample_mb=cap, seed=1),
-    )
+    one = sample("1", sample_mb=cap)
+    again = sample("2", sample_mb=cap)
+    other = sample("3", sample_mb=cap, seed=1)
     assert one == again
     assert one[0] != other[0]
     assert 0.2 * total < one[1]["bytes"] < 0.8 * total

@@ -76,7 +76,8 @@ def test_original_id_layout_equals_bert_release(tmp_path: Path, corpus_folder: P
 def test_unused_slots_are_never_produced_from_text(tmp_path: Path, options: dict[str, Any]):
     texts = [text + " [unused7] [unused7]" for text in invent_documents(2, 30)]
     folder = train(tmp_path / "t", make_corpus(tmp_path / "corpus", texts), **options)
-    auto, loaded = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    auto = AutoTokenizer.from_pretrained(folder)
+    loaded = load_tokenizer(folder)
     slots = set(id_of(auto, *(f"[unused{n}]" for n in range(20))))
     assert len(slots) == 20
     for text in ("[unused7]", "ba [unused7]na", " [unused19] "):
@@ -121,11 +122,13 @@ def test_alphabet_covers_text_or_reports_unknown_characters(
     texts = hanzi(1, 2500)
     corpus = make_corpus(tmp_path / "corpus", texts)
     counts = Counter("".join(texts))
-    covering, needed = 0, 0
+    covering = 0
+    needed = 0
     for _, count in counts.most_common():
         if covering >= 0.9995 * counts.total():
             break
-        covering, needed = covering + count, needed + 1
+        covering = covering + count
+        needed = needed + 1
     folder = train(tmp_path / "large", corpus, vocab_size=needed + len(SPECIALS), quiet=False)
     loaded = load_tokenizer(folder)
     unknown = sum(
