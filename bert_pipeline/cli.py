@@ -141,12 +141,12 @@ def fill_mask(
         found = api.fill_mask(model, texts, top_k=top_k)
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
         return
-    from bert_pipeline.predict.fill_mask import MaskFiller, draw
+    from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates
     from bert_pipeline.progress import print_line
 
     predictions = MaskFiller(model).fill_each(texts, top_k)
     for text, masks in zip(texts, predictions, strict=True):
-        print_line("\n".join([text, *draw(masks)]))
+        print_line("\n".join([text, *format_candidates(masks)]))
 
 
 def main() -> None:

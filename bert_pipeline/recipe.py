@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bert_pipeline.config import StageConfig, build_config, read_yaml, refuse_unknown
+from bert_pipeline.config import StageConfig, build_config, read_yaml, reject_unknown
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.progress import print_line
 from bert_pipeline.stages import STAGES
@@ -64,7 +64,7 @@ def read_recipe(
     Raises `UsageError` naming the first error.
     """
     content = read_yaml(path)
-    refuse_unknown(content, SECTIONS, f"{path}: section")
+    reject_unknown(content, SECTIONS, f"{path}: section")
     for setting in settings:
         _apply(content, setting)
     names = [name for name, stage in STAGES.items() if not stage.variant_of or name in content]

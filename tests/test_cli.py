@@ -106,7 +106,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["corpus", "--out", "x"], 2, "--source is missing"),
+        (["corpus", "--out", "x"], 2, "--source is required"),
         (
             ["corpus", "--source", "text:nowhere/*.txt", "--out", "x"],
             1,
@@ -133,7 +133,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         ),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),
-        (["fill-mask", "nowhere", "a [MASK]"], 1, "no model folder"),
+        (["fill-mask", "nowhere", "a [MASK]"], 1, "no model found"),
         (["evaluate", "nowhere", "--examples", "nowhere"], 1, "nowhere"),
         (["dance"], 2, "dance"),
     ],

@@ -46,7 +46,10 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
         lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))
     if config.max_minutes or config.max_tokens or config.max_epochs:
         lines.append(("equivalent to", f"--max-steps {counts['steps']}"))
-    print_pairs("On held-out examples" if metrics else "Summary", lines, quiet=config.quiet)
+    print_pairs("Result", lines, quiet=config.quiet)
+    print_line(
+        f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet
+    )
 
 
 def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,9 @@ def open_source(spec: str, config: CorpusConfig) -> HubSource:
     """OSCAR in one language, from `--repository` or the default repository."""
     language = spec.partition(":")[2].lower()
     if not re.fullmatch(r"[a-z]{2,5}", language):
-        raise UsageError(f"--source {spec}: not a language code. Write oscar:LANG, such as oscar:fa.")
+        raise UsageError(
+            f"--source {spec}: not a language code. Write oscar:LANG, such as oscar:fa."
+        )
     if config.split != "train":
         raise UsageError(f"--source {spec}: no split {config.split}; OSCAR has only train.")
     return HubSource(spec, DatasetSpec(config.repository or REPOSITORY, language=language), config)
