@@ -1,10 +1,11 @@
 """Speed and memory of the examples stage.
 
-Throughput: text a second of the whole stage (reading the corpus, splitting it into sentences, tokenizing, pairing,
-masking, writing parquet, checksums), beside that of the tokenizer's bare `encode_batch_fast` on the same sentences held
-in memory, on as many threads as the stage has workers; in turn, several rounds, and the median of each round's ratio.
-Passes: what a further pass over the documents (`dupe_factor`) costs, beside the first. Workers: several beside one, on
-more text. Memory: the peak of one process and of all, on a corpus of a given size.
+Throughput: MB of text per second of the complete stage (reading the corpus, sentence splitting,
+tokenizing, pairing, masking, writing parquet, hashing), compared with the tokenizer's bare
+`encode_batch_fast` on the same sentences in memory, with as many threads as the stage has workers.
+Both are measured alternately in several rounds; the ratio is the median over the rounds.
+Passes: the cost of each further pass over the documents (`dupe_factor`), compared with the first.
+Workers: several compared with one, on more text. Memory: the peak of one process and of all.
 """
 
 import os
@@ -41,21 +42,25 @@ BARE = "--bare"
 @app.command()
 def examples(
     source: Annotated[
-        str | None, typer.Argument(help="Such as 'text:wiki/train.txt'; else text is made.")
+        str | None, typer.Argument(help="Such as 'text:wiki/train.txt'. Default: generated text.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 5,
-    workers: Annotated[int, typer.Option(help="Processes, or threads of the bare tokenizer.")] = 1,
-    vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 8000,
-    max_seq_length: Annotated[int, typer.Option(help="Longest example.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Rounds of measurement.")] = 5,
+    workers: Annotated[
+        int, typer.Option(help="Worker processes, or threads of the bare tokenizer.")
+    ] = 1,
+    vocab_size: Annotated[int, typer.Option(help="Vocabulary size.")] = 8000,
+    max_seq_length: Annotated[int, typer.Option(help="Maximum length of an example.")] = 128,
     passes: Annotated[
-        int, typer.Option(help="Passes, to tell what the second to the last cost.")
+        int, typer.Option(help="Passes, to measure the cost of each after the first.")
     ] = 10,
-    times: Annotated[int, typer.Option(help="Measure workers on so many copies of the text.")] = 8,
+    times: Annotated[
+        int, typer.Option(help="Copies of the text to measure workers on; 0 for none.")
+    ] = 8,
     gigabytes: Annotated[
-        float, typer.Option(help="Size of the corpus to measure memory on; 0 for none.")
+        float, typer.Option(help="Gigabytes of text to measure memory on; 0 for none.")
     ] = 0.0,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for what is made; kept, and not made again.")
+        Path | None, typer.Option(help="Folder for all files; kept, and reused if it exists.")
     ] = None,
 ) -> None:
     """Measure the examples stage."""
@@ -84,7 +89,8 @@ def examples(
                     *_compare_passes(given, rounds, passes),
                 ]
             )
-        title = f"{workers} worker(s), {read_manifest(corpus, 'corpus').counts['bytes'] / 1e6:.1f} MB of text"
+        megabytes = read_manifest(corpus, "corpus").counts["bytes"] / 1e6
+        title = f"{workers} worker(s), {megabytes:.1f} MB of text"
         names = (
             "MB/s",
             "tokens/s",
@@ -128,23 +134,27 @@ def _make_corpus(folder: Path, source: str, copies: int) -> Path:
 def _compare_with_bare(given: dict[str, Any], rounds: int, workers: int) -> list[str]:
     """MB/s and tokens/s of the stage, MB/s of the bare tokenizer, and their ratio."""
     manifest = read_manifest(given["corpus"], "corpus")
-    size, own, bare = manifest.counts["bytes"] / 1e6, [], []
+    size = manifest.counts["bytes"] / 1e6
+    own = []
+    bare = []
     tokens = 0
-    _build(given | {"workers": workers})  # what is loaded at the first time is no throughput
+    _build(given | {"workers": workers})  # warm-up: imports and caches
     for _ in range(rounds):
         seconds, counts = _build(given | {"workers": workers})
         own.append(seconds)
         bare.append(_encode_bare(given["corpus"], given["tokenizer"], workers))
         tokens = counts["tokens"]
     ratios = sorted(theirs / ours for ours, theirs in zip(own, bare, strict=True))
-    ours, theirs = statistics.median(own), statistics.median(bare)
+    ours = statistics.median(own)
+    theirs = statistics.median(bare)
     ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     return [f"{size / ours:.1f}", f"{tokens / ours:,.0f}", f"{size / theirs:.1f}", ratio]
 
 
 def _compare_passes(given: dict[str, Any], rounds: int, passes: int) -> list[str]:
     """Seconds of the first pass and of each further one, with one worker, and their ratio."""
-    firsts, nexts = [], []
+    firsts = []
+    nexts = []
     for _ in range(rounds):
         first, _ = _build(given | {"workers": 1})
         every, _ = _build(given | {"workers": 1, "dupe_factor": passes})
@@ -158,7 +168,8 @@ def _compare_passes(given: dict[str, Any], rounds: int, passes: int) -> list[str
 def _compare_workers(given: dict[str, Any], rounds: int) -> None:
     size = read_manifest(given["corpus"], "corpus").counts["bytes"] / 1e6
     cores = len(os.sched_getaffinity(0))
-    one, many = [], []
+    one = []
+    many = []
     for _ in range(rounds):
         one.append(_build(given | {"workers": 1})[0])
         many.append(_build(given | {"workers": cores})[0])
@@ -178,7 +189,7 @@ def _build(given: dict[str, Any]) -> tuple[float, dict[str, Any]]:
 
 
 def _encode_bare(corpus: Path, tokenizer: Path, threads: int) -> float:
-    """Seconds of `encode_batch_fast` alone, in a process of its own: threads are counted when they first start."""
+    """Seconds of `encode_batch_fast` alone; in a new process, where the thread count can be set."""
     environment = os.environ | {
         "RAYON_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
@@ -232,9 +243,9 @@ def _measure_memory(folder: Path, gigabytes: float, workers: int) -> int:
             ]
         )
         out.print(
-            f"{gigabytes:g} GB, {kind}, {workers} workers: {run.seconds:.0f} s, {gigabytes * 1e3 / run.seconds:.1f} "
-            f"MB/s, peak memory of one process {run.peak_of_one / 1e6:,.0f} MB, of all "
-            f"{run.peak_of_all / 1e6:,.0f} MB"
+            f"{gigabytes:g} GB, {kind}, {workers} workers: {run.seconds:.0f} s, "
+            f"{gigabytes * 1e3 / run.seconds:.1f} MB/s, peak memory of one process "
+            f"{run.peak_of_one / 1e6:,.0f} MB, of all {run.peak_of_all / 1e6:,.0f} MB"
         )
         if run.exit_code:
             return run.exit_code

@@ -1,10 +1,8 @@
-"""Options: where a value comes from, and what a wrong one is answered with."""
+"""Options: precedence of their sources, validation and error messages."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.recipe import SECTIONS, read_recipe
 from bert_pipeline.tokenizer.config import TokenizeConfig
+from tests.helpers.cli import run_cli
 
 CONFIGS = {
     "corpus": CorpusConfig,
@@ -24,15 +23,6 @@ CONFIGS = {
     "examples": ExamplesConfig,
     "pretrain": PretrainConfig,
 }
-
-
-def bertpipe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -50,7 +40,7 @@ def write(path: Path, text: str) -> Path:
         ("corpus:\n  source: []\n", "--source"),
         ("corpus:\n  shard_mb: 3\n", "--source"),
         ("corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: many\n", "--vocab-size"),
-        ("corpus:\n  source: [python-docs]\ntokenize:\n  kind: unigram\n", "--kind"),
+        ("corpus:\n  source: [python-docs]\ntokenize:\n  kind: trigram\n", "--kind"),
         ("corpus:\n  source: [python-docs]\n  language: no\n", "--language"),
         ("corpus:\n  source: [python-docs]\n  shard_mb: 0\n", "--shard-mb"),
         ("corpus:\n  source: [python-docs]\n  workers: 0\n", "--workers"),
@@ -68,7 +58,8 @@ def write(path: Path, text: str) -> Path:
         ),
         ("corpus:\n  source: [python-docs]\npretrain: {}\n", "--max-steps"),
         (
-            "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n  batch_size: 3\n  batch_size_start: 2\n",
+            "corpus:\n  source: [python-docs]\n"
+            "pretrain:\n  max_steps: 5\n  batch_size: 3\n  batch_size_start: 2\n",
             "--batch-size",
         ),
         (
@@ -90,9 +81,7 @@ def write(path: Path, text: str) -> Path:
         ),
     ],
 )
-def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(
-    tmp_path: Path, text: str, named: str
-):
+def test_invalid_recipe_is_rejected_and_the_option_named(tmp_path: Path, text: str, named: str):
     recipe = write(tmp_path / "recipe.yaml", text)
     with pytest.raises(UsageError, match=re.escape(named)) as caught:
         read_recipe(recipe, tmp_path / "run", [], overwrite=False, quiet=True)
@@ -112,7 +101,7 @@ def test_a_wrong_recipe_is_refused_before_any_work_and_the_option_is_named(
         ("tokenize.vocab_size.x=3", "--vocab-size"),
     ],
 )
-def test_a_wrong_set_is_refused(tmp_path: Path, setting: str, named: str):
+def test_invalid_set_option_is_rejected(tmp_path: Path, setting: str, named: str):
     recipe = write(
         tmp_path / "recipe.yaml", "corpus:\n  source: [python-docs]\npretrain:\n  max_steps: 5\n"
     )
@@ -120,7 +109,7 @@ def test_a_wrong_set_is_refused(tmp_path: Path, setting: str, named: str):
         read_recipe(recipe, tmp_path / "run", [setting], overwrite=False, quiet=True)
 
 
-def test_set_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path: Path):
+def test_set_overrides_recipe_and_recipe_overrides_defaults(tmp_path: Path):
     recipe = write(
         tmp_path / "recipe.yaml",
         "corpus:\n  source: [python-docs]\ntokenize:\n  vocab_size: 300\n  min_frequency: 3\n"
@@ -136,7 +125,8 @@ def test_set_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path: Path):
     assert tokenize.corpus == tmp_path / "run" / "corpus"
 
 
-def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(
+@pytest.mark.integration
+def test_command_line_overrides_config_file_and_config_file_overrides_defaults(
     tmp_path: Path, corpus_folder: Path
 ):
     recipe = write(
@@ -144,7 +134,7 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(
         "tokenize:\n  vocab_size: 310\n  min_frequency: 1\n  lowercase: false\n  workers: 1\n",
     )
     out = tmp_path / "tokenizer"
-    done = bertpipe(
+    done = run_cli(
         "tokenize",
         "--config",
         recipe,
@@ -156,7 +146,7 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(
         290,
         "--lowercase",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     config = read_yaml(out / "manifest.json")["config"]
     assert (config["vocab_size"], config["min_frequency"], config["lowercase"]) == (290, 1, True)
     assert config["seed"] == 0
@@ -177,31 +167,19 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(
         (["run", "recipe-that-is-not-shipped", "--set", "a=b"], "recipe-that-is-not-shipped"),
     ],
 )
-def test_the_command_answers_bad_usage_with_one_message(
-    tmp_path: Path, arguments: list[str], named: str
-):
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == (1 if "run" in arguments else 2)
+def test_bad_usage_exits_with_one_message(tmp_path: Path, arguments: list[str], named: str):
+    done = run_cli(*arguments, cwd=tmp_path)
+    assert done.code == (1 if "run" in arguments else 2)
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", CONFIGS)
-def test_every_option_is_in_the_help_with_the_text_under_its_field(stage: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pipeline", stage, "--help"],
-        capture_output=True,
-        text=True,
-        env={"COLUMNS": "500", "TERMINAL_WIDTH": "500"},
-        check=True,
-    )
+def test_help_shows_every_option_with_its_docstring(stage: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+    done = run_cli(stage, "--help")
+    assert done.code == 0
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
     for name, field in CONFIGS[stage].model_fields.items():
         assert "--" + name.replace("_", "-") in shown
@@ -209,17 +187,17 @@ def test_every_option_is_in_the_help_with_the_text_under_its_field(stage: str):
         assert " ".join(field.description.split()) in shown
 
 
-def test_several_wrong_options_are_all_named():
+def test_all_invalid_options_are_named():
     with pytest.raises(UsageError) as caught:
         build_config(TokenizeConfig, {"kind": "x", "vocab_size": 1})
     message = str(caught.value)
     assert all(
         option in message
-        for option in ("--kind", "--vocab-size", "--corpus is missing", "--out is missing")
+        for option in ("--kind", "--vocab-size", "--corpus is required", "--out is required")
     )
 
 
-def test_accents_are_an_option_of_wordpiece_alone():
+def test_wordpiece_option_is_rejected_for_byte_bpe():
     values: dict[str, Any] = {
         "out": "x",
         "corpus": "c",
@@ -231,7 +209,7 @@ def test_accents_are_an_option_of_wordpiece_alone():
         build_config(TokenizeConfig, values)
 
 
-def test_what_only_says_how_to_work_is_no_part_of_the_content():
+def test_execution_options_are_not_in_content():
     class Config(StageConfig):
         depth: int = 3
 
@@ -242,13 +220,13 @@ def test_what_only_says_how_to_work_is_no_part_of_the_content():
     assert few.content() == many.content()
 
 
-def test_a_section_may_be_absent_or_empty(tmp_path: Path):
+def test_recipe_section_may_be_missing_or_empty(tmp_path: Path):
     path = write(tmp_path / "recipe.yaml", "corpus:\n")
     assert read_section(path, "corpus", SECTIONS) == {}
     assert read_section(path, "tokenize", SECTIONS) == {}
     assert read_section(write(path, ""), "corpus", SECTIONS) == {}
 
 
-def test_a_missing_config_file_is_named(tmp_path: Path):
+def test_missing_config_file_is_named_in_error(tmp_path: Path):
     with pytest.raises(BertpipeError, match=r"absent\.yaml: cannot be read"):
         read_yaml(tmp_path / "absent.yaml")

@@ -135,8 +135,7 @@ def _encode_corpus(
     """Tokenize every piece of the corpus into the token store; adds the counts to `totals`."""
     store = folder / STORE
     store.mkdir(exist_ok=True)
-    with_word_starts = config.mask_unit != "token"
-    jobs = plan_pieces(store, config.corpus, corpus, tokenizer, with_word_starts)
+    jobs = plan_pieces(store, config.corpus, corpus, tokenizer, config.needs_word_starts)
     documents = np.zeros(len(jobs), dtype=np.int64)
     with bar("tokenizing", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(encode_piece, jobs, config, folder):

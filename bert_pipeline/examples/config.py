@@ -86,6 +86,11 @@ class ExamplesConfig(ShardedConfig):
         """Whether only existing examples are shown: `corpus` is then the folder itself."""
         return self.corpus.absolute() == self.out.absolute()
 
+    @property
+    def needs_word_starts(self) -> bool:
+        """Whether masking needs to know which tokens begin a word."""
+        return self.mask_unit != "token"
+
     @model_validator(mode="after")
     def _check_masks(self) -> "ExamplesConfig":
         if self.mask_share + self.random_share > 1:

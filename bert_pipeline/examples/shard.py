@@ -62,7 +62,7 @@ class ExampleJob:
 
 def shard_schema(config: ExamplesConfig, split: Split) -> pa.Schema:
     """The columns of a split's shards; with `word_starts` if `pretrain` masks whole words."""
-    later = config.masks == "dynamic" and split == "train" and config.mask_unit != "token"
+    later = config.masks == "dynamic" and split == "train" and config.needs_word_starts
     return SCHEMA.append(WORD_STARTS) if later else SCHEMA
 
 

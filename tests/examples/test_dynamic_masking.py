@@ -1,4 +1,4 @@
-"""Masks drawn in training: others in every epoch, the same for a row whoever draws them, as many as written ones."""
+"""Dynamic masking: new masks in every epoch, reproducible, distributed as static masks."""
 
 from __future__ import annotations
 
@@ -22,26 +22,34 @@ from hypothesis import strategies as st
 
 from bert_pipeline.examples.dynamic_masking import DynamicMasks
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.pretraining.batches import Examples, KeptMasks
+from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.preflight import Inputs
-from bert_pipeline.pretraining.pretrain import Run, pretrain
+from bert_pipeline.pretraining.pretrain import pretrain
+from bert_pipeline.pretraining.sampler import Cursor
+from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
-from bert_pipeline.training.checkpoint import Position
 from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNITS = ["token", "whole-word", "span"]
-OBJECTIVES = ["mlm+nsp", "mlm+sop", "mlm"]
+COMBINATIONS = [
+    ("token", "mlm+nsp"),
+    ("whole-word", "mlm+sop"),
+    ("span", "mlm"),
+    ("whole-word", "mlm"),
+]
+"""Mask units and objectives, each at least once."""
 
 Folder = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def folder(make_examples: Folder) -> Folder:
-    """A function that gives an examples folder by masks, unit and objective, made when first asked for."""
+    """A function that makes an examples folder by masks, unit and objective, once."""
 
     @cache
     def make(masks: str, unit: str, objective: str = "mlm+nsp", pad: bool = False) -> Path:
@@ -67,9 +75,10 @@ def at(epoch: int, rows: np.ndarray) -> np.ndarray:
 
 
 def by_row(batch: PretrainingBatch) -> list[tuple[list[int], list[int], list[int]]]:
-    """Of each row of a batch its tokens, the positions to predict and the labels."""
+    """Tokens, positions to predict and labels of each row of a batch."""
     edges = batch.cu_seqlens.tolist()
-    index, labels = batch.masked_index.tolist(), batch.masked_labels.tolist()
+    index = batch.masked_index.tolist()
+    labels = batch.masked_labels.tolist()
     rows = []
     for begin, end in pairwise(edges):
         inside = [n for n, place in enumerate(index) if begin <= place < end]
@@ -90,12 +99,12 @@ def restore(tokens: list[int], positions: list[int], labels: list[int]) -> list[
     return restored
 
 
-# What lies in the folder
+# Files
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_folder_holds_the_rows_of_a_static_one_without_masks(
+@pytest.mark.integration
+@pytest.mark.parametrize(("unit", "objective"), COMBINATIONS)
+def test_dynamic_folder_has_unmasked_rows_of_static_folder(
     unit: str, objective: str, folder: Folder, wordpiece_folder: Path
 ) -> None:
     dynamic, static = (read(folder(masks, unit, objective)) for masks in ("dynamic", "static"))
@@ -118,7 +127,7 @@ def test_a_folder_holds_the_rows_of_a_static_one_without_masks(
             [
                 i not in continues
                 or n == 0
-                or row[n - 1] in (CLS, SEP)  # what a cut has left of a word is a word
+                or row[n - 1] in (CLS, SEP)  # the rest of a truncated word counts as a word
                 for n, i in enumerate(row)
             ]
             for row in originals
@@ -126,16 +135,18 @@ def test_a_folder_holds_the_rows_of_a_static_one_without_masks(
         assert dynamic["word_starts"].to_pylist() == expected
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("unit", UNITS)
-def test_held_out_rows_have_written_masks(unit: str, folder: Folder) -> None:
+def test_validation_rows_have_static_masks(unit: str, folder: Folder) -> None:
     dynamic, static = (read(folder(masks, unit), "validation") for masks in ("dynamic", "static"))
     assert dynamic.equals(static)
     assert all(dynamic["masked_positions"].to_pylist())
     assert DynamicMasks.from_manifest(read_manifest(folder("static", unit), "examples"), 0) is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_no_two_written_rows_share_their_masks(split: str, make_examples: Folder) -> None:
+def test_static_masks_differ_between_rows(split: str, make_examples: Folder) -> None:
     path = make_examples("half-held-out", validation_fraction=0.5)
     table = read(path, split)
     lengths = [len(row) for row in table["tokens"].to_pylist()]
@@ -144,20 +155,19 @@ def test_no_two_written_rows_share_their_masks(split: str, make_examples: Folder
         for row, n in zip(table["masked_positions"].to_pylist(), lengths, strict=True)
         if n == 64
     ]
-    # 10 of 61 places: two rows are alike once in 10^10.
+    # 10 of 61 positions: two rows have the same with probability 1 in 10^10.
     assert len(set(masks)) == len(masks) > 20
 
 
-# What is drawn
+# Masks
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("unit", UNITS)
-def test_every_epoch_draws_other_masks_of_the_same_rows(
-    unit: str, objective: str, folder: Folder
-) -> None:
+@pytest.mark.integration
+@pytest.mark.parametrize(("unit", "objective"), COMBINATIONS)
+def test_masks_differ_between_epochs_and_seeds(unit: str, objective: str, folder: Folder) -> None:
     path = folder("dynamic", unit, objective)
-    examples, originals = load(path), read(path)["tokens"].to_pylist()
+    examples = load(path)
+    originals = read(path)["tokens"].to_pylist()
     starts = None if unit == "token" else read(path)["word_starts"].to_pylist()
     rows = np.arange(len(examples))
     epochs = [by_row(examples.collate(rows, epochs=at(epoch, rows))) for epoch in (0, 1, 7)]
@@ -169,7 +179,7 @@ def test_every_epoch_draws_other_masks_of_the_same_rows(
             if starts is not None and unit == "whole-word":
                 inside = [p for p in range(1, len(tokens)) if not starts[number][p]]
                 assert all((p in positions) == (p - 1 in positions) for p in inside), (
-                    "a word in part"
+                    "a word is masked in part"
                 )
     for one, other in [(0, 1), (0, 2), (1, 2)]:
         same = [
@@ -178,12 +188,13 @@ def test_every_epoch_draws_other_masks_of_the_same_rows(
         assert len(same) > 50
         assert np.mean(same) < 0.05
     seeds = [by_row(load(path, seed).collate(rows)) for seed in (0, 1)]
-    assert seeds[0] == epochs[0], "the first epoch when none is given"
+    assert seeds[0] == epochs[0], "the default is epoch 0"
     assert np.mean([a[1] == b[1] for a, b in zip(*seeds, strict=True) if len(a[0]) > 30]) < 0.05
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_row_s_masks_hang_on_seed_epoch_and_row_alone(unit: str, folder: Folder) -> None:
+def test_masks_depend_only_on_seed_epoch_and_row(unit: str, folder: Folder) -> None:
     examples = load(folder("dynamic", unit), 3)
     row = st.tuples(st.integers(0, len(examples) - 1), st.integers(0, 9))
 
@@ -196,7 +207,8 @@ def test_a_row_s_masks_hang_on_seed_epoch_and_row_alone(unit: str, folder: Folde
     def check(drawn: list[tuple[int, int]], ranks: int, parts: int, share: float) -> None:
         rows, epochs = np.array(drawn).T
         whole = by_row(examples.collate(rows, epochs=epochs))
-        keep, everything = KeptMasks(share, 5, 17), KeptMasks(1.0, 5, 17)
+        keep = MaskSubset(share, 5, 17)
+        everything = MaskSubset(1.0, 5, 17)
         kept = by_row(examples.collate(rows, keep, epochs))
         total = kept_total = 0
         for rank in range(ranks):
@@ -223,25 +235,24 @@ def test_a_row_s_masks_hang_on_seed_epoch_and_row_alone(unit: str, folder: Folde
     check()
 
 
-def test_the_share_of_drawn_masks_kept_is_the_one_asked_for(folder: Folder) -> None:
+@pytest.mark.integration
+def test_share_of_kept_masks(folder: Folder) -> None:
     examples = load(folder("dynamic", "token"))
     rows = np.arange(len(examples))
     total = kept = 0
     for step in range(20):
-        total += len(examples.collate(rows, KeptMasks(1.0, 0, step), at(step, rows)).masked_index)
-        kept += len(examples.collate(rows, KeptMasks(0.3, 0, step), at(step, rows)).masked_index)
+        total += len(examples.collate(rows, MaskSubset(1.0, 0, step), at(step, rows)).masked_index)
+        kept += len(examples.collate(rows, MaskSubset(0.3, 0, step), at(step, rows)).masked_index)
     assert kept / total == pytest.approx(0.3, abs=4.5 * (0.21 / total) ** 0.5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("unit", UNITS)
-def test_drawn_masks_are_as_many_and_lie_as_written_ones(
+@pytest.mark.integration
+@pytest.mark.parametrize(("unit", "objective"), COMBINATIONS)
+def test_dynamic_and_static_masks_have_the_same_distribution(
     unit: str, objective: str, folder: Folder
 ) -> None:
-    dynamic, static = (
-        load(folder("dynamic", unit, objective)),
-        load(folder("static", unit, objective)),
-    )
+    dynamic = load(folder("dynamic", unit, objective))
+    static = load(folder("static", unit, objective))
     rows = np.arange(len(static))
     written = by_row(static.collate(rows))
     drawn = [by_row(dynamic.collate(rows, epochs=at(epoch, rows))) for epoch in range(4)]
@@ -252,7 +263,7 @@ def test_drawn_masks_are_as_many_and_lie_as_written_ones(
         difference = counts[0] - counts[1:].mean(axis=0)
         assert abs(difference.mean()) < 4.5 * difference.std() / len(rows) ** 0.5 + 1e-9
     else:
-        assert (counts == counts[0]).all(), "the number hangs on the length alone"
+        assert (counts == counts[0]).all(), "the number depends on the length only"
     measures: list[Callable[[list[int], list[int], list[int]], float]] = [
         lambda tokens, positions, labels: float(np.mean(positions)) / len(tokens),
         lambda tokens, positions, labels: positions[0] / len(tokens),
@@ -266,7 +277,7 @@ def test_drawn_masks_are_as_many_and_lie_as_written_ones(
     for measure in measures:
         one = np.array([measure(*row) for row in written])
         other = np.array([measure(*row) for found in drawn for row in found]).reshape(4, -1)
-        # Row by row, so that what rows have in common cancels out.
+        # Paired by row, which removes the variance between rows.
         difference = one - other.mean(axis=0)
         assert abs(difference.mean()) < 4.5 * difference.std() / len(rows) ** 0.5
 
@@ -274,23 +285,25 @@ def test_drawn_masks_are_as_many_and_lie_as_written_ones(
 # Padded rows
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("masks", "unit"), [("static", "token"), ("dynamic", "token"), ("dynamic", "span")]
 )
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm"])
-def test_padded_rows_make_the_same_batches(
+def test_padded_and_unpadded_rows_give_the_same_batches(
     masks: str, unit: str, objective: str, folder: Folder
 ) -> None:
     padded, plain = (folder(masks, unit, objective, pad) for pad in (True, False))
     table = read(padded)
     assert {len(row) for row in table["tokens"].to_pylist()} == {64}
     assert {len(row) for row in table["segment_ids"].to_pylist()} == {64}
-    one, other = load(padded), load(plain)
+    one = load(padded)
+    other = load(plain)
     rows = np.random.default_rng(0).permutation(len(other))
     for part in np.array_split(rows, 5):
         epochs = part % 3
         batches = [
-            examples.collate(part, KeptMasks(0.9, 1, 2), epochs) for examples in (one, other)
+            examples.collate(part, MaskSubset(0.9, 1, 2), epochs) for examples in (one, other)
         ]
         for name in ("tokens", "segment_ids", "positions", "cu_seqlens", "masked_labels"):
             assert getattr(batches[0], name).tolist() == getattr(batches[1], name).tolist()
@@ -305,7 +318,7 @@ def test_padded_rows_make_the_same_batches(
 
 
 def start(place: Path, given: dict[str, Any]) -> subprocess.Popen[str]:
-    """`bertpipe pretrain` as a process of its own."""
+    """Start `bertpipe pretrain` in a new process."""
     place.write_text(json.dumps({"pretrain": given}, default=str), encoding="utf-8")
     command = [sys.executable, "-m", "bert_pipeline", "pretrain", "--config", str(place)]
     return subprocess.Popen(
@@ -318,21 +331,34 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, errors
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("masks", ["dynamic", "static"])
-def test_training_meets_other_masks_in_each_epoch(
+def test_training_loss_changes_with_dynamic_masks_only(
     masks: str, folder: Folder, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Each step is an epoch of a model that stands still: its loss changes with the masks alone."""
+    """Each step is an epoch with a learning rate near 0: only the masks change the loss."""
     examples = folder(masks, "token", "mlm")
     shape = {
-        "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 1,
+        "intermediate_size": 16,
         "max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     config = PretrainConfig(
-        examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=3,
-        batch_size=len(load(examples)), learning_rate=1e-12, dropout=0.0, log_every=1, precision="fp32", threads=1,
+        examples=examples,
+        tokenizer=wordpiece_folder,
+        out=tmp_path / "out",
+        model=shape,
+        max_steps=3,
+        batch_size=len(load(examples)),
+        learning_rate=1e-12,
+        dropout=0.0,
+        log_every=1,
+        precision="fp32",
+        threads=1,
         quiet=True,
-    )  # fmt: skip
+    )
     pretrain(config)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -341,10 +367,11 @@ def test_training_meets_other_masks_in_each_epoch(
     assert apart > 1e-4 if masks == "dynamic" else apart < 1e-5
 
 
-def test_a_step_s_loss_is_divided_by_the_masks_of_its_own_epochs(
+@pytest.mark.integration
+def test_loss_is_divided_by_the_number_of_masks_of_the_epoch(
     folder: Folder, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    # Whole words fill a row more or less well, so another epoch's masks would be another number of them.
+    # With whole words, the number of masks of a row differs between epochs.
     examples = folder("dynamic", "whole-word")
     shape: dict[str, Any] = {
         "hidden_size": 8,
@@ -353,33 +380,57 @@ def test_a_step_s_loss_is_divided_by_the_masks_of_its_own_epochs(
         "intermediate_size": 8,
     }
     config = PretrainConfig(
-        examples=examples, tokenizer=wordpiece_folder, out=tmp_path / "out", model=shape, max_steps=1000,
-        batch_size=48, accumulate=3, mask_rate_end=0.1, threads=1, quiet=True,
-    )  # fmt: skip
-    run = Run(config, Inputs.check(config), Ranks.of(make_accelerator(config)), tmp_path)
+        examples=examples,
+        tokenizer=wordpiece_folder,
+        out=tmp_path / "out",
+        model=shape,
+        max_steps=1000,
+        batch_size=48,
+        accumulate=3,
+        mask_rate_end=0.1,
+        threads=1,
+        quiet=True,
+    )
+    ranks = Ranks.from_accelerator(make_accelerator(config))
+    task = PretrainingTask(config, Inputs.check(config), ranks, tmp_path)
     totals = []
     for number in range(0, 60, 7):
-        step = run._make_step(Position(number, rows=48 * number), number / 60)
-        assert step.totals[0] == sum(len(part.masked_index) for part in step.parts)  # type: ignore[attr-defined]
-        totals.append((step.epoch, step.totals[0]))
+        position = Position(number, cursor=Cursor(0, 48 * number).to_json())
+        step = task.make_step(position, number / 60)
+        assert step.terms[0] == sum(len(batch.masked_index) for batch in step.micro_batches)
+        totals.append((step.metrics["epoch"], step.terms[0]))
     assert len({epoch for epoch, _ in totals}) > 3
     assert len({total for _, total in totals}) > 3
 
 
-def test_killed_and_resumed_it_ends_at_the_same_weights(
+@pytest.mark.slow
+def test_resume_with_dynamic_masks_gives_the_same_weights(
     folder: Folder, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Over several epochs, with a share of the masks given back, so that a mask of another epoch would tell."""
+    """Over several epochs and with unmasked tokens, so that masks of another epoch would differ."""
     shape = {
-        "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
         "max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     examples = folder("dynamic", "span")
     given = {
-        "examples": examples, "tokenizer": wordpiece_folder, "model": shape, "max_steps": 60, "batch_size": 32,
-        "learning_rate": 3e-3, "dropout": 0.1, "mask_rate_end": 0.08, "checkpoint_every": 2, "evaluate_every": 1000,
-        "log_every": 10, "threads": 1, "quiet": True,
-    }  # fmt: skip
+        "examples": examples,
+        "tokenizer": wordpiece_folder,
+        "model": shape,
+        "max_steps": 60,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "dropout": 0.1,
+        "mask_rate_end": 0.08,
+        "checkpoint_every": 2,
+        "evaluate_every": 1000,
+        "log_every": 10,
+        "threads": 1,
+        "quiet": True,
+    }
     assert len(load(examples)) * 3 < 60 * 32
     finish(start(tmp_path / "alone.yaml", given | {"out": tmp_path / "alone"}))
     out = tmp_path / "killed"
@@ -390,7 +441,7 @@ def test_killed_and_resumed_it_ends_at_the_same_weights(
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert not (out / "model").exists(), "it was over before it was killed"
+    assert not (out / "model").exists(), "training finished before it was killed"
     finish(start(tmp_path / "killed.yaml", given | {"out": out}))
     files = [place / "model" / "model.safetensors" for place in (tmp_path / "alone", out)]
     assert files[0].read_bytes() == files[1].read_bytes()

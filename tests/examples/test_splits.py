@@ -1,4 +1,4 @@
-"""Held-out documents, other documents, and what is read of them: exact promises, and even odds for every document."""
+"""The permutation of documents, the splits, drawing other documents, and the token store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.examples import splits as splits_module
 from bert_pipeline.examples.counter_rng import Permutation
+from bert_pipeline.examples.encode_corpus import EncodeJob, encode_piece, forget_encoder
 from bert_pipeline.examples.splits import Split, Splits
-from bert_pipeline.examples.token_store import (
-    EncodeJob,
-    TokenStore,
-    encode_piece,
-    forget_encoder,
-    piece_path,
-)
+from bert_pipeline.examples.token_store import TokenStore, piece_path
 from bert_pipeline.ragged import Int64Array, offsets_of
 from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.tokenizer.load import load_tokenizer
@@ -36,17 +31,19 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 def excess(counts: np.ndarray, expected: float | np.ndarray) -> float:
-    """How many standard deviations Pearson's chi-square of the counts lies above its mean."""
+    """Pearson's chi-square statistic, in standard deviations above its mean."""
     statistic = float((((counts - expected) ** 2) / expected).sum())
     freedom = counts.size - 1
     return (statistic - freedom) / (2 * freedom) ** 0.5
 
 
-# The order of all documents
+# The permutation
 
 
+@pytest.mark.integration
+@settings(max_examples=20)
 @given(st.integers(1, 1_000_000), st.integers(0, 1000))
-def test_an_order_holds_every_number_once(count: int, seed: int) -> None:
+def test_permutation_is_bijective(count: int, seed: int) -> None:
     order = Permutation(count, seed)
     numbers = np.arange(count)
     places = order.place(numbers)
@@ -58,14 +55,14 @@ def test_an_order_holds_every_number_once(count: int, seed: int) -> None:
 
 
 @given(st.integers(1, 60), st.integers(0, 10**9))
-def test_a_short_order_holds_every_number_once(count: int, seed: int) -> None:
+def test_short_permutation_is_bijective(count: int, seed: int) -> None:
     order = Permutation(count, seed, 1)
     assert sorted(order.place(np.arange(count)).tolist()) == list(range(count))
     assert order.at(order.place(np.arange(count))).tolist() == list(range(count))
 
 
 @given(st.integers(10**6, 2**60), st.integers(0, 1000), st.data())
-def test_places_in_a_huge_order_lead_back(count: int, seed: int, data: st.DataObject) -> None:
+def test_huge_permutation_is_invertible(count: int, seed: int, data: st.DataObject) -> None:
     order = Permutation(count, seed)
     some = np.unique([*data.draw(st.lists(st.integers(0, count - 1), max_size=50)), 0, count - 1])
     places = order.place(some)
@@ -76,28 +73,28 @@ def test_places_in_a_huge_order_lead_back(count: int, seed: int, data: st.DataOb
     assert np.array_equal(order.place(order.at(some)), some)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [2, 3, 5, 17])
-def test_over_the_seeds_every_number_is_as_likely_at_every_place(count: int) -> None:
-    seeds = 2500
+def test_permutation_is_uniform_over_seeds(count: int) -> None:
+    seeds = 1000
     table = np.zeros((count, count))
     for seed in range(seeds):
         table[np.arange(count), Permutation(count, seed).place(np.arange(count))] += 1
-    # Rows and columns of a permutation add up to the number of seeds: (count - 1)² degrees of freedom.
+    # All rows and columns have the same sum: (count - 1)² degrees of freedom.
     statistic = float(((table - seeds / count) ** 2 / (seeds / count)).sum()) * (count - 1) / count
     freedom = (count - 1) ** 2
     assert (statistic - freedom) / (2 * freedom) ** 0.5 < 4.5
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [1000, 65_537, 1_000_000, 10**12])
-def test_neighbours_are_spread_evenly_and_apart(count: int) -> None:
+def test_permutation_spreads_neighbours_uniformly(count: int) -> None:
     numbers = np.arange(200_000 if count > 200_000 else count)
     sums = np.zeros(100)
     steps = np.zeros(100)
     for seed in range(200_000 // len(numbers)):
         places = Permutation(count, seed).place(numbers)
-        part = min(
-            len(numbers), 800
-        )  # a part of the numbers: all of them together are even by themselves
+        part = min(len(numbers), 800)  # only some: all numbers together are uniform by definition
         sums += np.bincount(places[:part] * 100 // count, minlength=100)
         apart = (
             places[1:part] - places[: part - 1]
@@ -107,7 +104,7 @@ def test_neighbours_are_spread_evenly_and_apart(count: int) -> None:
     assert excess(steps, steps.sum() / 100) < 4.5
 
 
-def test_other_seeds_give_other_orders() -> None:
+def test_different_seeds_give_different_permutations() -> None:
     orders = {
         tuple(Permutation(30, *seed).place(np.arange(30)).tolist())
         for seed in [(0,), (1,), (0, 1), (1, 1), (2,)]
@@ -115,11 +112,11 @@ def test_other_seeds_give_other_orders() -> None:
     assert len(orders) == 5
 
 
-# Who is held out
+# Splits
 
 
 @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 50), st.data())
-def test_splits_part_the_documents(
+def test_splits_partition_the_documents(
     count: int, share: float, seed: int, data: st.DataObject
 ) -> None:
     held_out = int(share * count)
@@ -139,12 +136,15 @@ def test_splits_part_the_documents(
             assert set(splits.draw(split, 500, random).tolist()) <= set(members[split])
 
 
-def test_every_document_is_held_out_as_often_as_any_other() -> None:
-    count, held_out, seeds = 50, 10, 4000
+@pytest.mark.integration
+def test_every_document_is_equally_likely_in_validation() -> None:
+    count = 50
+    held_out = 10
+    seeds = 4000
     times = np.zeros(count)
     for seed in range(seeds):
         times[Splits(count, held_out, seed).members("validation", 0, count)] += 1
-    # Each of 50 documents is drawn 800 times of 4,000, standard deviation 25.
+    # Each of 50 documents is drawn 800 times on average, with standard deviation 25.
     assert np.abs(times - 800).max() < 4.5 * 25.3
 
 
@@ -165,16 +165,17 @@ PIECES = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize(("split", "near"), [("train", 1), ("train", 3), ("validation", 2)])
-def test_every_document_of_the_split_is_another_one_as_often(
+def test_other_document_is_drawn_uniformly_from_the_split(
     pieces: str, split: Split, near: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(splits_module, "PIECES_TO_DRAW_FROM", near)
     splits = Splits(60, 15, seed=4)
     members = splits.members(split, 0, 60)
     random = np.random.default_rng(7)
-    calls = 1200
+    calls = 400
     counts = np.zeros((calls, 60))
     for call in range(calls):
         own = random.permutation(members)
@@ -182,14 +183,14 @@ def test_every_document_of_the_split_is_another_one_as_often(
         assert not (others == own).any()
         counts[call] = np.bincount(others, minlength=60)
     assert set(np.flatnonzero(counts.sum(axis=0)).tolist()) == set(members.tolist())
-    # The draws of a call share pieces, so the unit of chance is the call: each document comes once a call on average.
+    # The draws of one call share pieces, so only calls are independent.
     # Of 45 documents one passes 4.5 standard errors less than once in three thousand tests.
     error = counts[:, members].std(axis=0) / calls**0.5
     assert (np.abs(counts[:, members].mean(axis=0) - 1) / error).max() < 4.5
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_which_other_document_comes_does_not_hang_on_the_own(split: Split) -> None:
+def test_other_document_is_independent_of_own_document(split: Split) -> None:
     splits = Splits(60, 15, seed=4)
     members = splits.members(split, 0, 60)
     random = np.random.default_rng(7)
@@ -197,14 +198,15 @@ def test_which_other_document_comes_does_not_hang_on_the_own(split: Split) -> No
     others = splits.draw_others(split, own, edges([12] * 5), random)
     times = np.zeros((60, 60))
     np.add.at(times, (own, others), 1)
-    pairs, other = times[np.ix_(members, members)], ~np.eye(len(members), dtype=bool)
+    pairs = times[np.ix_(members, members)]
+    other = ~np.eye(len(members), dtype=bool)
     assert pairs[other].sum() == 100_000
     assert excess(pairs[other], 100_000 / other.sum()) < 4.5
 
 
 @pytest.mark.parametrize("near", [1, 64])
 @pytest.mark.parametrize("sizes", [[2], [1, 1], [0, 1, 0, 0, 1], [4], [1, 1, 1, 1], [3, 0, 1]])
-def test_of_two_documents_the_other_is_found(
+def test_other_document_of_two_is_found(
     sizes: list[int], near: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(splits_module, "PIECES_TO_DRAW_FROM", near)
@@ -217,7 +219,7 @@ def test_of_two_documents_the_other_is_found(
         assert splits.draw_others("train", own, edges(sizes), random).tolist() == [other, one] * 50
 
 
-def test_from_a_large_corpus_a_task_opens_few_pieces() -> None:
+def test_few_pieces_are_opened_in_a_large_corpus() -> None:
     splits = Splits(3000, 0, seed=0)
     pieces = edges([3] * 1000)
     others = splits.draw_others("train", np.zeros(5000, np.int64), pieces, np.random.default_rng(1))
@@ -228,11 +230,11 @@ def test_from_a_large_corpus_a_task_opens_few_pieces() -> None:
     )
 
 
-# What is read of them
+# The token store
 
 
-Words = list[tuple[int, bool]]
-"""A sentence: ids, and whether each begins a word."""
+EncodedSentence = list[tuple[int, bool]]
+"""Ids, and whether each begins a word."""
 EMPTY = ["\u0301\u0301", "\u200d\u200d", "\u0301 \u200d"]
 SHARDS = [
     [*invent_documents(seed=9, count=6), "Zu.", EMPTY[0]],
@@ -247,7 +249,7 @@ SHARDS = [
 
 
 def grow(tokenizer: Path, folder: Path) -> Path:
-    """The tokenizer with so many more entries that its ids need four bytes; those that occur are the last."""
+    """The tokenizer with 70,000 more entries, so that the ids that occur need four bytes."""
     shutil.copytree(tokenizer, folder)
     path = folder / "tokenizer.json"
     contents = json.loads(path.read_text(encoding="utf-8"))
@@ -262,8 +264,8 @@ def grow(tokenizer: Path, folder: Path) -> Path:
     return folder
 
 
-def read_literally(texts: list[str], tokenizer: Tokenizer) -> list[list[Words]]:
-    """Documents of sentences, without those that have no token."""
+def read_literally(texts: list[str], tokenizer: Tokenizer) -> list[list[EncodedSentence]]:
+    """Documents of sentences, without those that have no tokens."""
     documents = []
     for text in texts:
         document = []
@@ -279,11 +281,11 @@ def read_literally(texts: list[str], tokenizer: Tokenizer) -> list[list[Words]]:
 
 @dataclass
 class Stored:
-    """A token store, and what it should hold."""
+    """A token store and its expected content."""
 
     store: TokenStore
-    documents: list[list[Words]]
-    with_starts: bool
+    documents: list[list[EncodedSentence]]
+    with_word_starts: bool
     id_type: str
 
 
@@ -300,28 +302,33 @@ def tokenizer_folder(
 def stored(
     request: pytest.FixtureRequest, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Stored:
-    """Pieces of whole shards, of parts of shards, of no row, and of rows without a token."""
+    """Pieces of one row, no rows, several rows, and rows without tokens."""
     folder = tmp_path_factory.mktemp("store")
     loaded = load_tokenizer(tokenizer_folder)
     tokenizer = Tokenizer.from_str(loaded.tokenizer.to_str())
     tokenizer.encode_special_tokens = True
     forget_encoder()
-    documents, counts = [], []
+    documents = []
+    counts = []
     for number, texts in enumerate(SHARDS):
         pq.write_table(
             pa.table({"text": texts, "language": ["en"] * len(texts)}), folder / f"{number}.parquet"
         )
         for first, end in [(0, 1), (1, 1), (1, 3), (3, len(texts))]:
             job = EncodeJob(
-                piece_path(folder, len(counts)), folder / f"{number}.parquet", first, end, tokenizer_folder,
+                piece_path(folder, len(counts)),
+                folder / f"{number}.parquet",
+                first,
+                end,
+                tokenizer_folder,
                 request.param,
-            )  # fmt: skip
+            )
             expected = read_literally(texts[first:end], tokenizer)
             found = encode_piece(job)
-            assert found == encode_piece(job), "what a finished piece says of itself"
+            assert found == encode_piece(job), "a finished piece has other counts"
             whole = job.path.read_bytes()
             job.path.write_bytes(whole[: len(whole) // 2])
-            assert found == encode_piece(job), "a damaged piece is made again"
+            assert found == encode_piece(job), "a damaged piece was not written again"
             assert job.path.read_bytes() == whole
             assert found["documents"] == len(expected)
             assert found["sentences"] == sum(map(len, expected))
@@ -336,9 +343,9 @@ def stored(
     return Stored(TokenStore(folder, counts), documents, request.param, id_type)
 
 
-def take(document: list[Words], share: float, wanted: int) -> Words:
-    """Whole sentences from the one at `share` on, until there are so many tokens or the document ends."""
-    taken: Words = []
+def take(document: list[EncodedSentence], share: float, wanted: int) -> EncodedSentence:
+    """Sentences from the one at `share` on, up to `wanted` tokens or the end of the document."""
+    taken: EncodedSentence = []
     for sentence in document[int(share * len(document)) :]:
         taken += sentence
         if len(taken) >= wanted:
@@ -346,7 +353,7 @@ def take(document: list[Words], share: float, wanted: int) -> Words:
     return taken
 
 
-def test_a_store_holds_every_document_in_order(stored: Stored) -> None:
+def test_token_store_has_every_document_in_order(stored: Stored) -> None:
     assert len(stored.store) == len(stored.documents)
     ids = [stored.store.open(piece).ids for piece in range(len(stored.store.first) - 1)]
     assert {str(each.dtype) for each in ids} == {stored.id_type}
@@ -356,9 +363,7 @@ def test_a_store_holds_every_document_in_order(stored: Stored) -> None:
 
 
 @given(st.data())
-def test_sentences_of_other_documents_are_read_as_they_stand(
-    stored: Stored, data: st.DataObject
-) -> None:
+def test_token_store_reads_sentences_unchanged(stored: Stored, data: st.DataObject) -> None:
     below_one = st.floats(0, 1, exclude_max=True)
     wanted = st.one_of(st.integers(1, 40), st.integers(1, 5000))
     number = st.integers(0, len(stored.documents) - 1)
@@ -370,26 +375,26 @@ def test_sentences_of_other_documents_are_read_as_they_stand(
     )
     runs = stored.store.read(places)
     assert len(runs.offsets) == len(asked) + 1
-    assert (runs.starts is not None) == (stored.with_starts and len(asked) > 0)
+    assert (runs.word_starts is not None) == (stored.with_word_starts and len(asked) > 0)
     for place, (document, share, count) in enumerate(asked):
         expected = take(stored.documents[document], share, count)
         run = slice(runs.offsets[place], runs.offsets[place + 1])
         assert runs.ids[run].tolist() == [i for i, _ in expected]
-        if runs.starts is not None:
-            assert runs.starts[run].tolist() == [starts for _, starts in expected]
+        if runs.word_starts is not None:
+            assert runs.word_starts[run].tolist() == [starts for _, starts in expected]
 
 
-def test_tokens_are_counted_but_for_documents_left_out(stored: Stored) -> None:
+def test_token_counts_without_excluded_documents(stored: Stored) -> None:
     vocab_size = 70_400 if stored.id_type == "int32" else 400
     for piece, (first, end) in enumerate(pairwise(stored.store.first.tolist())):
-        left_out = list(range(first, end, 2))
+        excluded = list(range(first, end, 2))
         kept = [
             document
             for n, document in enumerate(stored.documents)
-            if first <= n < end and n not in left_out
+            if first <= n < end and n not in excluded
         ]
         ids = [i for document in kept for sentence in document for i, _ in sentence]
         expected = np.bincount(np.array(ids, dtype=np.int64), minlength=vocab_size)
         assert np.array_equal(
-            stored.store.count_tokens(piece, np.array(left_out, np.int64), vocab_size), expected
+            stored.store.count_tokens(piece, np.array(excluded, np.int64), vocab_size), expected
         )

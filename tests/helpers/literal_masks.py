@@ -1,7 +1,8 @@
-"""Masking written out slowly over Python lists, one row at a time: the oracle of `test_masking.py`.
+"""Reference implementation of masking in plain Python, for `test_masking.py`.
 
-After the release's `create_masked_lm_predictions` (Devlin et al. 2019, with `do_whole_word_mask`) and SpanBERT (Joshi
-et al. 2020, section 3.1). It shares no line with the package and draws its random numbers in its own order.
+After `create_masked_lm_predictions` of the BERT release (with `do_whole_word_mask`,
+https://github.com/google-research/bert/blob/master/create_pretraining_data.py) and SpanBERT (Joshi
+et al. 2020, section 3.1, https://arxiv.org/abs/1907.10529). It shares no code with the package.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-CHANCES = [0.2 * 0.8**length for length in range(10)]
-"""Of spans of 1 to 10 words, geometric with p = 0.2; `Random.choices` makes them add up to 1."""
+SPAN_LENGTH_WEIGHTS = [0.2 * 0.8**length for length in range(10)]
+"""Weights of spans of 1 to 10 words: geometric with p = 0.2."""
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Row:
 
     tokens: list[int]
     special: list[bool]
-    starts: list[bool]
+    word_starts: list[bool]
 
     def words(self) -> list[list[int]]:
         """Positions of each word's tokens."""
@@ -27,7 +28,7 @@ class Row:
         for position, special in enumerate(self.special):
             if special:
                 continue
-            if self.starts[position] or self.special[position - 1]:
+            if self.word_starts[position] or self.special[position - 1]:
                 words.append([])
             words[-1].append(position)
         return words
@@ -47,7 +48,7 @@ class Rule:
 
 
 def choose(row: Row, rule: Rule, random: Random) -> list[list[int]]:
-    """Positions to predict, in lists that share one fate."""
+    """Positions to predict, in lists that are replaced together."""
     if rule.unit == "token":
         candidates = [position for position, special in enumerate(row.special) if not special]
         random.shuffle(candidates)
@@ -69,7 +70,7 @@ def choose_words(row: Row, rule: Rule, random: Random) -> list[list[int]]:
             continue
         chosen += word
     if not chosen and words:
-        # The release leaves such a row without a mask.
+        # The release does not mask such a row.
         shortest = [word for word in words if len(word) == min(map(len, words))]
         word = random.choice(shortest)
         chosen = word if len(word) <= rule.max_predictions else []
@@ -85,11 +86,11 @@ def choose_spans(row: Row, rule: Rule, random: Random) -> list[list[int]]:
         begin = random.randrange(len(words))
         if words[begin][0] in masked:
             continue
-        length = random.choices(range(1, 11), CHANCES)[0]
+        length = random.choices(range(1, 11), SPAN_LENGTH_WEIGHTS)[0]
         span: list[int] = []
         for number in range(begin, min(begin + length, len(words))):
             if number > begin and words[number][0] != words[number - 1][-1] + 1:
-                break  # a separator stands between
+                break  # there is a separator between
             for position in words[number]:
                 if position not in masked and len(masked) < budget:
                     masked.add(position)
@@ -98,18 +99,16 @@ def choose_spans(row: Row, rule: Rule, random: Random) -> list[list[int]]:
     return spans
 
 
-def draw_fates(row: Row, rule: Rule, random: Random) -> str:
-    """One letter a token: `.` for left alone, `m` for the mask, `r` for a random token, `k` for kept."""
-    fates = ["."] * len(row.tokens)
+def draw_outcome(row: Row, rule: Rule, random: Random) -> str:
+    """One letter per token: `.` not chosen, `m` mask, `r` random token, `k` kept."""
+    outcome = ["."] * len(row.tokens)
     for together in choose(row, rule, random):
         drawn = random.random()
-        fate = (
-            "m"
-            if drawn < rule.mask_share
-            else "r"
-            if drawn < rule.mask_share + rule.random_share
-            else "k"
-        )
+        kind = "k"
+        if drawn < rule.mask_share:
+            kind = "m"
+        elif drawn < rule.mask_share + rule.random_share:
+            kind = "r"
         for position in together:
-            fates[position] = fate
-    return "".join(fates)
+            outcome[position] = kind
+    return "".join(outcome)

@@ -1,7 +1,7 @@
-"""The BERT release's example algorithm, written out slowly over Python lists: the oracle of `test_examples.py`.
+"""Reference implementation of the BERT release's examples in plain Python.
 
-After the description of `create_pretraining_data.py` (Devlin et al. 2019, section 3.1 and appendix A.2). It shares no
-line with the package, draws its random numbers in its own order, and removes tokens one by one.
+After the description of `create_pretraining_data.py` (Devlin et al. 2019, section 3.1 and appendix
+A.2, https://aclanthology.org/N19-1423). It shares no code with the package.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from random import Random
 
 Sentence = list[int]
-Document = list[Sentence]
+EncodedDocument = list[Sentence]
 
 
 @dataclass
 class Instance:
-    """One training instance, and where its segments lay before anything was masked."""
+    """One training instance, and how many tokens its segments lost at both ends."""
 
     tokens: list[int]
     segment_ids: list[int]
@@ -44,7 +44,7 @@ class Settings:
 
 
 def make_instances(
-    documents: list[Document], passes: int, settings: Settings, random: Random
+    documents: list[EncodedDocument], passes: int, settings: Settings, random: Random
 ) -> list[Instance]:
     instances = []
     for _ in range(passes):
@@ -54,7 +54,7 @@ def make_instances(
 
 
 def from_document(
-    documents: list[Document], number: int, settings: Settings, random: Random
+    documents: list[EncodedDocument], number: int, settings: Settings, random: Random
 ) -> list[Instance]:
     document = documents[number]
     longest = settings.max_seq_length - 3
@@ -104,8 +104,9 @@ def from_document(
 def truncate(
     a: list[int], b: list[int], longest: int, random: Random
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Drop tokens from the longer list until both fit; return how many went from the fronts and the backs."""
-    front, back = [0, 0], [0, 0]
+    """Drop tokens from the longer list until both fit; returns how many at fronts and backs."""
+    front = [0, 0]
+    back = [0, 0]
     while len(a) + len(b) > longest:
         longer = a if len(a) > len(b) else b
         which = 0 if longer is a else 1
@@ -121,8 +122,7 @@ def truncate(
 def mask(
     tokens: list[int], settings: Settings, random: Random
 ) -> tuple[list[int], list[int], list[int]]:
-    # [CLS] is first; the separators are the last token and the one that ends the first segment. As the ids of the
-    # special tokens occur nowhere else before masking, comparing ids finds them.
+    # Before masking, only special tokens have the ids of special tokens.
     candidates = [i for i, token in enumerate(tokens) if token not in (settings.cls, settings.sep)]
     random.shuffle(candidates)
     count = min(settings.max_predictions, max(1, round(len(tokens) * settings.mask_rate)))

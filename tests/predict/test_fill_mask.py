@@ -20,6 +20,8 @@ from bert_pipeline.pretraining.pretrain import pretrain
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.train import train_tokenizer
 
+pytestmark = pytest.mark.integration  # most tests need the trained model
+
 SHAPE = {
     "num_hidden_layers": 1,
     "hidden_size": 32,
@@ -49,14 +51,14 @@ def model(
     return out
 
 
-def test_figures_are_those_of_the_stock_model_row_by_row(
+def test_evaluation_equals_transformers_model_row_by_row(
     model: Path, examples_folder: Path
 ) -> None:
     stock = BertForPreTraining.from_pretrained(model / "model").eval()
     train = [pq.read_table(path).to_pylist() for path in sorted(examples_folder.glob("train-*"))]
     counts = np.load(examples_folder / "token_counts.npy")
     assert counts.sum() > 0
-    assert counts[[2, 3, 4]].sum() == 0  # [CLS], [SEP] and [MASK] are no text
+    assert counts[[2, 3, 4]].sum() == 0  # [CLS], [SEP] and [MASK] do not occur in text
     assert len(counts) == 400
     frequency = (counts + 1) / (counts + 1).sum()
     loss = unigram = 0.0
@@ -89,14 +91,14 @@ def test_figures_are_those_of_the_stock_model_row_by_row(
     assert result.nsp_accuracy == pytest.approx(right / pairs)
 
 
-def test_it_is_the_same_every_time_and_in_the_metrics(model: Path, examples_folder: Path) -> None:
+def test_evaluation_is_deterministic_and_equals_metrics(model: Path, examples_folder: Path) -> None:
     first, second = (evaluate_folder(model, examples_folder, "validation") for _ in range(2))
     assert first == second
     line = json.loads((model / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["eval_mlm_loss"] == pytest.approx(first.mlm_loss, rel=1e-6)
 
 
-def test_examples_of_another_vocabulary_are_refused(
+def test_evaluation_rejects_other_vocab_size(
     model: Path, examples_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -107,7 +109,7 @@ def test_examples_of_another_vocabulary_are_refused(
         evaluate_folder(folder, examples_folder, "validation")
 
 
-def test_examples_of_another_tokenizer_of_the_same_size_are_refused(
+def test_evaluation_rejects_other_tokenizer_of_same_size(
     model: Path, corpus_folder: Path, examples_folder: Path, tmp_path: Path
 ) -> None:
     train_tokenizer(
@@ -121,13 +123,18 @@ def test_examples_of_another_tokenizer_of_the_same_size_are_refused(
         )
     )
     config = ExamplesConfig(
-        out=tmp_path / "examples", corpus=corpus_folder, tokenizer=tmp_path / "other", max_seq_length=64,
-        dupe_factor=1, workers=1, quiet=True,
-    )  # fmt: skip
+        out=tmp_path / "examples",
+        corpus=corpus_folder,
+        tokenizer=tmp_path / "other",
+        max_seq_length=64,
+        dupe_factor=1,
+        workers=1,
+        quiet=True,
+    )
     build_examples(config)
     with pytest.raises(BertpipeError, match="made with another tokenizer"):
         evaluate_folder(model, config.out, "validation")
-    # On the examples that it learnt from a model may be measured too.
+    # The training examples can be evaluated too.
     assert evaluate_folder(model, examples_folder, "train").masked_tokens > 1000
 
 
@@ -139,7 +146,7 @@ def test_examples_of_another_tokenizer_of_the_same_size_are_refused(
         ["Dabi [MASK].", "A [MASK] b [MASK].", "[MASK]"],
     ],
 )
-def test_fill_mask_gives_what_the_pipeline_gives(model: Path, texts: list[str]) -> None:
+def test_fill_mask_equals_transformers_pipeline(model: Path, texts: list[str]) -> None:
     expected = pipeline("fill-mask", model=str(model / "model"))(
         texts[0] if len(texts) == 1 else texts, top_k=3
     )
@@ -148,37 +155,35 @@ def test_fill_mask_gives_what_the_pipeline_gives(model: Path, texts: list[str]) 
     )
 
 
-def test_a_long_text_is_cut_and_a_mask_beyond_is_said(model: Path) -> None:
+def test_fill_mask_truncates_long_text_and_reports_mask_beyond_limit(model: Path) -> None:
     filler = MaskFiller(model)
     assert len(filler.fill(["[MASK] " + "dabi " * 500], 5)) == 5
-    with pytest.raises(BertpipeError, match="beyond the 64 tokens"):
+    with pytest.raises(BertpipeError, match="beyond the maximum length of 64 tokens"):
         filler.fill(["dabi " * 500 + "[MASK]"], 5)
 
 
-def test_a_text_without_a_mask_is_named(model: Path) -> None:
+def test_fill_mask_names_text_without_mask(model: Path) -> None:
     with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
         MaskFiller(model).fill(["a [MASK]", "b"], 5)
 
 
 @pytest.mark.parametrize("top_k", [0, 401])
-def test_impossible_numbers_of_candidates_are_refused(model: Path, top_k: int) -> None:
+def test_fill_mask_rejects_invalid_top_k(model: Path, top_k: int) -> None:
     with pytest.raises(UsageError, match="--top-k"):
         MaskFiller(model).fill(["a [MASK]"], top_k)
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path, corpus_folder: Path) -> None:
+def test_fill_mask_rejects_folder_without_model(tmp_path: Path, corpus_folder: Path) -> None:
     for folder in (tmp_path / "nowhere", corpus_folder):
-        with pytest.raises(BertpipeError, match="no model folder"):
+        with pytest.raises(BertpipeError, match="no model found"):
             MaskFiller(folder)
 
 
-def test_predictions_do_not_hang_on_padding(model: Path) -> None:
+def test_fill_mask_is_independent_of_padding(model: Path) -> None:
     """One text alone and beside a longer one."""
     tokenizer = AutoTokenizer.from_pretrained(model / "model")
     assert tokenizer.mask_token == "[MASK]"
     filler = MaskFiller(model)
-    alone, together = (
-        filler.fill(["dabi [MASK]"], 3),
-        filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3),
-    )
+    alone = filler.fill(["dabi [MASK]"], 3)
+    together = filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3)
     assert [c["token"] for c in alone] == [c["token"] for c in together[0]]

@@ -1,4 +1,4 @@
-"""Encoding sentences by their words: the ids and the words of the plain tokenizer, whatever the text and the kind."""
+"""The word table of `SentenceEncoder` gives the ids and words of the tokenizer itself."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from bert_pipeline.tokenizer import encode
 from bert_pipeline.tokenizer.config import TokenizeConfig
-from bert_pipeline.tokenizer.encode import SentenceEncoder, parts_at_spaces
+from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
+from bert_pipeline.tokenizer.words import is_wordwise
 from tests.conftest import invent_documents, make_corpus
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCIS'İßσςΣéèñ東京中한글۳.,-[]#\u0301\u0323\u200c\u200d👩🚀"
 WORDS = ["ba", "bab", "it", "the", "zu", "na", "東京", "straße", "έργος", "[MASK]", "it's", "##ba"]
 
-# Tokenizers by hand, in the manner of others
+# Handmade tokenizers
 
 
 def pieces_of(prefix: str) -> dict[str, int]:
-    """Entries for every letter at a word's start and within it, and for some words."""
+    """Entries for every letter at the start of a word and within it, and for some words."""
     return {
         piece: i
         for i, piece in enumerate(
@@ -61,10 +62,11 @@ def byte_bpe(
     pre_tokenizer: pre_tokenizers.PreTokenizer,
     dropout: float | None = None,
 ) -> Tokenizer:
-    """Merges that reach over everything that could be parted wrongly: spaces, quotes, the bytes of one character."""
+    """With merges across all wrong places to split: spaces, quotes, the bytes of one character."""
     entries = [*NAMES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
-    pairs = "Ġ Ġ,ĠĠ ĠĠ,ĉ Ġ,Ġ a,Ġ b,Ġb a,b a,a b,ba b,i t,' s,Ġ ',Ġ' s,it 's,Ì ģ,Ġ Ìģ,Â ł,Â ħ,Ġ [,[ M,M A,A S,MA S"
+    pairs = "Ġ Ġ,ĠĠ ĠĠ,ĉ Ġ,Ġ a,Ġ b,Ġb a,b a,a b,ba b,i t,' s,Ġ ',Ġ' s,it 's,Ì ģ,Ġ Ìģ,Â ł,Â ħ"
+    pairs += ",Ġ [,[ M,M A,A S,MA S"
     pairs += ",ð Ł,â Ģ,âĢ į,Ã ©"
     for pair in pairs.split(","):
         left, right = pair.split(" ")
@@ -91,7 +93,7 @@ def finish(
 
 
 def with_added(tokenizer: Tokenizer) -> Tokenizer:
-    """Ordinary tokens that have a space within, or swallow those around them."""
+    """Added tokens that contain a space, or strip the spaces around them."""
     tokenizer.add_tokens(
         ["ba ba", AddedToken("it", lstrip=True, rstrip=True), AddedToken("zu", single_word=True)]
     )
@@ -148,7 +150,7 @@ BY_HAND: dict[str, tuple[bool, Callable[[], Tokenizer]]] = {
             None, pre_tokenizers.Sequence([split_off_spaces, byte_level(use_regex=False)])
         ),
     ),
-    "bytes of whole sentences": (False, lambda: byte_bpe(None, byte_level(use_regex=False))),
+    "bytes of unsplit sentences": (False, lambda: byte_bpe(None, byte_level(use_regex=False))),
     "sentence piece": (False, lambda: unigram(pre_tokenizers.Metaspace())),
     "compatibility": (
         False,
@@ -169,12 +171,15 @@ TRAINED: dict[str, dict[str, object]] = {
     "byte-bpe": {"kind": "byte-bpe"},
     "byte-bpe, lower case": {"kind": "byte-bpe", "lowercase": True},
 }
-FOREIGN = "Ο Οδυσσεύς της Ιθάκης. Die Straße ist naß, l'été à Orléans. İstanbul'da 東京 中国 한글 कि खी. It's 's.\n"
+FOREIGN = (
+    "Ο Οδυσσεύς της Ιθάκης. Die Straße ist naß, l'été à Orléans. "
+    "İstanbul'da 東京 中国 한글 कि खी. It's 's.\n"
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedTokenizer]:
-    """Tokenizers of `bertpipe tokenize`, made when asked for."""
+    """A function that trains a tokenizer."""
     folder = tmp_path_factory.mktemp("trained")
     corpus = make_corpus(
         folder / "corpus", [text + "\n" + FOREIGN * 3 for text in invent_documents(count=12)]
@@ -194,7 +199,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedT
     return make
 
 
-# The oracle: the tokenizer's own answer, sentence by sentence
+# The reference: the tokenizer itself, sentence by sentence
 
 
 def read_plainly(
@@ -206,7 +211,7 @@ def read_plainly(
     ids = [
         found.ids for found in plain.encode_batch_fast(list(sentences), add_special_tokens=False)
     ]
-    # A vocabulary of whole words may hold the names of special tokens; in a text they are words that it does not know.
+    # A vocabulary of words may have the names of special tokens: unknown words in a text.
     unknown = plain.token_to_id("[UNK]")
     special = {plain.token_to_id(f"[{name}]") for name in ("PAD", "CLS", "SEP", "MASK")}
     ids = [
@@ -217,7 +222,7 @@ def read_plainly(
     for found in plain.encode_batch(list(sentences), add_special_tokens=False):
         words = found.word_ids
         if not plain.pre_tokenizer or len(plain.pre_tokenizer.pre_tokenize_str("a b")) == 1:
-            # To such a tokenizer a text is one word; its words are what lies between white space.
+            # The tokenizer takes a text as one word: words are separated by white space.
             text = sentences[len(starts)]
             firsts = [
                 next((i for i in range(s, e) if not text[i].isspace()), max(s, e - 1))
@@ -229,7 +234,7 @@ def read_plainly(
 
 
 def check(
-    encoder: SentenceEncoder, tokenizer: Tokenizer, sentences: Sequence[str], with_starts: bool
+    encoder: SentenceEncoder, tokenizer: Tokenizer, sentences: Sequence[str], with_word_starts: bool
 ) -> None:
     encoded = encoder.encode(sentences)
     ids, starts = read_plainly(tokenizer, sentences)
@@ -240,74 +245,116 @@ def check(
     assert edges[-1] == len(encoded.ids)
     runs = [slice(edges[i], edges[i + 1]) for i in range(len(sentences))]
     assert [encoded.ids[run].tolist() for run in runs] == ids
-    if with_starts:
-        assert encoded.starts is not None
-        assert len(encoded.starts) == edges[-1]
-        assert [encoded.starts[run].tolist() for run in runs] == starts
+    if with_word_starts:
+        assert encoded.word_starts is not None
+        assert len(encoded.word_starts) == edges[-1]
+        assert [encoded.word_starts[run].tolist() for run in runs] == starts
     else:
-        assert encoded.starts is None
+        assert encoded.word_starts is None
 
 
 NASTY = [
-    *("  ", "   ", " ", "\t", "\n", "\r", "\u00a0", "\u3000", "\x1c", "\x1d", "\x1e", "\x1f", "\x85"),
+    *(
+        "  ",
+        "   ",
+        " ",
+        "\t",
+        "\n",
+        "\r",
+        "\u00a0",
+        "\u3000",
+        "\x1c",
+        "\x1d",
+        "\x1e",
+        "\x1f",
+        "\x85",
+    ),
     *("\u2028", "\u2029", " \t ", " \t \u3000 ", "\u00a0 \u00a0"),
-    *("\0", "\x01", "\x7f", "\u200b", "\u200c", "\u200d", "\ufeff", "\u180e", "\u2060", "\u00ad", "\ufffd"),
+    *(
+        "\0",
+        "\x01",
+        "\x7f",
+        "\u200b",
+        "\u200c",
+        "\u200d",
+        "\ufeff",
+        "\u180e",
+        "\u2060",
+        "\u00ad",
+        "\ufffd",
+    ),
     *("\u0301", " \u0301", " \u0301 \u0301", "e\u0301", "\u0323\u0301", " \u0327c"),
     *("क\u094d\u200dष", "\u0345", "\u1100\u1161"),
     *("İ", "ß", "ẞ", "ΑΣ", "ΑΣ ", "σς", "ﬁ", "¨", "½", "①", "é", "東京", "中 中", "한", "۳.۵"),
     *("👩\u200d🚀", "🇫🇷", "\U0001f1eb"),
     *("it's", " 's", "'s", "'S", " 'll", "''", "n't", ".", "...", "-", "##ba", "Ġ", "▁", " ▁"),
     *("x" * 47, "x" * 48, "x" * 49, "東" * 60, "ab" * 100),
-    *NAMES, *(f" {name}" for name in NAMES), "<mask>", "ba ba", "ba  ba", "it", "zu", "zuzu",
-]  # fmt: skip
+    *NAMES,
+    *(f" {name}" for name in NAMES),
+    "<mask>",
+    "ba ba",
+    "ba  ba",
+    "it",
+    "zu",
+    "zuzu",
+]
 plain_words = st.sampled_from(["ba", "bab", "the", "na", "The", "BA,", "it.", "3.5", "ba-na"])
 spaced = st.lists(plain_words, min_size=1, max_size=6).map(" ".join)
 nasty = st.lists(
     st.one_of(
-        plain_words, st.just(" "), st.sampled_from(NASTY), st.characters(exclude_categories=["Cs"]),
+        plain_words,
+        st.just(" "),
+        st.sampled_from(NASTY),
+        st.characters(exclude_categories=["Cs"]),
         plain_words.map(lambda word: " " + word),
     ),
     max_size=9,
-).map("".join)  # fmt: skip
+).map("".join)
 batches = st.lists(st.lists(st.one_of(spaced, spaced, nasty), max_size=6), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_tokenizers_made_by_hand_give_the_same_ids_word_by_word(
+def test_word_table_ids_equal_tokenizer_ids_for_handmade_tokenizers(
     name: str, wordpiece_folder: Path
 ) -> None:
     by_words, make = BY_HAND[name]
-    text, loaded = make().to_str(), load_tokenizer(wordpiece_folder)
-    assert parts_at_spaces(make()) == by_words
+    text = make().to_str()
+    loaded = load_tokenizer(wordpiece_folder)
+    assert is_wordwise(make()) == by_words
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(batches, st.booleans())
-    def promise(given_batches: list[list[str]], with_starts: bool) -> None:
+    def check_batches(given_batches: list[list[str]], with_word_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
-        encoder = SentenceEncoder(dataclasses.replace(loaded, tokenizer=tokenizer), with_starts)
+        encoder = SentenceEncoder(
+            dataclasses.replace(loaded, tokenizer=tokenizer), with_word_starts
+        )
         for sentences in given_batches:
-            check(encoder, tokenizer, sentences, with_starts)
+            check(encoder, tokenizer, sentences, with_word_starts)
 
-    promise()
+    check_batches()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TRAINED)
-def test_trained_tokenizers_give_the_same_ids_word_by_word(
+def test_word_table_ids_equal_tokenizer_ids_for_trained_tokenizers(
     name: str, trained: Callable[[str], LoadedTokenizer]
 ) -> None:
     loaded = trained(name)
     text = loaded.tokenizer.to_str()
-    assert parts_at_spaces(loaded.tokenizer)
+    assert is_wordwise(loaded.tokenizer)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(batches, st.booleans())
-    def promise(given_batches: list[list[str]], with_starts: bool) -> None:
+    def check_batches(given_batches: list[list[str]], with_word_starts: bool) -> None:
         tokenizer = Tokenizer.from_str(text)
-        encoder = SentenceEncoder(dataclasses.replace(loaded, tokenizer=tokenizer), with_starts)
+        encoder = SentenceEncoder(
+            dataclasses.replace(loaded, tokenizer=tokenizer), with_word_starts
+        )
         for sentences in given_batches:
-            check(encoder, tokenizer, sentences, with_starts)
+            check(encoder, tokenizer, sentences, with_word_starts)
 
-    promise()
+    check_batches()
 
 
 @pytest.fixture(
@@ -319,7 +366,7 @@ def by_hand(request: pytest.FixtureRequest, wordpiece_folder: Path) -> LoadedTok
     )
 
 
-@pytest.mark.parametrize("with_starts", [True, False])
+@pytest.mark.parametrize("with_word_starts", [True, False])
 @pytest.mark.parametrize(
     "sentences",
     [
@@ -337,49 +384,54 @@ def by_hand(request: pytest.FixtureRequest, wordpiece_folder: Path) -> LoadedTok
         ["[MASK] [SEP]", "ba[MASK]", " [MASK]", "[CLS]ba [PAD]"],
     ],
 )
-def test_batches_that_are_all_or_partly_odd(
-    by_hand: LoadedTokenizer, sentences: list[str], with_starts: bool
+def test_batches_with_words_not_in_the_table(
+    by_hand: LoadedTokenizer, sentences: list[str], with_word_starts: bool
 ) -> None:
-    encoder = SentenceEncoder(by_hand, with_starts)
+    encoder = SentenceEncoder(by_hand, with_word_starts)
     for batch in (sentences, ["the ba", "na"], sentences):
-        check(encoder, by_hand.tokenizer, batch, with_starts)
+        check(encoder, by_hand.tokenizer, batch, with_word_starts)
 
 
 @pytest.mark.parametrize("remembered", [0, 3, 20])
 @pytest.mark.parametrize("name", ["bert", "modern bert"])
-def test_a_table_that_is_dropped_again_and_again_changes_no_id(
+def test_clearing_the_word_table_changes_no_id(
     remembered: int, name: str, wordpiece_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "REMEMBERED", remembered)
+    monkeypatch.setattr(encode, "MAX_TABLE_WORDS", remembered)
     loaded = dataclasses.replace(load_tokenizer(wordpiece_folder), tokenizer=BY_HAND[name][1]())
 
-    @settings(max_examples=30)
+    @settings(max_examples=20)
     @given(st.lists(st.lists(st.one_of(spaced, nasty), max_size=5), min_size=3, max_size=8))
-    def promise(given_batches: list[list[str]]) -> None:
-        encoder = SentenceEncoder(loaded, with_starts=True)
+    def check_batches(given_batches: list[list[str]]) -> None:
+        encoder = SentenceEncoder(loaded, with_word_starts=True)
         for sentences in given_batches:
-            check(encoder, loaded.tokenizer, sentences, with_starts=True)
+            check(encoder, loaded.tokenizer, sentences, with_word_starts=True)
 
-    promise()
+    check_batches()
 
 
-def test_a_corpus_encodes_the_same_in_one_batch_and_in_many(
+def test_batch_size_changes_no_id(
     trained: Callable[[str], LoadedTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = trained("byte-bpe")
     lines = [line for text in invent_documents(seed=3, count=20) for line in text.split("\n")]
     lines[5::7] = [line.replace(" ", "  ", 1) for line in lines[5::7]]
-    monkeypatch.setattr(encode, "TOGETHER", 64)
-    check(SentenceEncoder(loaded, with_starts=True), loaded.tokenizer, lines, with_starts=True)
-    encoder = SentenceEncoder(loaded, with_starts=True)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 64)
+    check(
+        SentenceEncoder(loaded, with_word_starts=True),
+        loaded.tokenizer,
+        lines,
+        with_word_starts=True,
+    )
+    encoder = SentenceEncoder(loaded, with_word_starts=True)
     for start in range(0, len(lines), 17):
-        check(encoder, loaded.tokenizer, lines[start : start + 17], with_starts=True)
+        check(encoder, loaded.tokenizer, lines[start : start + 17], with_word_starts=True)
 
 
-def test_a_tokenizer_with_dropout_cuts_a_word_anew_each_time(wordpiece_folder: Path) -> None:
+def test_bpe_dropout_is_applied_to_every_occurrence_of_a_word(wordpiece_folder: Path) -> None:
     tokenizer = byte_bpe(None, byte_level(add_prefix_space=False), dropout=0.5)
     loaded = dataclasses.replace(load_tokenizer(wordpiece_folder), tokenizer=tokenizer)
-    encoder = SentenceEncoder(loaded, with_starts=False)
-    # Three merges, each skipped at even odds: 400 cuts alike are less likely than one in 10^100.
+    encoder = SentenceEncoder(loaded, with_word_starts=False)
+    # Three merges, each skipped with probability 0.5: 400 equal results are impossible.
     lengths = encoder.encode(["babab babab babab babab"] * 400).lengths
     assert len(set(lengths.tolist())) > 1

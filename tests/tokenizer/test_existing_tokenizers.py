@@ -1,4 +1,4 @@
-"""Tokenizers from elsewhere: folders and the hub; what is saved encodes as transformers does with the source."""
+"""Existing tokenizers: from folders and from the Hub; the result encodes as transformers does."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def vocabulary(folder: Path) -> str:
 
 @pytest.fixture
 def plain_bert(tmp_path: Path, wordpiece_folder: Path) -> Path:
-    """A folder as repositories of the first days have it: a vocabulary, and the model's kind."""
+    """A folder as in old repositories: vocab.txt, and config.json with the model type."""
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "vocab.txt").write_text(vocabulary(wordpiece_folder), encoding="utf-8")
@@ -65,45 +65,54 @@ def plain_bert(tmp_path: Path, wordpiece_folder: Path) -> Path:
 
 
 def write_foreign(folder: Path, vocab: dict[str, int], **specials: str) -> Path:
-    """A saved tokenizer that knows the word `ba`, and nothing of what it does not know."""
+    """A tokenizer that knows the word `ba` and has no unknown token."""
     tokenizer = Tokenizer(models.BPE({**vocab, "b": 30, "a": 31}, [("b", "a")]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
     return folder
 
 
-def test_a_folder_of_a_vocabulary_is_taken_as_transformers_reads_it(
+def test_existing_vocab_txt_encodes_as_transformers_does(
     tmp_path: Path, plain_bert: Path, corpus_folder: Path
 ):
     out = take(tmp_path / "t", corpus_folder, plain_bert)
-    theirs, ours = AutoTokenizer.from_pretrained(plain_bert), AutoTokenizer.from_pretrained(out)
+    theirs = AutoTokenizer.from_pretrained(plain_bert)
+    ours = AutoTokenizer.from_pretrained(out)
     for text in TEXTS:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     pair = ours(*TEXTS[:2])
     assert pair["input_ids"] == theirs(*TEXTS[:2])["input_ids"]
     assert pair["token_type_ids"] == theirs(*TEXTS[:2])["token_type_ids"]
-    loaded, plain = load_tokenizer(out), load_tokenizer(plain_bert)
+    loaded = load_tokenizer(out)
+    plain = load_tokenizer(plain_bert)
     assert (loaded.special, loaded.vocab_size) == (plain.special, plain.vocab_size)
     assert (
         read_manifest(out, "tokenize").inputs["tokenizer"].fingerprint == plain.manifest.fingerprint
     )
 
 
-def test_a_folder_of_anybody_goes_into_examples_and_a_model_as_it_is(
+@pytest.mark.integration
+def test_existing_tokenizer_folder_is_used_for_examples_and_model(
     tmp_path: Path, byte_bpe_folder: Path, corpus_folder: Path
 ):
-    # RoBERTa's own pairs have two separators between them; the examples and what is made of them have one.
+    # RoBERTa's own layout has two separators between segments; examples have one.
     theirs = Tokenizer.from_file(str(byte_bpe_folder / "tokenizer.json"))
-    cls, sep = (("[CLS]", theirs.token_to_id("[CLS]")), ("[SEP]", theirs.token_to_id("[SEP]")))
+    cls = ("[CLS]", theirs.token_to_id("[CLS]"))
+    sep = ("[SEP]", theirs.token_to_id("[SEP]"))
     theirs.post_processor = processors.RobertaProcessing(sep, cls)
     names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=theirs, **names).save_pretrained(tmp_path / "theirs")
     made = []
     for number, folder in enumerate((tmp_path / "theirs", byte_bpe_folder)):
         config = ExamplesConfig(
-            out=tmp_path / f"examples-{number}", corpus=corpus_folder, tokenizer=folder, max_seq_length=32,
-            dupe_factor=1, workers=1, quiet=True,
-        )  # fmt: skip
+            out=tmp_path / f"examples-{number}",
+            corpus=corpus_folder,
+            tokenizer=folder,
+            max_seq_length=32,
+            dupe_factor=1,
+            workers=1,
+            quiet=True,
+        )
         build_examples(config)
         made.append([path.read_bytes() for path in sorted(config.out.glob("*.parquet"))])
     assert made[0] == made[1], "the same vocabulary gives the same examples"
@@ -128,14 +137,15 @@ def test_a_folder_of_anybody_goes_into_examples_and_a_model_as_it_is(
     assert saved.model_max_length == 40
     pair = saved("Ba.", "Ba.")
     row = pq.read_table(tmp_path / "examples-0" / "train-00000.parquet").to_pylist()[0]
-    cls_id, sep_id = cls[1], sep[1]
+    cls_id = cls[1]
+    sep_id = sep[1]
     assert [row["tokens"].count(token) for token in (cls_id, sep_id)] == [1, 2]
     assert [pair["input_ids"].count(token) for token in (cls_id, sep_id)] == [1, 2]
     assert pair["token_type_ids"] == sorted(pair["token_type_ids"])
     assert set(pair["token_type_ids"]) == set(row["segment_ids"]) == {0, 1}
 
 
-def test_a_vocabulary_alone_tells_by_its_entries_whether_case_matters(
+def test_case_of_vocab_txt_without_config_is_detected_from_entries(
     tmp_path: Path, plain_bert: Path
 ):
     (plain_bert / "config.json").unlink()
@@ -149,13 +159,15 @@ def test_a_vocabulary_alone_tells_by_its_entries_whether_case_matters(
     assert cased.tokenizer.encode("BANA", add_special_tokens=False).ids == [cased.vocab_size - 1]
 
 
-def test_one_of_ours_is_taken_unchanged(tmp_path: Path, byte_bpe_folder: Path, corpus_folder: Path):
+def test_own_tokenizer_folder_is_copied_unchanged(
+    tmp_path: Path, byte_bpe_folder: Path, corpus_folder: Path
+):
     out = take(tmp_path / "t", corpus_folder, byte_bpe_folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (byte_bpe_folder / name).read_bytes()
 
 
-def test_a_changed_source_is_refused_and_an_unchanged_one_is_skipped(
+def test_changed_existing_tokenizer_is_rejected_and_unchanged_one_skipped(
     tmp_path: Path, plain_bert: Path, corpus_folder: Path
 ):
     out = take(tmp_path / "t", corpus_folder, plain_bert)
@@ -168,7 +180,7 @@ def test_a_changed_source_is_refused_and_an_unchanged_one_is_skipped(
         take(out, corpus_folder, plain_bert)
 
 
-def test_what_a_tokenizer_lacks_is_named(tmp_path: Path, corpus_folder: Path):
+def test_missing_special_tokens_are_named_in_error(tmp_path: Path, corpus_folder: Path):
     folder = write_foreign(
         tmp_path / "gpt", {"<|end|>": 0, "ba": 1}, unk_token="<|end|>", eos_token="<|end|>"
     )
@@ -176,7 +188,7 @@ def test_what_a_tokenizer_lacks_is_named(tmp_path: Path, corpus_folder: Path):
         take(tmp_path / "t", corpus_folder, folder)
 
 
-def test_a_vocabulary_with_holes_and_no_unknown_token(tmp_path: Path, corpus_folder: Path):
+def test_vocabulary_with_id_gaps_and_no_unknown_token(tmp_path: Path, corpus_folder: Path):
     vocab = {"<p>": 0, "<c>": 1, "<s>": 2, "<m>": 9, "ba": 20}
     folder = write_foreign(
         tmp_path / "f", vocab, pad_token="<p>", cls_token="<c>", sep_token="<s>", mask_token="<m>"
@@ -193,30 +205,28 @@ def test_a_vocabulary_with_holes_and_no_unknown_token(tmp_path: Path, corpus_fol
     [
         (
             {"tokenizer": "x/y", "kind": "wordpiece", "vocab_size": 300},
-            "leave out --kind, --vocab-size",
+            "excludes --kind, --vocab-size",
         ),
-        ({"tokenizer": "x/y", "sample_mb": 3}, "leave out --sample-mb"),
+        ({"tokenizer": "x/y", "sample_mb": 3}, "excludes --sample-mb"),
         ({"revision": "main"}, "--revision"),
         (
             {"kind": "wordpiece", "specials": "roberta"},
-            "--specials roberta: only for --kind byte-bpe",
+            "--specials roberta requires --kind byte-bpe",
         ),
-        ({"kind": "byte-bpe", "id_layout": "original"}, "byte-bpe knows no --id-layout"),
+        ({"kind": "byte-bpe", "id_layout": "original"}, "--id-layout requires --kind wordpiece"),
         (
             {"id_layout": "original", "unused": 98},
-            "--unused 98: --id-layout original has at least 99",
+            "--unused 98: --id-layout original requires at least 99",
         ),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(options: dict[str, Any], said: str):
+def test_conflicting_options_give_a_one_line_error(options: dict[str, Any], said: str):
     with pytest.raises(UsageError, match=said) as caught:
         build_config(TokenizeConfig, {"out": "o", "corpus": "c", **options})
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_is_no_question_for_the_hub(
-    tmp_path: Path, wordpiece_folder: Path
-):
+def test_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, wordpiece_folder: Path):
     for name in (tmp_path / "none", "./none", "a/b/c"):
         with pytest.raises(UsageError, match="no such folder"):
             find_tokenizer(name)
@@ -228,11 +238,13 @@ def test_a_folder_that_is_not_there_is_no_question_for_the_hub(
     with pytest.raises(UsageError, match="--revision"):
         find_tokenizer(wordpiece_folder, "main")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BertpipeError, match=r"empty: no tokenizer\. The folder of one holds"):
+    with pytest.raises(
+        BertpipeError, match=r"empty: no tokenizer found\. Expected tokenizer\.json"
+    ):
         load_tokenizer(tmp_path / "empty")
 
 
-# The hub
+# The Hub
 
 
 @pytest.fixture
@@ -251,21 +263,34 @@ def hub(tmp_path: Path, plain_bert: Path) -> Iterator[LocalHub]:
 def bertpipe(
     hub: LocalHub, home: Path, *arguments: object, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    told = {
+    variables = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),
         "HF_TOKEN": "hf_secret" if hub.tokens else "",
     }
     return subprocess.run(
         [sys.executable, "-m", "bert_pipeline", "tokenize", *map(str, arguments)],
-        env=os.environ | told | environment,
+        env=os.environ | variables | environment,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_a_name_on_the_hub_through_faults_then_from_the_cache_then_without(
+@pytest.mark.integration
+def test_hub_tokenizer_is_downloaded(tmp_path: Path, hub: LocalHub, corpus_folder: Path):
+    out = tmp_path / "t"
+    given = ["--corpus", corpus_folder, "--tokenizer", "a/bert", "--out", out]
+    done = bertpipe(hub, tmp_path / "hf", *given)
+    assert done.returncode == 0, done.stderr
+    taken = {"repository": "a/bert", "commit": hub.commits("a/bert")[0].sha}
+    assert read_manifest(out, "tokenize").counts["taken"] == taken
+    fetched = {r.path.rpartition("/")[2] for r in hub.log if "/resolve/" in r.path}
+    assert fetched == {"config.json", "vocab.txt"}
+
+
+@pytest.mark.slow
+def test_hub_tokenizer_with_retries_cache_and_no_network(
     tmp_path: Path, hub: LocalHub, plain_bert: Path, corpus_folder: Path
 ):
     asked = ["--corpus", corpus_folder, "--tokenizer", "a/bert", "--max-wait", 20]
@@ -274,10 +299,8 @@ def test_a_name_on_the_hub_through_faults_then_from_the_cache_then_without(
     done = bertpipe(hub, tmp_path / "hf", *asked, "--out", tmp_path / "t")
     assert done.returncode == 0, done.stderr
     assert "503" in done.stderr
-    ours, theirs = (
-        AutoTokenizer.from_pretrained(tmp_path / "t"),
-        AutoTokenizer.from_pretrained(plain_bert),
-    )
+    ours = AutoTokenizer.from_pretrained(tmp_path / "t")
+    theirs = AutoTokenizer.from_pretrained(plain_bert)
     assert [ours(text)["input_ids"] for text in TEXTS] == [
         theirs(text)["input_ids"] for text in TEXTS
     ]
@@ -312,14 +335,15 @@ def test_a_name_on_the_hub_through_faults_then_from_the_cache_then_without(
     assert "tokenizer: its content changed" in changed.stderr
 
 
-def test_what_the_hub_refuses_is_one_line_and_no_token_is_told(
+@pytest.mark.slow
+def test_hub_errors_are_one_line_and_do_not_leak_the_token(
     tmp_path: Path, hub: LocalHub, corpus_folder: Path
 ):
     hub.tokens = {"hf_secret"}
     for arguments, said in (
         (["a/none"], "a/none: there is no such model"),
         (["a/bert", "--revision", "v9"], "--revision"),
-        (["a/code"], "code of its own"),
+        (["a/code"], "without running its code"),
     ):
         done = bertpipe(
             hub,
@@ -336,8 +360,16 @@ def test_what_the_hub_refuses_is_one_line_and_no_token_is_told(
         assert done.stderr.count("\n") == 1
         assert "hf_secret" not in done.stderr + done.stdout
     done = bertpipe(
-        hub, tmp_path / "hf", "--corpus", corpus_folder, "--out", tmp_path / "t", "--tokenizer", "a/bert", "--revision",
+        hub,
+        tmp_path / "hf",
+        "--corpus",
+        corpus_folder,
+        "--out",
+        tmp_path / "t",
+        "--tokenizer",
+        "a/bert",
+        "--revision",
         "v2",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "newword" in AutoTokenizer.from_pretrained(tmp_path / "t").get_vocab()

@@ -1,4 +1,4 @@
-"""Tokenizers: Hugging Face loads what is saved, and WordPiece is the BERT release's, character for character."""
+"""Trained tokenizers: `AutoTokenizer` loads them, and WordPiece equals that of the BERT release."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(name)  # type: ignore[no-any-return]
 
 
-# What AutoTokenizer makes of the folder alone
+# AutoTokenizer
 
 
-def test_auto_tokenizer_needs_nothing_but_the_folder(folder: Path):
+def test_auto_tokenizer_loads_the_folder(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert [
         tokenizer.pad_token,
@@ -65,7 +65,7 @@ def test_auto_tokenizer_needs_nothing_but_the_folder(folder: Path):
     )
 
 
-def test_a_pair_is_encoded_with_its_segments(folder: Path):
+def test_pair_has_segment_ids_0_and_1(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("ba na", "fe mi do")
@@ -78,21 +78,22 @@ def test_a_pair_is_encoded_with_its_segments(folder: Path):
     assert tokenizer.pad({"input_ids": [[2, 3], [2, 5, 3]]})["input_ids"][0] == [2, 3, 0]
 
 
-def test_a_mask_in_a_text_is_the_mask_with_or_without_a_space(folder: Path):
+def test_mask_in_text_is_recognized_with_and_without_space(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for text in ("ba [MASK] na", "ba[MASK] na", "[MASK]"):
         assert tokenizer(text)["input_ids"].count(4) == 1
 
 
-def test_our_own_loader_agrees_with_auto_tokenizer(folder: Path, documents: list[str]):
-    loaded, auto = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+def test_load_tokenizer_agrees_with_auto_tokenizer(folder: Path, documents: list[str]):
+    loaded = load_tokenizer(folder)
+    auto = AutoTokenizer.from_pretrained(folder)
     assert loaded.vocab_size == len(auto)
     special = loaded.special
     assert [special.pad, special.unk, special.cls, special.sep, special.mask] == [0, 1, 2, 3, 4]
     assert loaded.tokenizer.encode(documents[0]).ids == auto(documents[0])["input_ids"]
 
 
-def test_a_tokenizer_changed_by_hand_is_refused(tmp_path: Path, corpus_folder: Path):
+def test_edited_tokenizer_file_is_rejected(tmp_path: Path, corpus_folder: Path):
     file = train(tmp_path / "tokenizer", corpus_folder) / "tokenizer.json"
     before = file.read_text(encoding="utf-8")
     after = before.replace('"lowercase": true', '"lowercase": null')
@@ -103,7 +104,7 @@ def test_a_tokenizer_changed_by_hand_is_refused(tmp_path: Path, corpus_folder: P
         load_tokenizer(file.parent)
 
 
-# WordPiece, against an implementation of our own
+# WordPiece, compared with a reference in plain Python
 
 
 def is_punctuation(char: str) -> bool:
@@ -212,8 +213,9 @@ def mixed_tokenizers(
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("lowercase", "accents"), FOLDING)
-def test_wordpiece_is_the_release_s_character_for_character(
+def test_wordpiece_equals_the_bert_release(
     mixed_tokenizers: dict[tuple[bool, bool | None], Path], lowercase: bool, accents: bool | None
 ):
     auto = AutoTokenizer.from_pretrained(mixed_tokenizers[lowercase, accents])
@@ -232,7 +234,9 @@ def test_wordpiece_is_the_release_s_character_for_character(
     check()
 
 
-def test_case_and_accents_are_folded_or_not(mixed_tokenizers: dict[tuple[bool, bool | None], Path]):
+def test_lowercase_and_strip_accents_options(
+    mixed_tokenizers: dict[tuple[bool, bool | None], Path],
+):
     def same(options: tuple[bool, bool | None], a: str, b: str) -> bool:
         auto = AutoTokenizer.from_pretrained(mixed_tokenizers[options])
         return bool(auto(a)["input_ids"] == auto(b)["input_ids"])
@@ -244,7 +248,7 @@ def test_case_and_accents_are_folded_or_not(mixed_tokenizers: dict[tuple[bool, b
     assert same((False, True), "Über", "Uber")
 
 
-def test_cjk_characters_are_words_unless_told_otherwise(tmp_path: Path):
+def test_chinese_characters_option_splits_cjk(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", [*MIXED * 3, *invent_documents(2, 20)])
     apart = AutoTokenizer.from_pretrained(train(tmp_path / "apart", corpus, vocab_size=500))
     joined = AutoTokenizer.from_pretrained(
@@ -255,7 +259,7 @@ def test_cjk_characters_are_words_unless_told_otherwise(tmp_path: Path):
     assert any(piece.startswith("##") for piece in joined.tokenize("日本中"))
 
 
-def test_every_character_of_the_corpus_is_known_up_to_the_alphabet_s_size(tmp_path: Path):
+def test_alphabet_size_limits_known_characters(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", ["abcde " * 40 + "xyz", *invent_documents(2, 20)])
     full = AutoTokenizer.from_pretrained(train(tmp_path / "full", corpus, min_frequency=1))
     assert "[UNK]" not in full.tokenize("xyz zyx abcde")
@@ -273,7 +277,7 @@ def test_every_character_of_the_corpus_is_known_up_to_the_alphabet_s_size(tmp_pa
 @example(" two  spaces\n\tand\x00more ")
 @example("don ' t . , ! n't")
 @example("\ufeff\ufffd\u0301")
-def test_byte_bpe_gives_any_text_back(byte_bpe_folder: Path, text: str):
+def test_byte_bpe_round_trip(byte_bpe_folder: Path, text: str):
     auto = cached_auto(byte_bpe_folder)
     ids = auto(text, add_special_tokens=False)["input_ids"]
     assert 1 not in ids
@@ -290,7 +294,7 @@ def cached_auto(folder: Path) -> Any:
     return CACHE[folder]
 
 
-def test_byte_bpe_gives_a_word_one_piece_at_the_start_and_within(
+def test_byte_bpe_word_has_same_tokens_at_sentence_start_and_within(
     byte_bpe_folder: Path, documents: list[str]
 ):
     auto = AutoTokenizer.from_pretrained(byte_bpe_folder)
@@ -298,7 +302,7 @@ def test_byte_bpe_gives_a_word_one_piece_at_the_start_and_within(
     assert auto.tokenize(word) == auto.tokenize("ba " + word)[-len(auto.tokenize(word)) :]
 
 
-def test_byte_bpe_folds_case_when_asked(tmp_path: Path, corpus_folder: Path):
+def test_byte_bpe_lowercase_option(tmp_path: Path, corpus_folder: Path):
     auto = AutoTokenizer.from_pretrained(
         train(tmp_path / "t", corpus_folder, kind="byte-bpe", lowercase=True)
     )
@@ -309,18 +313,14 @@ def test_byte_bpe_folds_case_when_asked(tmp_path: Path, corpus_folder: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_vocabulary_has_exactly_the_size_asked_for(
-    tmp_path: Path, corpus_folder: Path, kind: str
-):
+def test_vocabulary_has_exactly_vocab_size_entries(tmp_path: Path, corpus_folder: Path, kind: str):
     for size in (290, 333):
         folder = train(tmp_path / str(size), corpus_folder, kind=kind, vocab_size=size)
         assert len(AutoTokenizer.from_pretrained(folder)) == size
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_what_it_can(
-    tmp_path: Path, kind: str
-):
+def test_too_large_vocab_size_is_rejected_with_the_possible_size(tmp_path: Path, kind: str):
     corpus = make_corpus(
         tmp_path / "corpus", ["The sea is blue. The sea is deep. The sky is blue."]
     )
@@ -328,25 +328,26 @@ def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_what_it_can(
         BertpipeError, match=r"--vocab-size 5000: this corpus fills only (\d+)"
     ) as caught:
         train(tmp_path / "t", corpus, kind=kind, vocab_size=5000)
-    fills = int(str(caught.value).split("fills only ")[1].split(".")[0])
+    fills = int(str(caught.value).split("fills only ")[1].split(" entries")[0])
     assert not (tmp_path / "t" / "manifest.json").exists()
     folder = train(tmp_path / "t", corpus, kind=kind, vocab_size=fills)
     assert len(AutoTokenizer.from_pretrained(folder)) == fills
 
 
-def test_a_vocabulary_smaller_than_the_alphabet_is_refused(tmp_path: Path, corpus_folder: Path):
+def test_vocab_size_smaller_than_alphabet_is_rejected(tmp_path: Path, corpus_folder: Path):
     with pytest.raises(
-        BertpipeError, match=r"--vocab-size 30 has no room for the \d+ single characters"
+        BertpipeError, match=r"--vocab-size 30 is too small: the corpus has \d+ single characters"
     ):
         train(tmp_path / "a", corpus_folder, vocab_size=30)
-    with pytest.raises(BertpipeError, match="--vocab-size 260: byte-bpe needs 261"):
+    with pytest.raises(BertpipeError, match="--vocab-size 260: --kind byte-bpe needs at least 261"):
         train(tmp_path / "b", corpus_folder, kind="byte-bpe", vocab_size=260)
     with pytest.raises(UsageError, match="--vocab-size"):
         build_config(TokenizeConfig, {"out": "x", "corpus": "y", "vocab_size": 5})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_processes_and_thread_counts_write_the_same_bytes(
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["wordpiece", pytest.param("byte-bpe", marks=pytest.mark.slow)])
+def test_same_bytes_for_any_hash_seed_and_thread_count(
     tmp_path: Path, corpus_folder: Path, kind: str
 ):
     made = []
@@ -387,7 +388,7 @@ def test_other_processes_and_thread_counts_write_the_same_bytes(
     assert sorted(made[0]) == ["tokenizer.json", "tokenizer_config.json"]
 
 
-def test_a_large_corpus_is_sampled_by_the_seed_and_the_cap_is_reported(
+def test_large_corpus_is_sampled_by_seed_and_reported(
     tmp_path: Path, corpus_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     def sample(name: str, **options: Any) -> tuple[bytes, dict[str, Any]]:
@@ -396,11 +397,9 @@ def test_a_large_corpus_is_sampled_by_the_seed_and_the_cap_is_reported(
 
     total = read_manifest(corpus_folder, "corpus").counts["bytes"]
     cap = total / 2 / 1e6
-    one, again, other = (
-        sample("1", sample_mb=cap),
-        sample("2", sample_mb=cap),
-        sample("3", sample_mb=cap, seed=1),
-    )
+    one = sample("1", sample_mb=cap)
+    again = sample("2", sample_mb=cap)
+    other = sample("3", sample_mb=cap, seed=1)
     assert one == again
     assert one[0] != other[0]
     assert 0.2 * total < one[1]["bytes"] < 0.8 * total
@@ -411,7 +410,7 @@ def test_a_large_corpus_is_sampled_by_the_seed_and_the_cap_is_reported(
     assert f"{one[1]['documents']} documents" in capsys.readouterr().out
 
 
-def test_names_of_special_tokens_in_the_corpus_do_not_enter_twice(tmp_path: Path):
+def test_special_token_names_in_corpus_are_not_added_twice(tmp_path: Path):
     texts = [text + " [MASK] [SEP] [PAD]" for text in invent_documents(2, 20)]
     auto = AutoTokenizer.from_pretrained(
         train(tmp_path / "t", make_corpus(tmp_path / "corpus", texts))

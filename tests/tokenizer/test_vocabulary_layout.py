@@ -1,4 +1,4 @@
-"""Tokenizers beyond BERT's defaults: layouts of ids, scripts with many characters, and the figures that are told."""
+"""Id layouts, scripts with many characters, and quality figures."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bert_pipeline.predict.fill_mask import MaskFiller
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
 from tests.conftest import invent_documents, make_corpus
-from tests.tokenizer.test_train import KINDS, SPECIALS, train
+from tests.tokenizer.test_train import SPECIALS, train
 
-# Layouts of ids
+# Id layouts
 
 
 def id_of(auto: Any, *tokens: str) -> list[int]:
     return [auto.get_vocab()[token] for token in tokens]
 
 
-def test_roberta_s_names_have_its_ids_and_a_pair_is_laid_out_as_examples_are(
+def test_roberta_special_tokens_have_roberta_ids_and_examples_layout(
     tmp_path: Path, corpus_folder: Path
 ):
     auto = AutoTokenizer.from_pretrained(
@@ -61,7 +61,7 @@ def test_roberta_s_names_have_its_ids_and_a_pair_is_laid_out_as_examples_are(
     assert load_tokenizer(tmp_path / "t").special.mask == 4
 
 
-def test_the_original_layout_is_the_release_s(tmp_path: Path, corpus_folder: Path):
+def test_original_id_layout_equals_bert_release(tmp_path: Path, corpus_folder: Path):
     auto = AutoTokenizer.from_pretrained(
         train(tmp_path / "t", corpus_folder, id_layout="original", unused=101, vocab_size=400)
     )
@@ -73,10 +73,11 @@ def test_the_original_layout_is_the_release_s(tmp_path: Path, corpus_folder: Pat
 
 
 @pytest.mark.parametrize("options", [{"id_layout": "original"}, {"kind": "byte-bpe", "unused": 20}])
-def test_an_unused_slot_is_never_met_in_a_text(tmp_path: Path, options: dict[str, Any]):
+def test_unused_slots_are_never_produced_from_text(tmp_path: Path, options: dict[str, Any]):
     texts = [text + " [unused7] [unused7]" for text in invent_documents(2, 30)]
     folder = train(tmp_path / "t", make_corpus(tmp_path / "corpus", texts), **options)
-    auto, loaded = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    auto = AutoTokenizer.from_pretrained(folder)
+    loaded = load_tokenizer(folder)
     slots = set(id_of(auto, *(f"[unused{n}]" for n in range(20))))
     assert len(slots) == 20
     for text in ("[unused7]", "ba [unused7]na", " [unused19] "):
@@ -85,7 +86,8 @@ def test_an_unused_slot_is_never_met_in_a_text(tmp_path: Path, options: dict[str
     assert set(auto.all_special_tokens) == set(SPECIALS)
 
 
-def test_a_model_s_own_mask_and_bert_s_fill_alike(tmp_path: Path, corpus_folder: Path):
+@pytest.mark.integration
+def test_fill_mask_accepts_bert_mask_and_own_mask(tmp_path: Path, corpus_folder: Path):
     folder = train(tmp_path / "model", corpus_folder, kind="byte-bpe", specials="roberta")
     shape = {
         "hidden_size": 8,
@@ -102,7 +104,7 @@ def test_a_model_s_own_mask_and_bert_s_fill_alike(tmp_path: Path, corpus_folder:
 
 
 def hanzi(seed: int, kinds: int, documents: int = 60) -> list[str]:
-    """Clauses of characters, some frequent and many rare, without a space."""
+    """Clauses of Chinese characters, a few frequent and many rare, without spaces."""
     random = Random(seed)
     characters = [chr(0x4E00 + number) for number in range(kinds)]
     weights = [1 / (rank + 5) for rank in range(kinds)]
@@ -113,38 +115,42 @@ def hanzi(seed: int, kinds: int, documents: int = 60) -> list[str]:
     return ["，".join(clauses[start : start + 40]) for start in range(0, len(clauses), 40)]
 
 
-def test_an_alphabet_covers_nearly_all_characters_or_says_what_it_leaves_out(
+@pytest.mark.integration
+def test_alphabet_covers_text_or_reports_unknown_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     texts = hanzi(1, 2500)
     corpus = make_corpus(tmp_path / "corpus", texts)
     counts = Counter("".join(texts))
-    covering, needed = 0, 0
+    covering = 0
+    needed = 0
     for _, count in counts.most_common():
         if covering >= 0.9995 * counts.total():
             break
-        covering, needed = covering + count, needed + 1
+        covering = covering + count
+        needed = needed + 1
     folder = train(tmp_path / "large", corpus, vocab_size=needed + len(SPECIALS), quiet=False)
     loaded = load_tokenizer(folder)
     unknown = sum(
         count for char, count in counts.items() if loaded.tokenizer.token_to_id(char) is None
     )
     assert unknown <= 0.0005 * counts.total()
-    assert "are unknown" not in capsys.readouterr().out
+    assert "unknown tokens." not in capsys.readouterr().out
     folder = train(tmp_path / "small", corpus, vocab_size=1800, quiet=False)
     loaded = load_tokenizer(folder)
     unknown = sum(
         count for char, count in counts.items() if loaded.tokenizer.token_to_id(char) is None
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{unknown / counts.total():.2%} of the text, are unknown" in said
+    assert f"{unknown / counts.total():.2%} of the text, are unknown tokens" in said
     assert loaded.vocab_size == 1800
     given = load_tokenizer(train(tmp_path / "given", corpus, vocab_size=700, alphabet_size=695))
     assert sum(len(entry) == 1 for entry in given.tokenizer.get_vocab()) == 695
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_single_line_of_a_megabyte_without_spaces(tmp_path: Path, kind: str):
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", [pytest.param("wordpiece", marks=pytest.mark.slow), "byte-bpe"])
+def test_one_megabyte_line_without_spaces(tmp_path: Path, kind: str):
     line = "".join(hanzi(2, 900, 500))
     corpus = make_corpus(tmp_path / "corpus", [line])
     folder = train(tmp_path / "t", corpus, kind=kind, vocab_size=906)
@@ -154,7 +160,8 @@ def test_a_single_line_of_a_megabyte_without_spaces(tmp_path: Path, kind: str):
     assert all(len(word) <= 40 for word, _ in counts["quality"]["long_words"])
 
 
-def test_less_is_learnt_from_where_words_are_long(tmp_path: Path):
+@pytest.mark.integration
+def test_sample_is_smaller_for_text_with_long_words(tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", [text.replace("，", "") for text in hanzi(3, 500)])
     for kind, expected in (("byte-bpe", 50), ("wordpiece", 1000)):
         folder = train(tmp_path / kind, corpus, kind=kind, vocab_size=505)
@@ -163,7 +170,7 @@ def test_less_is_learnt_from_where_words_are_long(tmp_path: Path):
         )
 
 
-def test_byte_bpe_keeps_persian_with_its_joiners(tmp_path: Path):
+def test_byte_bpe_keeps_zero_width_non_joiners(tmp_path: Path):
     random = Random(4)
     words = [
         "می\u200cخواهم",
@@ -186,10 +193,10 @@ def test_byte_bpe_keeps_persian_with_its_joiners(tmp_path: Path):
     assert len(ids) < len(texts[0]) / 2
 
 
-# Figures
+# Quality figures
 
 
-def test_the_figures_are_those_of_a_literal_count(
+def test_quality_figures_equal_a_direct_count(
     tmp_path: Path, wordpiece_folder: Path, documents: list[str]
 ):
     counts = read_manifest(wordpiece_folder, "tokenize").counts
@@ -212,20 +219,39 @@ def test_the_figures_are_those_of_a_literal_count(
     assert all(pieces == auto.tokenize(word) for word, pieces in quality["long_words"])
 
 
-def test_others_are_measured_beside_and_named_before_any_work(
+def test_compare_prints_a_column_per_tokenizer_and_fails_early(
     tmp_path: Path, corpus_folder: Path, byte_bpe_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def table(**options: Any) -> list[list[str]]:
+    def lines(**options: Any) -> list[str]:
         train(tmp_path / "t", corpus_folder, quiet=False, **options)
-        return [line.split() for line in capsys.readouterr().out.splitlines()]
+        return capsys.readouterr().out.splitlines()
 
-    alone, beside = table(), table(compare=(str(byte_bpe_folder),))
-    figures = read_manifest(byte_bpe_folder, "tokenize").counts["quality"]
-    row = next(line for line in alone if line[:3] == ["tokens", "a", "word"])
-    assert [*row, f"{figures['tokens_per_word']:.2f}"] in beside
-    assert table() == [["tokenizer:", "already", "complete", "in", str(tmp_path / "t")], *alone[1:]]
+    complete = f"tokenizer: already complete in {tmp_path / 't'}"
+    own, other = (
+        read_manifest(folder, "tokenize").counts["quality"]["tokens_per_word"]
+        for folder in (train(tmp_path / "t", corpus_folder), byte_bpe_folder)
+    )
+    assert lines() == [complete]
+    for options, figures in [
+        ({"verbose": True}, f"{own:.2f}"),
+        ({"compare": (str(byte_bpe_folder),)}, f"{own:.2f} {other:.2f}"),
+    ]:
+        first, *table = lines(**options)
+        assert first == complete
+        assert f"tokens per word {figures}" in [" ".join(line.split()) for line in table]
+        assert max(map(len, table)) <= 80
     train(tmp_path / "t", corpus_folder, quiet=True)
     assert capsys.readouterr().out == ""
     with pytest.raises(UsageError, match="no such folder"):
         train(tmp_path / "u", corpus_folder, compare=("./none",))
     assert not (tmp_path / "u").exists()
+
+
+def test_summary_has_few_short_lines(
+    tmp_path: Path, corpus_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = train(tmp_path / "t", corpus_folder, quiet=False)
+    first, *figures = capsys.readouterr().out.splitlines()
+    assert first == f"tokenizer: wordpiece, 300 entries → {folder}"
+    assert len(figures) == 2
+    assert max(map(len, figures)) <= 80
