@@ -111,10 +111,10 @@ def _windowed(paragraph: str, language: str) -> Iterator[str]:
     start = 0
     unended: list[str] = []
     while len(paragraph) - start > _WINDOW:
-        *whole, last = segment(language, paragraph[start : start + _WINDOW])
-        if whole:
-            yield "".join(unended) + whole[0]
-            yield from whole[1:]
+        *complete, last = segment(language, paragraph[start : start + _WINDOW])
+        if complete:
+            yield "".join(unended) + complete[0]
+            yield from complete[1:]
             unended = []
             start += _WINDOW - len(last)
         else:

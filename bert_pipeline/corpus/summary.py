@@ -15,10 +15,11 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 def print_summary(manifest: Manifest, config: CorpusConfig) -> None:
     """Documents, bytes and folder; the cleaning table when documents were removed or skipped."""
     counts = manifest.counts
+    documents = counts["documents"]
     shards = len(manifest.files)
     print_line(
-        f"corpus: {counts['documents']:,} documents, {human_bytes(counts['bytes'])} of text "
-        f"in {shards} shard{'s' * (shards != 1)} → {config.out}",
+        f"corpus: {documents:,} document{'s' * (documents != 1)}, {human_bytes(counts['bytes'])} "
+        f"of text in {shards} shard{'s' * (shards != 1)} → {config.out}",
         quiet=config.quiet,
     )
     skipped = [

@@ -47,9 +47,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     if config.max_minutes or config.max_tokens or config.max_epochs:
         lines.append(("equivalent to", f"--max-steps {counts['steps']}"))
     print_pairs("Result", lines, quiet=config.quiet)
-    print_line(
-        f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet
-    )
+    print_line(f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet)
 
 
 def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -145,9 +145,9 @@ def test_editing_steps_take_linear_time(unit: str):
 
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
-        begin = time.process_time()
+        start = time.process_time()
         cleaner.clean(text)
-        return time.process_time() - begin
+        return time.process_time() - start
 
     assert seconds(500_000) < 40 * seconds(50_000) + 0.5
 
@@ -510,7 +510,8 @@ def test_filters_accept_any_text(step: str, text: str):
     st.text(max_size=5),
 )
 def test_excerpt_is_short_and_has_the_first_difference(head: str, tail: str, old: str, new: str):
-    before, after = head + old + tail, head + new + tail
+    before = head + old + tail
+    after = head + new + tail
     shown_before, shown_after = excerpt(before, after)
     assert max(len(shown_before), len(shown_after)) <= EXCERPT_CHARS
     assert shown_before in before

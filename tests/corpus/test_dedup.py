@@ -35,7 +35,8 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def jaccard(first: str, second: str) -> float:
-    a, b = shingles(first), shingles(second)
+    a = shingles(first)
+    b = shingles(second)
     return len(a & b) / len(a | b)
 
 
@@ -63,7 +64,8 @@ def test_minhash_signatures_estimate_jaccard_similarity():
     draw = random.Random(1)
     originals = invent(60, 2)
     changed = [change_words(text, n % 20, draw) for n, text in enumerate(originals)]
-    first, second = make_signatures(originals), make_signatures(changed)
+    first = make_signatures(originals)
+    second = make_signatures(changed)
     assert first.shape == (60, PERMUTATIONS)
     errors = (first == second).mean(axis=1) - [
         jaccard(a, b) for a, b in zip(originals, changed, strict=True)

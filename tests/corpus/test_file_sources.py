@@ -42,7 +42,8 @@ def test_text_paragraphs_are_separated_by_blank_lines_and_unwrapped(read: Read):
 
 
 def test_text_long_lines_are_paragraphs(read: Read):
-    first, second = "The first one. " * 10, "The second one. " * 10
+    first = "The first one. " * 10
+    second = "The second one. " * 10
     assert read("a.txt", f"{first}\n{second}\n") == [f"{first.strip()}\n{second.strip()}"]
 
 

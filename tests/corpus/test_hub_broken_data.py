@@ -64,7 +64,7 @@ def test_broken_file_is_an_error_or_skipped(hub: LocalHub, read: Read, form: str
     assert skipped[0].texts[-1] == "next"
     assert skipped[0].texts[:-1] == TEXTS[: len(skipped[0].texts) - 1]
     assert all(again.texts == skipped[0].texts for again in skipped)
-    assert skipped[0].said == reading.said == ""  # not retried
+    assert skipped[0].printed == reading.printed == ""  # not retried
 
 
 def test_truncated_parquet_is_an_error_or_skipped(hub: LocalHub, read: Read) -> None:

@@ -1,4 +1,4 @@
-"""`bertpipe corpus` with Hub sources, as users run it."""
+"""`bertpipe corpus` with Hub sources, on the command line."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_command_resumes_to_the_same_bytes_after_hub_errors(
 def test_command_does_not_write_or_print_the_token(hub: LocalHub, run: Run, tmp_path: Path) -> None:
     add_wikitext(hub, LINES)
     add_oscar(hub, "OSCAR-2301")
-    hub.gated, hub.tokens = {"oscar-corpus/OSCAR-2301": {"hf_secret"}}, {"hf_secret"}
+    hub.gated = {"oscar-corpus/OSCAR-2301": {"hf_secret"}}
+    hub.tokens = {"hf_secret"}
     command = [
         "--debug",
         "corpus",
@@ -126,10 +127,10 @@ def test_max_documents_stops_all_workers(hub: LocalHub, run: Run, tmp_path: Path
         "10",
         "--quiet",
     ]
-    began = time.monotonic()
+    start = time.monotonic()
     done = run(*command, "--shard-mb", "0.01", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - start < 40
     assert (
         sum(pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob("*.parquet")) == 10
     )

@@ -44,7 +44,8 @@ def test_gated_repository_without_token_wrong_token_and_no_access(
     hub: LocalHub, read: Read
 ) -> None:
     add_oscar(hub, "OSCAR-2301")
-    hub.gated, hub.tokens = {"oscar-corpus/OSCAR-2301": {"hf_good"}}, {"hf_good", "hf_other"}
+    hub.gated = {"oscar-corpus/OSCAR-2301": {"hf_good"}}
+    hub.tokens = {"hf_good", "hf_other"}
     page = f"{hub.url}/datasets/oscar-corpus/OSCAR-2301"
     assert read("oscar:fa").error == (
         f"{page} is gated: request access on that page, then give a token with access: set "
@@ -57,7 +58,7 @@ def test_gated_repository_without_token_wrong_token_and_no_access(
     hub.clear()
     good = read("oscar:fa", "hf_good")
     assert len(good.texts) == 4
-    assert "hf_good" not in good.said
+    assert "hf_good" not in good.printed
     assert {request.authorization for request in hub.log if request.host in hub.url} == {
         "Bearer hf_good"
     }

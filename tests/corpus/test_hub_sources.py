@@ -82,7 +82,7 @@ def test_moved_dataset_name_is_replaced_and_reported(hub: LocalHub, read: Read) 
     add_wikitext(hub, LINES)
     reading = read(f"hub:wikitext:{RAW}")
     assert reading.texts == read("wikitext-2").texts
-    assert reading.said.splitlines() == [
+    assert reading.printed.splitlines() == [
         f"--source hub:wikitext:{RAW}: wikitext is now Salesforce/wikitext."
     ]
 
@@ -104,7 +104,7 @@ def test_oscar_files_are_found_by_language_in_every_layout(
     if layout == "community-oscar":
         assert (
             "fa is in 2 crawls; reading data/2024-22, others with --files 'data/2014-42/fa_meta/*'"
-            in reading.said
+            in reading.printed
         )
 
 
@@ -135,7 +135,7 @@ def test_rows_and_ids_of_every_format(hub: LocalHub, read: Read, form: str) -> N
     assert reading.texts == TEXTS
     assert reading.ids == [f"data/train-0.{form}#{number}" for number in range(len(TEXTS))]
     assert not reading.counts
-    assert reading.said == ""
+    assert reading.printed == ""
     assert read("hub:me/data", split="test").texts == ["test"]
 
 

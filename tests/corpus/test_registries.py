@@ -70,7 +70,7 @@ def test_clean_option_accepts_sets_lists_and_commas(clean: object, expected: tup
 
 def test_unknown_cleaning_step_lists_sets_and_steps():
     given = {"out": Path("x"), "source": "text:x", "clean": "basic,boat"}
-    with pytest.raises(UsageError, match="boat is unknown. Sets: none, basic, web. Steps: moji"):
+    with pytest.raises(UsageError, match=r"boat is unknown\. Sets: none, basic, web\. Steps: moji"):
         build_config(CorpusConfig, given)
     assert set(STEP_SETS).isdisjoint(CLEANING_STEPS)
 

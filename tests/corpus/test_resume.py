@@ -47,7 +47,8 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signa
     texts = invent_documents(8, 100)
     for number in range(12):
         write_jsonl(tmp_path / "raw" / f"{number:02}.jsonl", texts * 10)
-    out, whole = tmp_path / "corpus", tmp_path / "complete"
+    out = tmp_path / "corpus"
+    uninterrupted = tmp_path / "uninterrupted"
     with subprocess.Popen(
         corpus_command(tmp_path, out), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -59,19 +60,19 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, stop: signal.Signa
         ):
             time.sleep(0.002)
         process.send_signal(stop)
-        _, said = process.communicate()
+        _, printed = process.communicate()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.parquet")}
     assert finished
     assert not (out / "manifest.json").exists(), "the run finished before it could be stopped"
     assert process.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
-    assert "Traceback" not in said
-    for folder in (out, whole):
+    assert "Traceback" not in printed
+    for folder in (out, uninterrupted):
         build_corpus(
             CorpusConfig(
                 out=folder, source=(f"jsonl:{tmp_path}/raw/*.jsonl",), shard_mb=0.1, workers=1
             )
         )
-    assert shard_bytes(out) == shard_bytes(whole)
+    assert shard_bytes(out) == shard_bytes(uninterrupted)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     assert read_manifest(out, "corpus").counts["documents"] == 12 * 1000
 
@@ -123,7 +124,8 @@ def test_kill_within_a_large_file_loses_and_repeats_no_row(
     expected = texts[: options.get("max_documents")]
     found = texts_of(tmp_path / "out")
     if "shuffle_buffer" in options:
-        found, expected = sorted(found), sorted(expected)
+        found = sorted(found)
+        expected = sorted(expected)
     assert found == expected
     assert len(shard_bytes(tmp_path / "out")) > 5
     if not options:

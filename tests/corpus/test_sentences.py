@@ -157,9 +157,9 @@ def test_sentence_longer_than_the_window():
 def test_sentence_splitting_takes_linear_time(unit: str):
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
-        begin = time.process_time()
+        start = time.process_time()
         split_sentences(text, "zh" if unit == "好。" else "en")
-        return time.process_time() - begin
+        return time.process_time() - start
 
     # Quadratic time would be a factor of 100; half a second covers noise.
     assert seconds(200_000) < 40 * seconds(20_000) + 0.5

@@ -24,9 +24,9 @@ def test_explain_removes_terminal_control_characters(
 ):
     (tmp_path / "a.txt").write_text("A\x1b[31mred\x1b]0;title\x07 text.", encoding="utf-8")
     build(tmp_path / "out", f"text:{tmp_path}/a.txt", explain=True, quiet=False)
-    said = capsys.readouterr().out
-    assert "A·[31mred" in said
-    assert not re.search("[\x00-\x09\x0b-\x1f]", said)
+    printed = capsys.readouterr().out
+    assert "A·[31mred" in printed
+    assert not re.search("[\x00-\x09\x0b-\x1f]", printed)
 
 
 def test_counts_of_read_changed_removed_and_written_documents_add_up(tmp_path: Path):
@@ -104,7 +104,7 @@ def test_cleaning_table_has_one_row_per_step_in_order(
         clean=("exact,whitespace,unicode,language,near",),
         quiet=False,
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     table = [re.split(r"  +", line.strip())[:2] for line in lines[lines.index("Cleaning") + 2 :]]
     assert table == [
         ["read", "3"],
@@ -124,7 +124,7 @@ def test_summary_of_cleaning_without_removals_is_one_line(
     monkeypatch.chdir(tmp_path)
     build(Path("out"), "text:a.txt", quiet=False)
     assert capsys.readouterr().out.splitlines() == [
-        "corpus: 1 documents, 9 B of text in 1 shard → out",
+        "corpus: 1 document, 9 B of text in 1 shard → out",
         "  cleaning (unicode, control, whitespace): no documents removed",
     ]
 

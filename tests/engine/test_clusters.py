@@ -111,7 +111,8 @@ sys.path.insert(0, sys.argv[1])
 from bert_pipeline.engine.run import run_stage
 from tests.engine.test_clusters import config_for, note_and_wait
 if __name__ == "__main__":
-    folder, engine = Path(sys.argv[2]), sys.argv[3]
+    folder = Path(sys.argv[2])
+    engine = sys.argv[3]
     list(run_stage(note_and_wait, [str(folder / "notes")] * 3, config_for(engine, folder), folder))
 """
 
@@ -238,16 +239,16 @@ def test_ray_tasks_end_when_the_command_is_killed(tmp_path: Path):
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (refuse_three, "^three is refused$"),
         (kill_itself_at_three, "worker process was killed.*--workers"),
     ],
 )
 def test_ray_error_in_a_task_ends_the_run(
-    function: Callable[[int], int], said: str, tmp_path: Path
+    function: Callable[[int], int], message: str, tmp_path: Path
 ):
-    with pytest.raises(BertpipeError, match=said):
+    with pytest.raises(BertpipeError, match=message):
         list(run_stage(function, range(4), config_for("ray", tmp_path), tmp_path))
 
 
@@ -339,7 +340,7 @@ def test_slurm_relative_paths_work_in_a_job(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("function", "said", "code"),
+    ("function", "message", "code"),
     [
         (refuse_three, "^three is refused$", 1),
         (fail_at_three, "Task 3 failed on .*: ZeroDivisionError: a bug\nTraceback: ", 1),
@@ -353,13 +354,13 @@ def test_slurm_relative_paths_work_in_a_job(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_slurm_failed_task_is_reported_and_others_cancelled(
-    function: Callable[[int], int], said: str, code: int, slurm: Path, tmp_path: Path
+    function: Callable[[int], int], message: str, code: int, slurm: Path, tmp_path: Path
 ):
-    with pytest.raises(BertpipeError, match=said) as caught:
+    with pytest.raises(BertpipeError, match=message) as caught:
         list(run_stage(function, range(4), config_for("slurm", tmp_path), tmp_path))
     assert caught.value.exit_code == code
     assert (slurm / "1" / "ended").exists()
-    if "Traceback" in said:
+    if "Traceback" in message:
         record = json.loads(Path(str(caught.value).rpartition(": ")[2]).read_text(encoding="utf-8"))
         assert "fail_at_three" in "\n".join(record["traceback"])
     assert list(run_stage(square, [5], config_for("slurm", tmp_path), tmp_path)) == [(0, 25)]

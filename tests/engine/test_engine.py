@@ -44,7 +44,9 @@ def note_and_wait(folder: Path) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 20])
+@pytest.mark.parametrize(
+    "workers", [1, *(pytest.param(n, marks=pytest.mark.integration) for n in (2, 20))]
+)
 def test_every_task_runs_once_for_any_number_of_workers(workers: int):
     done = list(run_tasks(square, range(9), workers))
     assert sorted(done) == [(n, n * n) for n in range(9)]
@@ -62,7 +64,7 @@ def test_killed_worker_is_one_message(workers: int):
     assert "--workers" in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.integration)])
 def test_error_in_a_task_is_raised_unchanged(workers: int):
     with pytest.raises(BertpipeError, match=r"^three is refused$"):
         list(run_tasks(refuse_three, range(8), workers))

@@ -29,20 +29,22 @@ def test_slurm_not_installed_is_an_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "option", "said"),
+    ("engine", "option", "message"),
     [
-        ("local", "partition=cpu", "none for --engine local"),
-        ("ray", "partition=cpu", "unknown to --engine ray. Known: memory_gb"),
-        ("ray", "memory_gb=much", "whole number"),
+        ("local", "partition=cpu", "--engine local has no options"),
+        ("ray", "partition=cpu", "unknown option. --engine ray supports memory_gb"),
+        ("ray", "memory_gb=much", "must be an integer >= 1"),
         ("slurm", "partition", "KEY=VALUE"),
         ("slurm", "two words=1", "KEY=VALUE"),
-        ("slurm", "array=0-3", "sets this option of sbatch itself"),
-        ("slurm", "job-name=mine", "sets this option of sbatch itself"),
-        ("slurm", "max-array-size=0", "whole number"),
+        ("slurm", "array=0-3", "reserved; bertpipe sets this sbatch option itself"),
+        ("slurm", "job-name=mine", "reserved; bertpipe sets this sbatch option itself"),
+        ("slurm", "max-array-size=0", "must be an integer >= 1"),
     ],
 )
-def test_wrong_engine_options_are_usage_errors(engine: str, option: str, said: str, tmp_path: Path):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_wrong_engine_options_are_usage_errors(
+    engine: str, option: str, message: str, tmp_path: Path
+):
+    with pytest.raises(UsageError, match=message) as caught:
         config_for(engine, tmp_path, option)
     assert option in str(caught.value)
 

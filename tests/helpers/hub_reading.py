@@ -67,7 +67,7 @@ class Reading:
     fingerprint: str = ""
     error: str = ""
     exit_code: int = 0
-    said: str = ""
+    printed: str = ""
     seconds: float = 0
 
     @property
@@ -102,7 +102,7 @@ def read_source(spec: str, options: dict[str, Any], token: str) -> Reading:
         except BertpipeError as error:
             reading.error = str(pickle.loads(pickle.dumps(error)))  # noqa: S301
             reading.exit_code = error.exit_code
-    reading.said = printed.getvalue()
+    reading.printed = printed.getvalue()
     reading.seconds = time.monotonic() - start
     return reading
 
@@ -309,7 +309,8 @@ def oscar_rows(language: str, count: int = 3) -> list[dict[str, Any]]:
 
 
 def add_oscar(hub: LocalHub, layout: str) -> Path:
-    fa, de = oscar_rows("fa", 4), oscar_rows("de")
+    fa = oscar_rows("fa", 4)
+    de = oscar_rows("de")
     files: dict[str, dict[str, bytes | str]] = {
         "OSCAR-2301": {
             "OSCAR-2301.py": "import datasets",

@@ -110,8 +110,10 @@ class LocalHub:
 
     def begin(self, root: Path) -> None:
         """Serve another folder, without faults and with an empty log."""
-        self.root, self.page = root, PAGE
-        self.gated, self.tokens = {}, set()
+        self.root = root
+        self.page = PAGE
+        self.gated = {}
+        self.tokens = set()
         self.clear()
 
     def clear(self) -> None:
@@ -278,7 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.range = (int(wanted[1]), int(wanted[2])) if wanted else None
-        path, host = unquote(url.path), self.headers.get("Host", "")
+        path = unquote(url.path)
+        host = self.headers.get("Host", "")
         self.hub.log.append(
             Request(self.command, path, host, self.headers.get("Authorization") or "", self.range)
         )
@@ -329,7 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _paths_info(self, repo: str, revision: str) -> None:
         if commit := self._commit(repo, revision):
-            known, found = set(commit.paths), []
+            known = set(commit.paths)
+            found = []
             for path in self.form["paths"]:
                 if path in known:
                     found.append(commit.entry(path))
@@ -420,11 +424,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, {"error": message}, told | (headers or {}))
 
     def _send_file(self, path: Path, etag: str, headers: dict[str, str]) -> None:
-        headers, size = {**headers, "ETag": f'"{etag}"'}, path.stat().st_size
+        headers = {**headers, "ETag": f'"{etag}"'}
+        size = path.stat().st_size
         if self.range is None or self.hub.take_fault(self.command, self.path, size, "no-range"):
             self._send(200, path.read_bytes(), headers)
             return
-        first, last = self.range[0], min(self.range[1], size - 1)
+        first = self.range[0]
+        last = min(self.range[1], size - 1)
         if first >= size:
             self._send(416, b"", {"Content-Range": f"bytes */{size}"})
             return

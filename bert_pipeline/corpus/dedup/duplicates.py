@@ -155,7 +155,8 @@ def _similarity(parts: PartList, pairs: Int64Array) -> FloatArray:
     if not len(numbers):
         return np.zeros(0)
     signatures = parts.gather_signatures(numbers)
-    later, earlier = (signatures[np.searchsorted(numbers, pairs[:, side])] for side in (0, 1))
+    later = signatures[np.searchsorted(numbers, pairs[:, 0])]
+    earlier = signatures[np.searchsorted(numbers, pairs[:, 1])]
     similarity: FloatArray = (later == earlier).mean(axis=1)
     return similarity
 

@@ -42,7 +42,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports.zstd import ZstdError
 
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 BATCH_ROWS = 64
 BUFFER_BYTES = 1 << 20
 LARGE_ROW_GROUP_BYTES = 64_000_000
@@ -69,7 +69,7 @@ NumberedRows = Iterator[tuple[int, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class HubFiles:
+class HubFileReader:
     """Reader of a repository's files at one commit; picklable, for worker processes."""
 
     spec: str
@@ -173,7 +173,7 @@ class HubFiles:
 class HubFilesTask:
     """Complete files, one document per row."""
 
-    files: HubFiles
+    files: HubFileReader
     paths: tuple[str, ...]
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
@@ -195,7 +195,7 @@ class HubFilesTask:
 
 def file_format(path: str) -> str:
     """The file extension without that of the compression; empty when there is no reader for it."""
-    for compression in COMPRESSIONS:
+    for compression in COMPRESSION_SUFFIXES:
         path = path.removesuffix(compression)
     extension = path.rpartition("/")[2].rpartition(".")[2].lower()
     return extension if extension in READERS else ""
@@ -228,19 +228,19 @@ def _read_column(location: str, name: str) -> Iterator[Any]:
             yield from batch.column(0).to_pylist()
 
 
-def _read_parquet(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
+def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
     yield from enumerate(files.column(path))
 
 
-def _read_text(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
+def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
     yield from enumerate(split_documents(split_lines(files.lines(path), counts)))
 
 
-def _read_json_lines(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
+def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
     yield from read_json_lines(files.lines(path), files.url(path), files.policy, counts)
 
 
-def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows:
+def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
     first = next((line for line in files.lines(path) if line.strip()), b"{}")
     try:
         is_json_lines = isinstance(json.loads(first), dict)
@@ -252,14 +252,14 @@ def _read_json(files: HubFiles, path: str, counts: Counter[str]) -> NumberedRows
         yield from _read_rows(files, path, "json")
 
 
-def _read_rows(files: HubFiles, path: str, builder: str, **options: Any) -> NumberedRows:
+def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> NumberedRows:
     field = None
     for number, row in enumerate(files.rows(path, builder, **options)):
         field = field or files.policy.choose_field(row, files.url(path))
         yield number, row.get(field)
 
 
-READERS: dict[str, Callable[[HubFiles, str, Counter[str]], NumberedRows]] = {
+READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], NumberedRows]] = {
     "parquet": _read_parquet,
     "jsonl": _read_json_lines,
     "ndjson": _read_json_lines,

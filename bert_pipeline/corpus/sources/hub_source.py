@@ -10,9 +10,9 @@ from bert_pipeline.corpus.documents import Task, shuffled
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.hub_files import HubFile, Repository
 from bert_pipeline.corpus.sources.hub_rows import (
-    COMPRESSIONS,
+    COMPRESSION_SUFFIXES,
     READERS,
-    HubFiles,
+    HubFileReader,
     HubFilesTask,
     file_format,
 )
@@ -66,7 +66,7 @@ class HubSource:
             if not file_format(file.path):
                 raise BertpipeError(
                     f"{repository.page}: {file.path} has an unknown format. Formats: "
-                    f"{', '.join(READERS)}, also compressed ({', '.join(COMPRESSIONS)}). "
+                    f"{', '.join(READERS)}, also compressed ({', '.join(COMPRESSION_SUFFIXES)}). "
                     "Choose files with --files."
                 )
         return selection
@@ -96,13 +96,13 @@ class HubSource:
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
         """Consecutive files, up to the shard size per task; a larger file is one task."""
-        files = self.hub_files(config)
+        files = self.file_reader(config)
         chosen = shuffled(self.selection.files, config)
         return [HubFilesTask(files, paths) for paths in _group(chosen, config.shard_mb * 1e6)]
 
-    def hub_files(self, config: CorpusConfig) -> HubFiles:
+    def file_reader(self, config: CorpusConfig) -> HubFileReader:
         """The reader of the selected files, for tasks."""
-        return HubFiles(
+        return HubFileReader(
             spec=self.spec,
             repository=self.selection.repository,
             commit=self.selection.commit,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task
 from bert_pipeline.corpus.sources.hub_files import HubFile, Repository
-from bert_pipeline.corpus.sources.hub_rows import HubFiles
+from bert_pipeline.corpus.sources.hub_rows import HubFileReader
 from bert_pipeline.corpus.sources.hub_source import DatasetSpec, HubSource
 from bert_pipeline.corpus.sources.plain_text import is_title, split_documents
 
@@ -38,7 +38,7 @@ class WikiTextSource(HubSource):
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
         """One task per file."""
-        files = self.hub_files(config)
+        files = self.file_reader(config)
         paths = [file.path for file in self.selection.files]
         return [
             ArticlesTask(files, tuple(paths[start:]), start == 0) for start in range(len(paths))
@@ -55,7 +55,7 @@ class ArticlesTask:
     no row, lose none, and do not depend on each other.
     """
 
-    files: HubFiles
+    files: HubFileReader
     paths: tuple[str, ...]
     is_first: bool
 

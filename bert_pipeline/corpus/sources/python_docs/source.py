@@ -36,11 +36,11 @@ def open_source(spec: str, config: CorpusConfig) -> "PythonDocs":
 class DocumentsTask:
     """Documents that are in memory already."""
 
-    held: tuple[Document, ...]
+    in_memory: tuple[Document, ...]
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
         """The documents in order; nothing is skipped, so nothing is counted."""
-        yield from self.held
+        yield from self.in_memory
 
 
 class PythonDocs:
