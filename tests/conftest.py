@@ -12,6 +12,8 @@ from pathlib import Path
 # Tests run in parallel and their models are tiny, so more threads would only wait for each other.
 # torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of tests that use more sleep while they wait: busy waiting would stop the other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import settings
@@ -61,8 +63,10 @@ def _has_module_fixture(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_run_before() -> None:
-    """Accelerate keeps the settings of a process's first run: reset them."""
+def reset_libraries() -> None:
+    """Undo what training runs of earlier tests set for the process: threads, Accelerate's state."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     if "accelerate" in sys.modules:
         from tests.helpers.training_runs import reset_accelerate
 
