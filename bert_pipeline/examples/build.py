@@ -24,7 +24,7 @@ from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, p
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
-from bert_pipeline.examples.shard import DOCUMENTS, ExampleJob, forget_store, make_shard
+from bert_pipeline.examples.shard import DOCUMENT_COUNTS, ExampleJob, forget_store, make_shard
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.summary import manifest_counts, print_summary
 from bert_pipeline.examples.token_store import TokenStore
@@ -142,7 +142,7 @@ def _encode_corpus(
             documents[index] = counts["documents"]
             totals.update(counts)
             progress.advance()
-    save_array(store / DOCUMENTS, documents)
+    save_array(store / DOCUMENT_COUNTS, documents)
     return TokenStore(store, documents)
 
 

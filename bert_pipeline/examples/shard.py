@@ -25,7 +25,7 @@ from bert_pipeline.ragged import Array, BoolArray, Int64Array, expand
 from bert_pipeline.storage.shards import finished_counts, list_column, write_shard
 from bert_pipeline.tokenizer.load import SpecialIds
 
-DOCUMENTS = "documents.npy"
+DOCUMENT_COUNTS = "documents.npy"
 """File in the token store: number of documents in each piece, int64 of shape (pieces,)."""
 COUNTED = (
     "rows",
@@ -138,7 +138,7 @@ def _plan(
 @lru_cache(maxsize=1)
 def _open_store(folder: Path, held_out: int, seed: int) -> tuple[TokenStore, Splits]:
     # Cached: each worker reads the document counts once, not once per shard.
-    store = TokenStore(folder, np.load(folder / DOCUMENTS, allow_pickle=False))
+    store = TokenStore(folder, np.load(folder / DOCUMENT_COUNTS, allow_pickle=False))
     return store, Splits(len(store), held_out, seed)
 
 

@@ -16,7 +16,7 @@ from bert_pipeline.tokenizer.load import MISSING_ID, SpecialIds, count_ids
 from bert_pipeline.tokenizer.sample import Sample, split_lines
 
 SAMPLE_MB = 4.0
-LONG_WORDS = 5
+SHOWN_LONG_WORDS = 5
 """Number of long words to show."""
 LONG_WORD_CHARACTERS = 30
 """A longer word is cut to this many characters."""
@@ -127,7 +127,7 @@ class MeasuredText:
             if len(pieces) > 1:
                 yield word, pieces
                 shown += 1
-            if shown == LONG_WORDS:
+            if shown == SHOWN_LONG_WORDS:
                 return
 
 

@@ -341,7 +341,7 @@ def test_hub_errors_are_one_line_and_do_not_leak_the_token(
 ):
     hub.tokens = {"hf_secret"}
     for arguments, said in (
-        (["a/none"], "a/none: there is no such model"),
+        (["a/none"], "a/none: no such model"),
         (["a/bert", "--revision", "v9"], "--revision"),
         (["a/code"], "without running its code"),
     ):
