@@ -6,9 +6,10 @@ https://github.com/google-research/bert/blob/master/create_pretraining_data.py
 """
 
 from bisect import bisect_left
+from functools import partial
 from random import Random
 
-from bert_pipeline.examples.objective import DocumentBatch, Objective, Pair, SentenceBounds
+from bert_pipeline.examples.objective import Objective, Pair, SentenceBounds, plan_pairs
 
 RANDOM_NEXT_PROBABILITY = 0.5
 """Probability that segment B is taken from another document instead of following A."""
@@ -41,18 +42,10 @@ def plan_next_sentences(
             first = end
 
 
-def _plan(batch: DocumentBatch) -> list[Pair]:
-    pairs: list[Pair] = []
-    for number, (first, last) in zip(batch.numbers, batch.documents, strict=True):
-        target = batch.draw_target()
-        plan_next_sentences(pairs, batch.bounds, first, last, number, target, batch.random)
-    return pairs
-
-
 NEXT_SENTENCE = Objective(
     name="mlm+nsp",
     has_pairs=True,
-    plan=_plan,
+    plan=partial(plan_pairs, plan_next_sentences),
     min_documents=2,  # a random next sentence comes from another document of the split
     positive_label="B is a random sentence from another document",
     negative_label="B follows A",

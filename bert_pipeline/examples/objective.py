@@ -50,6 +50,19 @@ class DocumentBatch:
         return draw_target(self.max_tokens, self.short_seq_prob, self.random)
 
 
+PlanDocument = Callable[[list[Pair], SentenceBounds, int, int, int, int, Random], None]
+"""Appends the pairs of one document: (pairs, bounds, first, last, document, target, random)."""
+
+
+def plan_pairs(plan_document: PlanDocument, batch: DocumentBatch) -> list[Pair]:
+    """Plan the pairs of documents one by one, each with its own target length."""
+    pairs: list[Pair] = []
+    for number, (first, last) in zip(batch.numbers, batch.documents, strict=True):
+        target = batch.draw_target()
+        plan_document(pairs, batch.bounds, first, last, number, target, batch.random)
+    return pairs
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One pretraining objective; `examples/objectives.py` lists them all."""

@@ -4,9 +4,10 @@ Lan et al. 2020 (ALBERT), section 3.1: https://arxiv.org/abs/1909.11942
 """
 
 from bisect import bisect_left
+from functools import partial
 from random import Random
 
-from bert_pipeline.examples.objective import DocumentBatch, Objective, Pair, SentenceBounds
+from bert_pipeline.examples.objective import Objective, Pair, SentenceBounds, plan_pairs
 
 SWAP_PROBABILITY = 0.5
 """Probability that the two segments of a pair are swapped."""
@@ -44,18 +45,10 @@ def plan_sentence_order(
         first = end
 
 
-def _plan(batch: DocumentBatch) -> list[Pair]:
-    pairs: list[Pair] = []
-    for number, (first, last) in zip(batch.numbers, batch.documents, strict=True):
-        target = batch.draw_target()
-        plan_sentence_order(pairs, batch.bounds, first, last, number, target, batch.random)
-    return pairs
-
-
 SENTENCE_ORDER = Objective(
     name="mlm+sop",
     has_pairs=True,
-    plan=_plan,
+    plan=partial(plan_pairs, plan_sentence_order),
     positive_label="A and B are swapped",
     negative_label="B follows A",
 )
