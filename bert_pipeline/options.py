@@ -79,7 +79,7 @@ def describe_default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "(all cores)"
     default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-    return "" if default in (None, False) else f"({default})"
+    return "" if default in (None, False, "") else f"({default})"
 
 
 def _parsed_type(annotation: Any) -> Any:

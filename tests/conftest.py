@@ -22,10 +22,7 @@ from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.train import train_tokenizer
-from tests.helpers.text import invent_documents, make_corpus, write_jsonl, zstd
-
-# Import these from tests.helpers.text; the names stay here until all tests do.
-__all__ = ["invent_documents", "make_corpus", "write_jsonl", "zstd"]
+from tests.helpers.text import invent_documents, make_corpus
 
 # A shell that starts the tests in the background makes them ignore SIGINT, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,8 +18,8 @@ from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.recipe import find_recipe, read_recipe
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.storage.shards import iterate_rows
-from tests.conftest import invent_documents, write_jsonl
 from tests.helpers.cli import run_cli
+from tests.helpers.text import invent_documents, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """

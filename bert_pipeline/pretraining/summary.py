@@ -30,8 +30,8 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     """Print the result of a finished run from the counts of its manifest."""
     minutes = counts["elapsed_s"] / 60
     print_line(
-        f"pretrained: {counts['steps']:,} steps, {counts['tokens']:,} tokens in {minutes:.1f} min "
-        f"→ {config.out / 'model'}",
+        f"pretrained: {counts['steps']:,} steps, {counts['tokens'] / 1e6:,.1f} M tokens in "
+        f"{minutes:.1f} min → {config.out / 'model'}",
         quiet=config.quiet,
     )
     prefix = "eval_"

@@ -18,7 +18,6 @@ from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sources.files import FileSource
 from bert_pipeline.errors import BertpipeError, SourceUnreachable, UsageError
 from bert_pipeline.storage.manifest import Manifest, read_manifest
-from tests.conftest import invent_documents, write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
@@ -26,6 +25,7 @@ from tests.helpers.corpora import (
     texts_of,
     write_sources,
 )
+from tests.helpers.text import invent_documents, write_jsonl
 
 
 @pytest.mark.integration

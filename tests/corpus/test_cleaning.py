@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bert_pipeline.corpus.cleaning.cleaner import EXCERPT_CHARS, Cleaner, excerpt
 from bert_pipeline.errors import UsageError
-from tests.conftest import invent_documents
+from tests.helpers.text import invent_documents
 
 TEXT_STEPS = ("mojibake", "html", "unicode", "control", "whitespace")
 SUBSETS = [steps for count in range(6) for steps in combinations(TEXT_STEPS, count)]

@@ -19,7 +19,7 @@ from bert_pipeline.corpus.dedup import duplicates
 from bert_pipeline.corpus.dedup.fingerprints import PERMUTATIONS, choose_bands, make_signatures
 from bert_pipeline.corpus.selection import apply_limits
 from bert_pipeline.storage.shards import read_columns
-from tests.conftest import write_jsonl
+from tests.helpers.text import write_jsonl
 
 WORDS = [
     f"{a}{b}"

@@ -23,7 +23,6 @@ from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.corpus.sources.plain_text import MAX_DOCUMENT_CHARS, split_documents
 from bert_pipeline.errors import BertpipeError, UsageError
-from tests.conftest import invent_documents, write_jsonl, zstd
 from tests.helpers.corpora import (
     Read,
     counts,
@@ -31,6 +30,7 @@ from tests.helpers.corpora import (
     read,
     texts_of,
 )
+from tests.helpers.text import invent_documents, write_jsonl, zstd
 
 __all__ = ["read"]
 

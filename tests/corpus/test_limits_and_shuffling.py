@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from bert_pipeline.errors import BertpipeError
-from tests.conftest import write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
 )
+from tests.helpers.text import write_jsonl
 
 
 @pytest.mark.parametrize("steps", ["basic", "basic,exact,near"])

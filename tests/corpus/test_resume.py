@@ -16,13 +16,13 @@ from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.manifest import read_manifest
-from tests.conftest import invent_documents, write_jsonl
 from tests.helpers.corpora import (
     big_rows,
     build,
     shard_bytes,
     texts_of,
 )
+from tests.helpers.text import invent_documents, write_jsonl
 
 
 def corpus_command(tmp_path: Path, out: Path) -> list[str]:

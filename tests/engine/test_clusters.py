@@ -26,7 +26,6 @@ from bert_pipeline.engine import timeouts
 from bert_pipeline.engine.run import run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.manifest import read_manifest
-from tests.conftest import invent_documents, write_jsonl
 from tests.engine.test_engine import (
     fail_at_three,
     is_running,
@@ -36,6 +35,7 @@ from tests.engine.test_engine import (
     wait_until,
 )
 from tests.helpers.fake_slurm import read_directives
+from tests.helpers.text import invent_documents, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -24,7 +24,6 @@ from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
-from tests.conftest import invent_documents, make_corpus
 from tests.helpers.example_rows import (
     COLUMNS,
     MASK,
@@ -36,6 +35,7 @@ from tests.helpers.example_rows import (
     shard_bytes,
 )
 from tests.helpers.original_algorithm import EncodedDocument
+from tests.helpers.text import invent_documents, make_corpus
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
-from tests.conftest import make_corpus
 from tests.helpers.cli import run_cli
+from tests.helpers.text import make_corpus
 
 MARK = re.compile(r"\[([^\[\]]+)\]")
 

@@ -15,7 +15,6 @@ from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
-from tests.conftest import make_corpus
 from tests.helpers.example_rows import (
     CLS,
     MASK,
@@ -26,6 +25,7 @@ from tests.helpers.example_rows import (
     rows_of,
 )
 from tests.helpers.original_algorithm import EncodedDocument, Instance, Settings, make_instances
+from tests.helpers.text import make_corpus
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from bert_pipeline.examples.token_store import TokenStore, piece_path
 from bert_pipeline.ragged import Int64Array, offsets_of
 from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.tokenizer.load import load_tokenizer
-from tests.conftest import invent_documents
+from tests.helpers.text import invent_documents
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 

@@ -12,7 +12,7 @@ import pytest
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.storage.shards import read_columns
-from tests.conftest import invent_documents, write_jsonl
+from tests.helpers.text import invent_documents, write_jsonl
 
 Read = Callable[..., list[str]]
 

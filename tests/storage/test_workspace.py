@@ -24,7 +24,7 @@ from bert_pipeline.storage.shards import read_columns
 from bert_pipeline.storage.workspace import workspace
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.train import train_tokenizer
-from tests.conftest import invent_documents, make_corpus, write_jsonl
+from tests.helpers.text import invent_documents, make_corpus, write_jsonl
 
 
 class BoatConfig(StageConfig):

@@ -17,7 +17,7 @@ from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
 from bert_pipeline.tokenizer.words import is_wordwise
-from tests.conftest import invent_documents, make_corpus
+from tests.helpers.text import invent_documents, make_corpus
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCIS'İßσςΣéèñ東京中한글۳.,-[]#\u0301\u0323\u200c\u200d👩🚀"

@@ -21,7 +21,7 @@ from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.tokenizer.train import train_tokenizer
-from tests.conftest import invent_documents, make_corpus
+from tests.helpers.text import invent_documents, make_corpus
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KINDS = ("wordpiece", "byte-bpe")

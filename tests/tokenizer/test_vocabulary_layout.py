@@ -14,7 +14,7 @@ from bert_pipeline.errors import UsageError
 from bert_pipeline.predict.fill_mask import MaskFiller
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
-from tests.conftest import invent_documents, make_corpus
+from tests.helpers.text import invent_documents, make_corpus
 from tests.tokenizer.test_train import SPECIALS, train
 
 # Id layouts
