@@ -94,6 +94,7 @@ def test_encoder_returns_the_hidden_states_that_heads_read(read: str) -> None:
     torch.testing.assert_close(hidden[positions.others], stock[index])
 
 
+@pytest.mark.integration
 def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
     """The mean loss over many draws equals the stock model's, and not the one without dropout."""
     torch.manual_seed(0)
