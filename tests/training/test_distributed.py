@@ -103,6 +103,31 @@ def compare_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.integration
+def test_fork_server_of_earlier_stages_is_replaced(tmp_path: Path) -> None:
+    """Else a signal to the process group would kill it: it has not loaded `training.server`.
+
+    The script has no `if __name__ == "__main__"`, and must not need it.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from pathlib import Path
+from bert_pipeline.engine.processes import prepare_processes
+from bert_pipeline.training.config import TrainConfig
+from bert_pipeline.training.launch import run_distributed
+
+prepare_processes()
+config = TrainConfig(out=Path({str(tmp_path)!r}), max_steps=1, num_processes=2)
+run_distributed("tests.helpers.launched:record_fork_server", config)
+"""
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=60)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "precision"),
     [
