@@ -128,13 +128,15 @@ def _train(
     folder: Path,
     work: Workspace | None,
 ) -> None:
-    """Train, evaluate, export, and write the manifest; `work` is the main process's."""
+    """Train, evaluate, export, and write the manifest; only the main process has a `work`."""
     trainer = make_trainer(config, inputs, ranks, folder)
     if ranks.is_main:
         announce(trainer.task.model.network, ranks, quiet=config.quiet)
     trainer.train()
     metrics = trainer.evaluate(final=True)
-    finish(trainer, work, metrics)
+    weights = trainer.state.gather_weights()
+    # All processes wait for the manifest, so that they can read it afterwards.
+    ranks.broadcast(lambda: _finish(trainer, work, weights, metrics))
 
 
 class PretrainingTrainer(Trainer):
@@ -169,11 +171,14 @@ def make_trainer(
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
 
 
-def finish(trainer: PretrainingTrainer, work: Workspace | None, metrics: Mapping[str, Any]) -> None:
+def _finish(
+    trainer: PretrainingTrainer,
+    work: Workspace | None,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Any],
+) -> None:
     """Export the model and write the manifest, in the main process."""
-    weights = trainer.state.gather_weights()
-    if work is None:
-        return
+    assert work is not None
     config = trainer.config
     position = trainer.position
     task = trainer.task

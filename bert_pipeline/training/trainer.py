@@ -128,13 +128,13 @@ class Trainer:
         config = self.config
         self.position = replace(start, regular=False, is_best=False)
         self._saved_step = start.step
-        self._started = time.perf_counter()
-        self._elapsed_before = start.elapsed_s
         self._trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         if self.ranks.is_main:
             is_complete = self.length.progress(start, start.elapsed_s) >= 1.0
             self._log = MetricsLog(self.folder / METRICS, start.step, is_complete=is_complete)
             self._profiler = Profiler(self.folder) if config.profile else None
+        self._started = time.perf_counter()
+        self._elapsed_before = start.elapsed_s
 
     def _train_until_rollback(self) -> bool:
         """Run steps to the end of the run or a signal (True), or until a rollback (False)."""

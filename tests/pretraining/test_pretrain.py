@@ -140,6 +140,19 @@ def test_max_epochs_trains_for_whole_passes(
 # Rejected input
 
 
+def test_start_of_longer_examples_is_printed(
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also when there was no line of metrics before."""
+    given = (examples_folder, wordpiece_folder, tmp_path / "out")
+    long = {"long_examples": examples_folder, "long_share": 0.5}
+    run(*given, max_steps=10, quiet=False, **long)
+    assert "by step 10: training on the longer examples" in capsys.readouterr().out
+
+
 def test_changed_settings_are_rejected_with_a_diff(
     finished: Path, examples_folder: Path, wordpiece_folder: Path
 ) -> None:

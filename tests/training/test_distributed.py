@@ -128,6 +128,23 @@ run_distributed("tests.helpers.launched:record_fork_server", config)
 
 
 @pytest.mark.integration
+@pytest.mark.slow
+def test_api_returns_the_manifest_in_all_processes(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    given = options(examples_folder, wordpiece_folder, tmp_path / "out", max_steps=2)
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    script.write_text(
+        f"from bert_pipeline import pretrain\nassert pretrain(**{values!r}).counts['steps'] == 2\n"
+    )
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, "--master-port", str(free_port()), str(script)]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "precision"),
     [
