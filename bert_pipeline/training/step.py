@@ -11,8 +11,8 @@ from bert_pipeline.training.task import StepInputs
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which metric of the evaluations selects the best checkpoint, which is then kept."""
+class BestMetric:
+    """The metric of the evaluations that selects the best checkpoint, which is then kept."""
 
     metric: str
     mode: Literal["max", "min"] = "max"

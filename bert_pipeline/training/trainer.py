@@ -27,7 +27,7 @@ from bert_pipeline.training.prefetch import StepPrefetcher
 from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.signals import StopSignal
 from bert_pipeline.training.state import TrainingState
-from bert_pipeline.training.step import AllRanks, Selection, StepResult, copy_to_host
+from bert_pipeline.training.step import AllRanks, BestMetric, StepResult, copy_to_host
 from bert_pipeline.training.task import StepInputs, TrainingTask
 from bert_pipeline.training.trackers import Trackers
 
@@ -56,11 +56,11 @@ class Trainer:
         task: TrainingTask,
         state: TrainingState,
         folder: Path,
-        selection: Selection | None = None,
+        best_metric: BestMetric | None = None,
     ) -> None:
         """`model` returns a tuple of summed losses for a batch; `folder` is the run's.
 
-        With a `selection`, the checkpoint with the best value of its metric is kept.
+        With a `best_metric`, the checkpoint with its best value is kept.
         """
         self.config = config
         self.ranks = ranks
@@ -69,7 +69,7 @@ class Trainer:
         self.task = task
         self.state = state
         self.folder = folder
-        self.selection = selection
+        self.best_metric = best_metric
         device = ranks.accelerator.device
         peak = find_peak(device, bf16=ranks.accelerator.mixed_precision == "bf16")
         self.peak_flops = peak and peak * ranks.world_size
@@ -315,10 +315,10 @@ class Trainer:
 
     def _select(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the metrics of an evaluation are the best so far."""
-        if self.selection is None or self.selection.metric not in metrics:
+        if self.best_metric is None or self.best_metric.metric not in metrics:
             return False
-        value = float(metrics[self.selection.metric])
-        if not self.selection.is_better(value, self.position.best):
+        value = float(metrics[self.best_metric.metric])
+        if not self.best_metric.is_better(value, self.position.best):
             return False
         self.position = replace(self.position, best=value)
         return True
