@@ -116,7 +116,7 @@ def evaluate(
     ] = "validation",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on masked examples, beside the unigram baseline."""
+    """Evaluate a model on masked examples, compared with the unigram baseline."""
     evaluation = api.evaluate(model, examples, split, quiet=as_json)
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201

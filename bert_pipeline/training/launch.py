@@ -152,7 +152,7 @@ def _fail(rank: int, message: str, code: int) -> NoReturn:
 
 
 def _stop_with_launcher() -> None:
-    """Save and stop if the launcher was killed: nobody else would end this process."""
+    """Save and stop if the launcher was killed: no other process would end this one."""
     launcher = multiprocessing.parent_process()
     assert launcher
     launcher.join()

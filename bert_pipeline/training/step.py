@@ -57,7 +57,7 @@ class StepResult:
 
 
 def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start to copy values to the host; the event tells when they have arrived."""
+    """Start to copy values to the host; the event is recorded after the copy."""
     if not values.is_cuda:
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

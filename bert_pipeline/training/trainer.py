@@ -124,7 +124,7 @@ class Trainer:
         return self.position
 
     def _start(self, start: Position) -> None:
-        """Set the clock, the position and the logs to where the run starts or resumes."""
+        """Set the clock, the position and the logs to the start or the checkpoint."""
         config = self.config
         self.position = replace(start, regular=False, is_best=False)
         self._saved_step = start.step
@@ -156,14 +156,14 @@ class Trainer:
                 result = self.train_step(inputs, all_ranks, progress)
                 # 3. Read the losses of the previous step, while the device works on this one.
                 if self._read_pending():
-                    # This step is dropped: it started from weights that are no longer there.
+                    # This step is dropped: it started from the weights before the rollback.
                     return False
                 self._pending = result
                 self._advance(inputs)
                 if self._needs_values() and self._read_pending():
                     return False
                 self._meter.add_time(time.perf_counter() - step_started, waited)
-                # 4. Log, evaluate and save where it is time to.
+                # 4. Log, evaluate and save at their intervals.
                 self._between_steps()
 
     def train_step(self, inputs: StepInputs, all_ranks: AllRanks, progress: float) -> StepResult:

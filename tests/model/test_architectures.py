@@ -54,7 +54,7 @@ FLAT = ("roberta", "xlm-roberta", "camembert")
 
 
 def build(kind: str, dropout: float = 0.0) -> Any:
-    """A small network with weights of a size at which everything in it shows."""
+    """A small network with weights large enough for every layer to affect the output."""
     network = make_network(
         make_config(ARCHITECTURES[kind] | {"model_type": kind}, 97, SPECIAL, dropout),
         with_pairs=False,
@@ -252,7 +252,7 @@ def test_hidden_matrices_and_weight_decay_of_other_architectures() -> None:
     ],
 )
 def test_heads_for_other_tasks_are_no_hidden_matrices(auto_class: Any, output_layer: str) -> None:
-    """Muon is not for output layers, whatever their size."""
+    """Muon is not for output layers of any size."""
     config = BertConfig(vocab_size=97, num_labels=SIZES["hidden_size"], **SIZES)
     kinds = parameter_kinds(auto_class.from_config(config))
     assert not kinds[f"{output_layer}.weight"].is_hidden_matrix

@@ -130,7 +130,7 @@ def test_consecutive_bad_steps_roll_back_to_the_checkpoint(
 def test_stopped_run_rolls_back_as_a_continuous_run_does(
     stop_in: int, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Before, in and after the bad row: a stop saves too, but not what the run goes back to."""
+    """Before, in and after the bad steps: a run is not rolled back to the checkpoint of a stop."""
     poison(range(14, 19))
     run(examples_folder, wordpiece_folder, tmp_path / "alone", max_bad_steps=5)
     poison(range(14, 19), stop_in)

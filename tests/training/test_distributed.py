@@ -104,7 +104,7 @@ def compare_weights(one: Path, other: Path) -> None:
 
 @pytest.mark.integration
 def test_fork_server_of_earlier_stages_is_replaced(tmp_path: Path) -> None:
-    """Else a signal to the process group would kill it: it has not loaded `training.server`.
+    """It has not loaded `training.server`: a signal to the process group would kill it.
 
     The script has no `if __name__ == "__main__"`, and must not need it.
     """

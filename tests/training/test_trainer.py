@@ -249,7 +249,7 @@ def test_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "better", "worse"), [("max", 0.6, 0.4), ("min", 0.4, 0.6), ("max", 0.6, float("nan"))]
 )
-def test_selection_prefers_the_better_value(mode: Any, better: float, worse: float) -> None:
+def test_best_metric_prefers_the_better_value(mode: Any, better: float, worse: float) -> None:
     best_metric = BestMetric("eval_score", mode)
     assert best_metric.is_better(better, 0.5)
     assert not best_metric.is_better(worse, 0.5)
