@@ -136,7 +136,7 @@ def _train(
     metrics = trainer.evaluate(final=True)
     weights = trainer.state.gather_weights()
     # All processes wait for the manifest, so that they can read it afterwards.
-    ranks.broadcast(lambda: _finish(trainer, work, weights, metrics))
+    ranks.broadcast(lambda: finish(trainer, work, weights, metrics))
 
 
 class PretrainingTrainer(Trainer):
@@ -171,7 +171,7 @@ def make_trainer(
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
 
 
-def _finish(
+def finish(
     trainer: PretrainingTrainer,
     work: Workspace | None,
     weights: Mapping[str, torch.Tensor],
