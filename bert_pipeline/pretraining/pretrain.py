@@ -153,8 +153,7 @@ def make_trainer(
     # 1. Data and model.
     task = PretrainingTask(config, inputs, ranks, folder)
     device = ranks.accelerator.device
-    max_tokens_per_step = config.batch_size * inputs.examples.config["max_seq_length"]
-    steps = config.max_steps or (config.max_tokens and config.max_tokens // max_tokens_per_step)
+    steps = min_steps(config, inputs, len(task.examples[0]))
     task.model = PretrainingModel(
         task.make_network(),
         checkpoint_activations=config.checkpoint_activations,
@@ -169,6 +168,19 @@ def make_trainer(
     checkpoints = folder / CHECKPOINTS
     state = TrainingState(ranks, network, optimizer, checkpoints, config.keep_checkpoints)
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
+
+
+def min_steps(config: PretrainConfig, inputs: Inputs, examples: int) -> int | None:
+    """The fewest steps that the run can take; None if its length is a time.
+
+    `examples` is the number of training examples.
+    """
+    if config.max_tokens is not None:
+        max_length: int = inputs.examples.config["max_seq_length"]
+        return config.max_tokens // (config.batch_size * max_length)
+    if config.max_epochs is not None:
+        return int(config.max_epochs * examples / config.batch_size)
+    return config.max_steps
 
 
 def finish(

@@ -450,12 +450,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.command, self.path, len(content), "status", "reset", "cut", "stall"
         )
         if fault and fault.kind == "status":
-            status, content, headers, fault = (
-                fault.status,
-                b'{"error": "planted"}',
-                fault.headers,
-                None,
-            )
+            status = fault.status
+            content = b'{"error": "planted"}'
+            headers = fault.headers
+            fault = None
         if fault and not fault.after:
             self._break(fault)
             return
