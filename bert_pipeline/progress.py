@@ -134,6 +134,17 @@ def print_pairs(title: str, pairs: Sequence[tuple[str, str]], *, quiet: bool = F
     print_line("\n".join(lines), quiet=quiet)
 
 
+def human_count(count: float) -> str:
+    """`6.3 M`: a large number with three digits or less; exact below 10,000."""
+    if count < 10_000:
+        return f"{count:,.0f}"
+    for unit in ("k", "M", "G"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:,.1f} T"
+
+
 def human_bytes(count: float) -> str:
     """A size in decimal units, such as `14.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

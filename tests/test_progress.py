@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bert_pipeline.progress import human_bytes, print_line, print_pairs, print_table
+from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs, print_table
 
 LONG = "a text of several words that is repeated " * 5
 
@@ -40,3 +40,11 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0"), (9_999, "9,999"), (35_965, "36.0 k"), (6_311_400, "6.3 M"), (1.1e9, "1.1 G")],
+)
+def test_human_count(count: float, shown: str) -> None:
+    assert human_count(count) == shown

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import Evaluation, describe
-from bert_pipeline.progress import human_bytes, print_line, print_pairs
+from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs
 from bert_pipeline.training.distributed import Ranks
 
 SLOW_DATA_SHARE = 0.1
@@ -20,7 +20,7 @@ def announce(network: PreTrainedModel, ranks: Ranks, *, quiet: bool) -> None:
     shape = network.config
     print_line(
         f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × "
-        f"{shape.hidden_size}, {parameters / 1e6:.1f} M parameters, on "
+        f"{shape.hidden_size}, {human_count(parameters)} parameters, on "
         f"{ranks.accelerator.device.type} × {ranks.world_size}",
         quiet=quiet,
     )
@@ -30,7 +30,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     """Print the result of a finished run from the counts of its manifest."""
     minutes = counts["elapsed_s"] / 60
     print_line(
-        f"pretrained: {counts['steps']:,} steps, {counts['tokens'] / 1e6:,.1f} M tokens in "
+        f"pretrained: {counts['steps']:,} steps, {human_count(counts['tokens'])} tokens in "
         f"{minutes:.1f} min → {config.out / 'model'}",
         quiet=config.quiet,
     )
