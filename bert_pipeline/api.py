@@ -94,7 +94,9 @@ def evaluate(
     *,
     quiet: bool = True,
 ) -> "Evaluation":
-    """Evaluate a model on masked examples, beside the unigram baseline (`bertpipe evaluate`).
+    """Evaluate a model on masked examples (`bertpipe evaluate`).
+
+    The metrics include the loss of the unigram baseline, for comparison.
 
     `model` is a model folder, or the folder of the run that made it. Raises `BertpipeError` if the
     examples were not made for the model.

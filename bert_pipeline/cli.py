@@ -40,7 +40,7 @@ Model = Annotated[
     Path, typer.Argument(help="Model folder, or the folder of the run.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 
 def _print_version(is_given: bool) -> None:
@@ -116,7 +116,7 @@ def evaluate(
     ] = "validation",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on masked examples, beside the unigram baseline."""
+    """Evaluate a model on masked examples, compared with the unigram baseline."""
     evaluation = api.evaluate(model, examples, split, quiet=as_json)
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201

@@ -28,7 +28,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """A progress bar with a short text beside it."""
+    """A progress bar with a short text next to it."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
@@ -43,7 +43,7 @@ class Bar:
         self._progress.update(self._task, completed=completed)
 
     def note(self, text: str) -> None:
-        """Set the text beside the bar."""
+        """Set the text next to the bar."""
         self._progress.update(self._task, note=text)
 
 
@@ -58,7 +58,7 @@ def bar(
 ) -> Iterator[Bar]:
     """Show a progress bar during the block; hidden when quiet or without a terminal.
 
-    `describe` is called every second for the text beside the bar.
+    `describe` is called every second for the text next to the bar.
     """
     columns = [
         TextColumn("{task.description}"),

@@ -69,7 +69,7 @@ class Measured:
 
 
 def settings(on_gpu: bool) -> list[Setting]:
-    """What is measured on this kind of device."""
+    """The settings to measure on this kind of device."""
     if on_gpu:
         # Compilation takes most of the time, so not everything fits into a few minutes: the most
         # important settings come first.

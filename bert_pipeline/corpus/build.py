@@ -17,7 +17,12 @@ import numpy as np
 
 from bert_pipeline.corpus.cleaning.registry import steps_with_action
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.dedup.duplicates import DuplicateStatus, PartList, find_pairs, plan_pairs
+from bert_pipeline.corpus.dedup.duplicates import (
+    DuplicateStatus,
+    PartList,
+    find_pairs,
+    plan_comparisons,
+)
 from bert_pipeline.corpus.documents import Source
 from bert_pipeline.corpus.finalize import Finalizer, shard_path
 from bert_pipeline.corpus.parts import Counts, PartsJob, Quota, read_parts
@@ -187,7 +192,7 @@ def _deduplicate(
     quota = limit
     while True:
         parts, has_all = _read_until(quota, folder, jobs, config)
-        pairs = plan_pairs(folder / PARTS, parts, config.clean, config.near_threshold)
+        pairs = plan_comparisons(folder / PARTS, parts, config.clean, config.near_threshold)
         with bar("comparing", len(pairs), quiet=config.quiet) as progress:
             for _ in run_stage(find_pairs, pairs, config, folder):
                 progress.advance()

@@ -1,7 +1,7 @@
 """Renames parts to shards as soon as the number of shards before them is known.
 
 A plan is written before the parts of a task are renamed. So a run that was killed in between
-finishes the renaming first, and never reads again what is a shard already.
+finishes the renaming first, and never repeats the reading of finished shards.
 """
 
 import json

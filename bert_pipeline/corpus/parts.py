@@ -2,7 +2,7 @@
 
 How a task is split into parts depends only on the settings. The footer of a part has its statistics
 and the number of source documents read for it: a run that was killed resumes after the documents
-of the finished parts, whatever the source.
+of the finished parts, for any source.
 """
 
 from collections import Counter

@@ -234,7 +234,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         }
 
     def get_launch_file_contents(self, sbatch_args: dict[str, str], run_script: str) -> str:
-        """The batch script, which runs this Python whatever the PATH on the node."""
+        """The batch script, which runs this Python, independent of the node's PATH."""
         pickled = self.logging_dir.resolve_paths("executor.pik")
         command = [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", pickled]
         script: str = super().get_launch_file_contents(sbatch_args, shlex.join(command))

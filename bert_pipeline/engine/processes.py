@@ -44,7 +44,7 @@ def run_in_processes(calls: Sequence[Callable[[], R]], workers: int) -> Iterator
         return
     with _borrow_pool(workers) as pool:
         # `submit` starts processes.
-        with _ignoring_interrupts(), _without_main():
+        with _ignoring_interrupts(), without_main():
             futures = {pool.submit(_run, call): index for index, call in enumerate(calls)}
         try:
             waiting = set(futures)
@@ -103,6 +103,14 @@ def prepare_processes() -> None:
         forkserver.ensure_running()
 
 
+def stop_fork_server() -> None:
+    """Stop the fork server of earlier workers, if any, so that the next one preloads other modules.
+
+    It waits for processes of that server that are still running.
+    """
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _context() -> BaseContext:
     """Workers are forked from a server process that has imported libraries and has no threads.
 
@@ -126,7 +134,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Keep new processes from importing the main module of this process.
 
     The import takes time, and the module may be a script without `if __name__ == "__main__"`. Tasks

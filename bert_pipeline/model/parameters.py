@@ -1,4 +1,4 @@
-"""What an optimizer needs to know about a network's parameters, whatever their names."""
+"""What an optimizer needs to know about a network's parameters, for any architecture."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -2,7 +2,7 @@
 
 `UnpaddedEncoder` computes the hidden states of an unmodified `BertModel` or `RobertaModel` from its
 own modules and parameters: gradients arrive where they always do, and the checkpoint stays a stock
-one. It differs from calling the model in what it leaves out:
+one. It saves work compared with calling the model:
 
 * examples are concatenated, so no linear layer, norm or activation works on padding; only attention
   knows where each example ends (`attention.py`);

@@ -1,1 +1,1 @@
-"""Pretraining: what is BERT pretraining on top of the training engine."""
+"""BERT pretraining on top of the training engine."""

@@ -93,7 +93,7 @@ class Examples:
         return int(self._rows.tokens.lengths(rows).sum())
 
     def unmasked(self, limit: int) -> tuple[Int32Array, Int64Array]:
-        """The original tokens of the first rows, at least `limit` if there are so many.
+        """The original tokens of the first rows, at least `limit` if there are as many.
 
         Returns them end to end, and the offsets at which the rows begin and the last one ends.
         """

@@ -1,8 +1,8 @@
 """The rows of an examples folder as memory-mapped arrays, which all processes of a host share.
 
-The first process writes them, shard by shard, while the others wait for the lock: nobody waits in a
-collective, and if the writer is killed, the next process starts again. A corpus may be larger than
-memory.
+The first process writes them, shard by shard, while the others wait for the lock: no process waits
+in a collective, and if the writer is killed, the next process starts again. A corpus may be larger
+than memory.
 """
 
 import fcntl

@@ -8,7 +8,7 @@ from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.training.position import Position
 
-METRICS = {
+METRIC_TITLES = {
     "eval_mlm_loss": "masked-LM loss (nats)",
     "eval_unigram_loss": "unigram baseline (nats)",
     "eval_perplexity": "perplexity",
@@ -28,7 +28,7 @@ def write_model_card(
     """Write `README.md`: training data, settings and metrics of the model."""
     rows = [
         f"| {title} | {metrics[key]:.4f} |"
-        for key, title in METRICS.items()
+        for key, title in METRIC_TITLES.items()
         if metrics.get(key) is not None
     ]
     table = ["", "| on held-out documents | |", "|---|---|", *rows] if rows else []

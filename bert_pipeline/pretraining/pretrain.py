@@ -128,13 +128,15 @@ def _train(
     folder: Path,
     work: Workspace | None,
 ) -> None:
-    """Train, evaluate, export, and write the manifest; `work` is the main process's."""
+    """Train, evaluate, export, and write the manifest; only the main process has a `work`."""
     trainer = make_trainer(config, inputs, ranks, folder)
     if ranks.is_main:
         announce(trainer.task.model.network, ranks, quiet=config.quiet)
     trainer.train()
     metrics = trainer.evaluate(final=True)
-    finish(trainer, work, metrics)
+    weights = trainer.state.gather_weights()
+    # All processes wait for the manifest, so that they can read it afterwards.
+    ranks.broadcast(lambda: finish(trainer, work, weights, metrics))
 
 
 class PretrainingTrainer(Trainer):
@@ -151,8 +153,7 @@ def make_trainer(
     # 1. Data and model.
     task = PretrainingTask(config, inputs, ranks, folder)
     device = ranks.accelerator.device
-    max_tokens_per_step = config.batch_size * inputs.examples.config["max_seq_length"]
-    steps = config.max_steps or (config.max_tokens and config.max_tokens // max_tokens_per_step)
+    steps = min_steps(config, inputs, len(task.examples[0]))
     task.model = PretrainingModel(
         task.make_network(),
         checkpoint_activations=config.checkpoint_activations,
@@ -169,11 +170,27 @@ def make_trainer(
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
 
 
-def finish(trainer: PretrainingTrainer, work: Workspace | None, metrics: Mapping[str, Any]) -> None:
+def min_steps(config: PretrainConfig, inputs: Inputs, examples: int) -> int | None:
+    """The fewest steps that the run can take; None if its length is a time.
+
+    `examples` is the number of training examples.
+    """
+    if config.max_tokens is not None:
+        max_length: int = inputs.examples.config["max_seq_length"]
+        return config.max_tokens // (config.batch_size * max_length)
+    if config.max_epochs is not None:
+        return int(config.max_epochs * examples / config.batch_size)
+    return config.max_steps
+
+
+def finish(
+    trainer: PretrainingTrainer,
+    work: Workspace | None,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Any],
+) -> None:
     """Export the model and write the manifest, in the main process."""
-    weights = trainer.state.gather_weights()
-    if work is None:
-        return
+    assert work is not None
     config = trainer.config
     position = trainer.position
     task = trainer.task

@@ -53,6 +53,7 @@ class PretrainingTask:
         self._sampler = Sampler.from_config(config)
         self._unigram = unigram_log_probabilities(config.examples)
         self._phase: int | None = None
+        """The phase of the latest line of metrics, at first that of the first step."""
         self.model: PretrainingModel
         """What is evaluated; set once it has been made for these examples."""
 
@@ -77,7 +78,10 @@ class PretrainingTask:
         config = self.config
         ranks = self.ranks
         # Which examples the step takes, and which of its masks are kept: the same on all ranks.
-        plan = self._sampler.plan(Cursor.from_json(position.cursor), progress)
+        cursor = Cursor.from_json(position.cursor)
+        if self._phase is None:
+            self._phase = cursor.phase
+        plan = self._sampler.plan(cursor, progress)
         examples = self.examples[plan.phase]
         rows, epochs = draw_rows(len(examples), plan.first_row, plan.size, config.seed, plan.phase)
         mask_share = 1 - progress * (1 - self._final_mask_shares[plan.phase])
@@ -159,7 +163,7 @@ class PretrainingTask:
     def on_metrics(self, line: Mapping[str, Any]) -> None:
         """Print when the longer examples start."""
         phase = line.get("phase", self._phase)
-        if self._phase is not None and phase != self._phase:
+        if phase != self._phase:
             print_line(
                 f"  by step {line['step']:,}: training on the longer examples",
                 quiet=self.config.quiet,

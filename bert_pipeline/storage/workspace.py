@@ -1,7 +1,7 @@
 """Workspaces: an unfinished artifact, under a lock.
 
 `.unfinished.json` records the settings and inputs: the same command resumes, changed settings are
-rejected with a diff. `--overwrite` writes to a hidden folder beside the old one, and swaps the two
+rejected with a diff. `--overwrite` writes to a hidden folder next to the old one, and swaps the two
 at the end.
 """
 
@@ -46,7 +46,7 @@ class Workspace:
         self, folder: Path, target: Path, record: dict[str, Any], finished: Manifest | None
     ) -> None:
         self.folder = folder
-        """The folder to write to: the final one, or a hidden one beside it with `--overwrite`."""
+        """The folder to write to: the final one, or a hidden one next to it with `--overwrite`."""
         self.finished = finished
         """The manifest when the artifact is already complete, else None."""
         self._target = target

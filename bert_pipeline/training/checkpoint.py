@@ -64,8 +64,8 @@ def load_newest(folder: Path, *, regular: bool = False) -> Checkpoint | None:
     checkpoint, damaged = _load(folder, lambda position: position.regular or not regular)
     if checkpoint is None and damaged and not regular:
         raise BertpipeError(
-            f"{folder}: {', '.join(damaged)} damaged, and there is no other checkpoint to resume "
-            "from. --overwrite starts again from step 0."
+            f"{folder}: {', '.join(damaged)} damaged or from another version of bertpipe, and "
+            "there is no other checkpoint to resume from. --overwrite starts again from step 0."
         )
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""Options of a training run, whatever is trained."""
+"""Options of a training run, common to pretraining and fine-tuning."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -55,8 +55,8 @@ class TrainConfig(StageConfig):
     """`lamb` is for batches of thousands of examples; `muon` orthogonalizes the updates of the
     matrices between hidden states and uses AdamW for the rest."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW, also beside Muon (1e-4), or of LAMB (5e-3 for 32,768 examples
-    per step, scaled with the square root of their number)."""
+    """Peak learning rate of AdamW, also together with Muon (1e-4), or of LAMB (5e-3 for 32,768
+    examples per step, scaled with the square root of their number)."""
     muon_learning_rate: float = Field(0.02, gt=0)
     """Peak learning rate of Muon."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
@@ -152,7 +152,7 @@ class TrainConfig(StageConfig):
         return RunLength(self.max_steps, self.max_tokens, self.max_epochs, seconds)
 
     def shared_by_processes(self) -> dict[str, Any]:
-        """The options that all processes of a run must be given alike."""
+        """The options that must be equal in all processes of a run."""
         return self.model_dump(mode="json", exclude=set(self.local))
 
     def find_learning_rate(self) -> float:

@@ -11,6 +11,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from bert_pipeline.engine.processes import stop_fork_server, without_main
 from bert_pipeline.errors import (
     BertpipeError,
     LostRank,
@@ -53,15 +54,17 @@ def launch(entry: str, config: TrainConfig) -> None:
         )
     # The libraries are loaded once, in a fork server that has not touched a GPU.
     module = entry.partition(":")[0]
+    stop_fork_server()
     multiprocessing.set_forkserver_preload([module, "bert_pipeline.training.server"])
     with StopSignal() as stop:
-        running: Any = start_processes(  # type: ignore[no-untyped-call]
-            _run_rank,
-            (entry, config, _free_port()),
-            config.num_processes,
-            join=False,
-            start_method="forkserver",
-        )
+        with without_main():
+            running: Any = start_processes(  # type: ignore[no-untyped-call]
+                _run_rank,
+                (entry, config, _free_port()),
+                config.num_processes,
+                join=False,
+                start_method="forkserver",
+            )
         killed: list[int] = []
         try:
             _wait(running.processes, stop)
@@ -149,7 +152,7 @@ def _fail(rank: int, message: str, code: int) -> NoReturn:
 
 
 def _stop_with_launcher() -> None:
-    """Save and stop if the launcher was killed: nobody else would end this process."""
+    """Save and stop if the launcher was killed: no other process would end this one."""
     launcher = multiprocessing.parent_process()
     assert launcher
     launcher.join()

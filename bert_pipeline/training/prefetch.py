@@ -42,8 +42,8 @@ class StepPrefetcher:
             self._pending.append(self._pool.submit(self._make, elapsed_s))
 
     def _make(self, elapsed_s: float) -> StepInputs:
-        # By steps, tokens or epochs this is the exact share; by time it is some steps old, on all
-        # ranks alike.
+        # By steps, tokens or epochs this is the exact share; by time it is some steps old, but
+        # equal on all ranks.
         progress = self._length.progress(self._position, elapsed_s)
         inputs = self._task.make_step(self._position, progress)
         self._position = inputs.advance(self._position)

@@ -2,6 +2,6 @@
 
 import signal
 
-# A signal to a whole process group reaches the fork server too: without it, nobody would learn how
-# its processes ended.
+# A signal to a whole process group reaches the fork server too: without it, the launcher would not
+# get the exit codes of its processes.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,8 +11,8 @@ from bert_pipeline.training.task import StepInputs
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which metric of the evaluations selects the best checkpoint, which is then kept."""
+class BestMetric:
+    """The metric of the evaluations that selects the best checkpoint, which is then kept."""
 
     metric: str
     mode: Literal["max", "min"] = "max"
@@ -57,7 +57,7 @@ class StepResult:
 
 
 def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start to copy values to the host; the event tells when they have arrived."""
+    """Start to copy values to the host; the event is recorded after the copy."""
     if not values.is_cuda:
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

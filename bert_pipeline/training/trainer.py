@@ -27,7 +27,7 @@ from bert_pipeline.training.prefetch import StepPrefetcher
 from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.signals import StopSignal
 from bert_pipeline.training.state import TrainingState
-from bert_pipeline.training.step import AllRanks, Selection, StepResult, copy_to_host
+from bert_pipeline.training.step import AllRanks, BestMetric, StepResult, copy_to_host
 from bert_pipeline.training.task import StepInputs, TrainingTask
 from bert_pipeline.training.trackers import Trackers
 
@@ -56,11 +56,11 @@ class Trainer:
         task: TrainingTask,
         state: TrainingState,
         folder: Path,
-        selection: Selection | None = None,
+        best_metric: BestMetric | None = None,
     ) -> None:
         """`model` returns a tuple of summed losses for a batch; `folder` is the run's.
 
-        With a `selection`, the checkpoint with the best value of its metric is kept.
+        With a `best_metric`, the checkpoint with its best value is kept.
         """
         self.config = config
         self.ranks = ranks
@@ -69,7 +69,7 @@ class Trainer:
         self.task = task
         self.state = state
         self.folder = folder
-        self.selection = selection
+        self.best_metric = best_metric
         device = ranks.accelerator.device
         peak = find_peak(device, bf16=ranks.accelerator.mixed_precision == "bf16")
         self.peak_flops = peak and peak * ranks.world_size
@@ -124,17 +124,17 @@ class Trainer:
         return self.position
 
     def _start(self, start: Position) -> None:
-        """Set the clock, the position and the logs to where the run starts or resumes."""
+        """Set the clock, the position and the logs to the start or the checkpoint."""
         config = self.config
         self.position = replace(start, regular=False, is_best=False)
         self._saved_step = start.step
-        self._started = time.perf_counter()
-        self._elapsed_before = start.elapsed_s
         self._trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         if self.ranks.is_main:
             is_complete = self.length.progress(start, start.elapsed_s) >= 1.0
             self._log = MetricsLog(self.folder / METRICS, start.step, is_complete=is_complete)
             self._profiler = Profiler(self.folder) if config.profile else None
+        self._started = time.perf_counter()
+        self._elapsed_before = start.elapsed_s
 
     def _train_until_rollback(self) -> bool:
         """Run steps to the end of the run or a signal (True), or until a rollback (False)."""
@@ -156,14 +156,14 @@ class Trainer:
                 result = self.train_step(inputs, all_ranks, progress)
                 # 3. Read the losses of the previous step, while the device works on this one.
                 if self._read_pending():
-                    # This step is dropped: it started from weights that are no longer there.
+                    # This step is dropped: it started from the weights before the rollback.
                     return False
                 self._pending = result
                 self._advance(inputs)
                 if self._needs_values() and self._read_pending():
                     return False
                 self._meter.add_time(time.perf_counter() - step_started, waited)
-                # 4. Log, evaluate and save where it is time to.
+                # 4. Log, evaluate and save at their intervals.
                 self._between_steps()
 
     def train_step(self, inputs: StepInputs, all_ranks: AllRanks, progress: float) -> StepResult:
@@ -315,10 +315,10 @@ class Trainer:
 
     def _select(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the metrics of an evaluation are the best so far."""
-        if self.selection is None or self.selection.metric not in metrics:
+        if self.best_metric is None or self.best_metric.metric not in metrics:
             return False
-        value = float(metrics[self.selection.metric])
-        if not self.selection.is_better(value, self.position.best):
+        value = float(metrics[self.best_metric.metric])
+        if not self.best_metric.is_better(value, self.position.best):
             return False
         self.position = replace(self.position, best=value)
         return True

@@ -36,7 +36,7 @@ __all__ = ["environment", "hub", "read", "reader", "run", "server"]
 pytestmark = pytest.mark.integration
 
 
-# What is broken in the data
+# Damaged files
 def break_data(form: str) -> bytes:
     """A file whose second half is damaged."""
     whole = pack(TEXTS, form)

@@ -72,7 +72,7 @@ def load_plainly(builder: str, path: str, **options: Any) -> list[Any] | str:
         return type(error).__name__
 
 
-# What goes wrong on the way
+# Network errors
 @pytest.mark.parametrize("form", FEWER_FORMATS)
 @pytest.mark.parametrize("kind", ["reset", "cut"])
 def test_broken_connection_is_retried_without_losing_rows(

@@ -124,7 +124,7 @@ def test_files_option_selects_files_by_glob(hub: LocalHub, read: Read) -> None:
     assert "--source oscar:LANG --repository oscar-corpus/OSCAR-2301" in error
 
 
-# What is read
+# Rows and ids
 @pytest.mark.parametrize("form", FORMATS)
 def test_rows_and_ids_of_every_format(hub: LocalHub, read: Read, form: str) -> None:
     hub.add(

@@ -86,7 +86,7 @@ GOLD = [
         ],
     ),
     ("ja", ["今日は。", "元気？", "はい！"]),
-    # A language without rules of its own, and text in another one than was said.
+    # A language without rules, and text in another language than the given one.
     ("xx", ["It is 3.5.", "你好。", "राम गया।", "وہ آیا۔"]),
     ("fa", ["Dr. Smith came.", "He left."]),
 ]

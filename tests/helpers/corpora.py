@@ -56,7 +56,7 @@ def objects(*values: object) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
-# Limits, shuffling, duplicates, the account
+# Limits, shuffling, duplicates, the summary
 def big_rows(tmp_path: Path, files: int = 5, rows: int = 40) -> tuple[str, list[str]]:
     """Files of different rows of various lengths; returns the source and the texts in order."""
     texts = [f"Row {n} says {'so ' * (n * 7 % 50)}and ends." for n in range(files * rows)]
@@ -73,7 +73,7 @@ def build(out: Path, source: str, **options: Any) -> tuple[list[str], dict[str, 
     return texts_of(out), manifest.counts
 
 
-# The whole stage
+# The complete stage
 def write_sources(tmp_path: Path, files: int = 6) -> tuple[str, ...]:
     texts = invent_documents(7, 60)
     for number in range(files):

@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._refuse(404, "NotFound", "Sorry, we can't find the page you are looking for.")
 
-    # What is asked for
+    # Requests
 
     def _whoami(self) -> None:
         if self.token in self.hub.tokens:
@@ -415,13 +415,13 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return False
 
-    # What is sent
+    # Responses
 
     def _refuse(
         self, status: int, code: str, message: str, headers: dict[str, str] | None = None
     ) -> None:
-        told = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self._send(status, {"error": message}, told | (headers or {}))
+        reasons = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self._send(status, {"error": message}, reasons | (headers or {}))
 
     def _send_file(self, path: Path, etag: str, headers: dict[str, str]) -> None:
         headers = {**headers, "ETag": f'"{etag}"'}
@@ -450,12 +450,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.command, self.path, len(content), "status", "reset", "cut", "stall"
         )
         if fault and fault.kind == "status":
-            status, content, headers, fault = (
-                fault.status,
-                b'{"error": "planted"}',
-                fault.headers,
-                None,
-            )
+            status = fault.status
+            content = b'{"error": "planted"}'
+            headers = fault.headers
+            fault = None
         if fault and not fault.after:
             self._break(fault)
             return

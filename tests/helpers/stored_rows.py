@@ -21,7 +21,7 @@ def load_examples(folder: Path, seed: int = 0) -> Examples:
 
 
 def read_rows(folder: Path, column: str, rows: Any) -> list[Any]:
-    """Rows of one column of the training shards, as they stand in the files."""
+    """Rows of one column of the training shards, as they are stored in the files."""
     files = sorted(folder.glob("train-*"))
     values = pa.concat_tables(pq.read_table(file, columns=[column]) for file in files)[column]
     return [values[int(row)].as_py() for row in rows]

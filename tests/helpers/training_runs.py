@@ -40,7 +40,7 @@ SLOW = {
 
 
 def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """A run of a second."""
+    """Options of a run that takes a second."""
     return {
         "examples": examples,
         "tokenizer": tokenizer,
@@ -58,7 +58,7 @@ def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[
 
 
 def long_run(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Seconds of steps with dropout, Muon and frequent checkpoints."""
+    """Options of a run of seconds, with dropout, Muon and frequent checkpoints."""
     usual = {
         "max_steps": 100,
         "checkpoint_every": 3,
@@ -72,7 +72,7 @@ def long_run(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict
 
 
 def run(*args: Any, **changes: Any) -> PretrainConfig:
-    """Train here."""
+    """Train in this process; return the config."""
     reset_accelerate()
     config = PretrainConfig(**options(*args, **changes))
     pretrain(config)
@@ -80,7 +80,7 @@ def run(*args: Any, **changes: Any) -> PretrainConfig:
 
 
 def reset_accelerate() -> None:
-    """Forget the settings of a run before."""
+    """Reset the settings of an earlier run."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
@@ -97,7 +97,7 @@ def fork_run(given: dict[str, Any]) -> multiprocessing.process.BaseProcess:
 def start(
     config_file: Path, given: dict[str, Any], *extra: str, new_session: bool = False
 ) -> subprocess.Popen[str]:
-    """`bertpipe pretrain` as a process of its own."""
+    """Start `bertpipe pretrain` in a new process."""
     return subprocess.Popen(
         [sys.executable, *command(config_file, given), *extra],
         stdout=subprocess.PIPE,
@@ -109,7 +109,7 @@ def start(
 
 
 def command(config_file: Path, given: dict[str, Any]) -> list[str]:
-    """The command behind `python`."""
+    """The arguments of `python` for `bertpipe pretrain`."""
     config_file.write_text(json.dumps({"pretrain": given}, default=str), encoding="utf-8")
     return ["-m", "bert_pipeline", "pretrain", "--config", str(config_file)]
 
@@ -122,7 +122,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def weights(out: Path) -> bytes:
-    """The finished model's."""
+    """The bytes of the weights of the finished model."""
     return (out / "model" / "model.safetensors").read_bytes()
 
 
@@ -132,13 +132,13 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def counts(out: Path) -> dict[str, Any]:
-    """What the manifest counts."""
+    """The counts in the manifest."""
     counted: dict[str, Any] = json.loads((out / "manifest.json").read_text())["counts"]
     return counted
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    """Until it is true."""
+    """Wait until a condition is true; fails after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 def has_begun(out: Path) -> bool:
-    """Whether it has logged."""
+    """Whether a run has written metrics."""
     return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0
 
 

@@ -54,7 +54,7 @@ FLAT = ("roberta", "xlm-roberta", "camembert")
 
 
 def build(kind: str, dropout: float = 0.0) -> Any:
-    """A small network with weights of a size at which everything in it shows."""
+    """A small network with weights large enough for every layer to affect the output."""
     network = make_network(
         make_config(ARCHITECTURES[kind] | {"model_type": kind}, 97, SPECIAL, dropout),
         with_pairs=False,
@@ -70,7 +70,8 @@ def build(kind: str, dropout: float = 0.0) -> Any:
 @given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_loss_and_gradients_equal_the_stock_model(kind: str, lengths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
-    rows, network = make_rows(lengths, seed), build(kind)
+    rows = make_rows(lengths, seed)
+    network = build(kind)
     stock = pad(rows, False)
     if getattr(network.config, "type_vocab_size", 0) < 2:
         del stock["token_type_ids"]
@@ -114,7 +115,8 @@ def test_vocabulary_is_scored_only_at_masked_positions(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "distilbert", "funnel"])
 def test_activation_checkpointing_with_dropout_gives_the_same_gradients(kind: str) -> None:
     torch.manual_seed(0)
-    network, batch = build(kind, dropout=0.3), flatten(make_rows([30, 17, 8], 0), False)
+    network = build(kind, dropout=0.3)
+    batch = flatten(make_rows([30, 17, 8], 0), False)
     assert len(PretrainingModel(network).layers) == (
         4 if kind == "funnel" else 3
     )  # two decoder layers
@@ -252,7 +254,7 @@ def test_hidden_matrices_and_weight_decay_of_other_architectures() -> None:
     ],
 )
 def test_heads_for_other_tasks_are_no_hidden_matrices(auto_class: Any, output_layer: str) -> None:
-    """Muon is not for output layers, whatever their size."""
+    """Muon is not for output layers of any size."""
     config = BertConfig(vocab_size=97, num_labels=SIZES["hidden_size"], **SIZES)
     kinds = parameter_kinds(auto_class.from_config(config))
     assert not kinds[f"{output_layer}.weight"].is_hidden_matrix

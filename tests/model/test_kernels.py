@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pipeline.model.kernels import dropout, masked_cross_entropy
 
-ROWS, SIZE, VOCABULARY = 70, 24, 131
+ROWS = 70
+SIZE = 24
+VOCABULARY = 131
 
 
 def make_inputs(rows: int = ROWS) -> tuple[list[Tensor], Tensor]:
@@ -89,7 +91,8 @@ class Watch(TorchDispatchMode):
 def test_gradients_that_are_not_required_are_not_computed() -> None:
     """Never the logits of all rows, and gradients only of what has some."""
     inputs, labels = make_inputs()
-    logits, of_weight = (ROWS, VOCABULARY), (VOCABULARY, SIZE)
+    logits = (ROWS, VOCABULARY)
+    of_weight = (VOCABULARY, SIZE)
     with Watch() as watch:
         masked_cross_entropy(*inputs, labels, rows=16)
     assert of_weight in watch.made

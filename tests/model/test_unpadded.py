@@ -94,6 +94,7 @@ def test_encoder_returns_the_hidden_states_that_heads_read(read: str) -> None:
     torch.testing.assert_close(hidden[positions.others], stock[index])
 
 
+@pytest.mark.integration
 def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
     """The mean loss over many draws equals the stock model's, and not the one without dropout."""
     torch.manual_seed(0)
@@ -102,7 +103,8 @@ def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # far from the start, where dropout matters
-        batch, padded = flatten(rows, True), pad(rows, True)
+        batch = flatten(rows, True)
+        padded = pad(rows, True)
 
         def ours() -> float:
             mlm, nsp = PretrainingModel(model)(batch)
@@ -236,7 +238,8 @@ def test_muon_equals_torch_muon() -> None:
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
-    mine, stock = BatchedMuon(ours, **options), torch.optim.Muon(theirs, **options)
+    mine = BatchedMuon(ours, **options)
+    stock = torch.optim.Muon(theirs, **options)
     start = [parameter.detach().clone() for parameter in ours]
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):

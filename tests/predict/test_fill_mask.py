@@ -180,7 +180,7 @@ def test_fill_mask_rejects_folder_without_model(tmp_path: Path, corpus_folder: P
 
 
 def test_fill_mask_is_independent_of_padding(model: Path) -> None:
-    """One text alone and beside a longer one."""
+    """One text alone and together with a longer one."""
     tokenizer = AutoTokenizer.from_pretrained(model / "model")
     assert tokenizer.mask_token == "[MASK]"
     filler = MaskFiller(model)

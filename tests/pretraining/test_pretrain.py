@@ -3,12 +3,15 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.pretrain import min_steps
 from bert_pipeline.pretraining.sampler import draw_rows
 from tests.helpers.stored_rows import load_examples, read_rows
 from tests.helpers.training_runs import SHAPE, counts, metrics, run
@@ -137,7 +140,40 @@ def test_max_epochs_trains_for_whole_passes(
     assert counts(out)["steps"] == -(-2 * rows // 32)
 
 
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({"max_steps": 7}, 7),
+        ({"max_tokens": 64 * 8 * 10}, 10),
+        ({"max_epochs": 4.0}, 50),
+        ({"max_minutes": 1.0}, None),
+    ],
+)
+def test_min_steps_of_every_kind_of_length(
+    length: dict[str, Any], expected: int | None, tmp_path: Path
+) -> None:
+    """`--compile auto` depends on it."""
+    paths = {"out": tmp_path, "examples": tmp_path, "tokenizer": tmp_path}
+    config = PretrainConfig(**paths, batch_size=8, **length)  # type: ignore[arg-type]
+    examples = SimpleNamespace(config={"max_seq_length": 64})
+    inputs: Any = SimpleNamespace(examples=examples)
+    assert min_steps(config, inputs, 100) == expected
+
+
 # Rejected input
+
+
+def test_start_of_longer_examples_is_printed(
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also when there was no line of metrics before."""
+    given = (examples_folder, wordpiece_folder, tmp_path / "out")
+    long = {"long_examples": examples_folder, "long_share": 0.5}
+    run(*given, max_steps=10, quiet=False, **long)
+    assert "by step 10: training on the longer examples" in capsys.readouterr().out
 
 
 def test_changed_settings_are_rejected_with_a_diff(

@@ -79,7 +79,7 @@ def test_epochs_seeds_and_phases_have_different_orders() -> None:
 
 
 def test_step_far_into_a_large_corpus_is_cheap() -> None:
-    """300 million rows in epoch 1000: an order that were drawn whole would take gigabytes."""
+    """300 million rows in epoch 1000: a complete permutation in memory would take gigabytes."""
     count = 300_000_000
     rows, epochs = draw_rows(count, count * 1000 - 128, 256, seed=0)
     assert set(epochs.tolist()) == {999, 1000}

@@ -68,7 +68,8 @@ def test_evaluation_with_nan_scores_has_zero_accuracy(
 def test_step_with_nan_loss_is_skipped_and_its_batch_written(
     optimizer: str, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    seen, out = poison({5, 20}), tmp_path / "out"
+    seen = poison({5, 20})
+    out = tmp_path / "out"
     run(examples_folder, wordpiece_folder, out, optimizer=optimizer, dropout=0.0, warmup=0.0)
     assert same(seen[4], seen[5])
     assert not same(seen[5], seen[6])
@@ -114,7 +115,8 @@ def test_consecutive_bad_steps_roll_back_to_the_checkpoint(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seen, out = poison(range(14, 19)), tmp_path / "out"
+    seen = poison(range(14, 19))
+    out = tmp_path / "out"
     run(examples_folder, wordpiece_folder, out, max_bad_steps=5, quiet=False)
     printed = " ".join(capsys.readouterr().out.split())
     assert "step 18: loss or gradient not finite in 5 consecutive steps; rolled back" in printed
@@ -130,7 +132,7 @@ def test_consecutive_bad_steps_roll_back_to_the_checkpoint(
 def test_stopped_run_rolls_back_as_a_continuous_run_does(
     stop_in: int, poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    """Before, in and after the bad row: a stop saves too, but not what the run goes back to."""
+    """Before, in and after the bad steps: a run is not rolled back to the checkpoint of a stop."""
     poison(range(14, 19))
     run(examples_folder, wordpiece_folder, tmp_path / "alone", max_bad_steps=5)
     poison(range(14, 19), stop_in)
@@ -152,7 +154,8 @@ def test_rollback_before_the_first_checkpoint_restores_the_initial_weights(
 def test_bad_steps_after_a_rollback_stop_the_run(
     poison: Poison, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
-    seen, out = poison(range(14, 1000)), tmp_path / "out"
+    seen = poison(range(14, 1000))
+    out = tmp_path / "out"
     with pytest.raises(
         BertpipeError, match=r"5 consecutive steps, up to step 23, also after rolling back"
     ):

@@ -103,6 +103,48 @@ def compare_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.integration
+def test_fork_server_of_earlier_stages_is_replaced(tmp_path: Path) -> None:
+    """It has not loaded `training.server`: a signal to the process group would kill it.
+
+    The script has no `if __name__ == "__main__"`, and must not need it.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from pathlib import Path
+from bert_pipeline.engine.processes import prepare_processes
+from bert_pipeline.training.config import TrainConfig
+from bert_pipeline.training.launch import run_distributed
+
+prepare_processes()
+config = TrainConfig(out=Path({str(tmp_path)!r}), max_steps=1, num_processes=2)
+run_distributed("tests.helpers.launched:record_fork_server", config)
+"""
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=60)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_api_returns_the_manifest_in_all_processes(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    given = options(examples_folder, wordpiece_folder, tmp_path / "out", max_steps=2)
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    script.write_text(
+        f"from bert_pipeline import pretrain\nassert pretrain(**{values!r}).counts['steps'] == 2\n"
+    )
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, "--master-port", str(free_port()), str(script)]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "precision"),
     [

@@ -243,7 +243,7 @@ def test_damaged_checkpoints_and_other_folders_do_not_count_as_kept(tmp_path: Pa
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Position(1), {"w": torch.ones(3)}, {}, keep=5)
     (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BertpipeError, match="step-00000001 damaged, and there is no other"):
+    with pytest.raises(BertpipeError, match=r"step-00000001 damaged or .* there is no other"):
         load_newest(tmp_path)
 
 

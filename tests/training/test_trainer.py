@@ -22,7 +22,7 @@ from bert_pipeline.training.optimizers.combined import Optimizer
 from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.state import TrainingState
-from bert_pipeline.training.step import Selection
+from bert_pipeline.training.step import BestMetric
 from bert_pipeline.training.task import StepInputs
 from bert_pipeline.training.trainer import Trainer
 from tests.helpers.stored_rows import load_examples, read_rows, stock_batch
@@ -193,7 +193,7 @@ class RegressionTask:
 def make_regression(
     folder: Path,
     task: RegressionTask,
-    selection: Selection | None = None,
+    best_metric: BestMetric | None = None,
     scales: dict[str, float] | None = None,
     **options: Any,
 ) -> Trainer:
@@ -206,7 +206,7 @@ def make_regression(
     kinds = {name: ParameterKind(False, False) for name, _ in model.named_parameters()}
     optimizer = Optimizer(model, group_parameters(model, kinds, scales), config)
     state = TrainingState(ranks, model, optimizer, folder / "checkpoints", keep=1)
-    return Trainer(config, ranks, model, optimizer, task, state, folder, selection)
+    return Trainer(config, ranks, model, optimizer, task, state, folder, best_metric)
 
 
 def test_max_epochs_ends_with_the_step_that_completes_them(tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_resumed_run_of_any_task_has_the_weights_of_a_continuous_run(tmp_path: P
 
 def test_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     task = RegressionTask(scores=[0.2, 0.9, 0.5, float("nan"), 0.9])
-    selection = Selection("eval_score", "max")
+    best_metric = BestMetric("eval_score", "max")
     options: dict[str, Any] = {"max_steps": 30, "evaluate_every": 5, "checkpoint_every": 10}
-    trainer = make_regression(tmp_path, task, selection, **options)
+    trainer = make_regression(tmp_path, task, best_metric, **options)
     trainer.train()
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert folders == ["step-00000010", "step-00000020", "step-00000030"]
@@ -249,11 +249,11 @@ def test_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "better", "worse"), [("max", 0.6, 0.4), ("min", 0.4, 0.6), ("max", 0.6, float("nan"))]
 )
-def test_selection_prefers_the_better_value(mode: Any, better: float, worse: float) -> None:
-    selection = Selection("eval_score", mode)
-    assert selection.is_better(better, 0.5)
-    assert not selection.is_better(worse, 0.5)
-    assert selection.is_better(0.5, None)
+def test_best_metric_prefers_the_better_value(mode: Any, better: float, worse: float) -> None:
+    best_metric = BestMetric("eval_score", mode)
+    assert best_metric.is_better(better, 0.5)
+    assert not best_metric.is_better(worse, 0.5)
+    assert best_metric.is_better(0.5, None)
 
 
 def test_learning_rate_scales_apply_per_group(tmp_path: Path) -> None:

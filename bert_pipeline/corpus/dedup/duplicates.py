@@ -93,7 +93,7 @@ def find_pairs(job: PairsJob) -> int:
     return len(np.load(job.path, mmap_mode="r", allow_pickle=False))
 
 
-def plan_pairs(
+def plan_comparisons(
     folder: Path, parts: PartList, steps: Sequence[str], threshold: float
 ) -> list[PairsJob]:
     """The comparisons for the steps `exact` and `near`."""

@@ -92,7 +92,7 @@ class Fingerprints:
     def save(self, part: Path) -> None:
         """Write `.records.npy`, and for near duplicates `.bands.npy` and `.signatures.npy`.
 
-        The files are beside the part. Records have shape (documents,), bands (bands, documents),
+        The files are next to the part. Records have shape (documents,), bands (bands, documents),
         signatures (documents, permutations).
         """
         _save(part, "records", np.concatenate([np.zeros(0, dtype=RECORD_DTYPE), *self._records]))

@@ -89,7 +89,7 @@ class HubSource:
         return repository.find_declared(self.dataset.config, split)
 
     def fingerprint(self) -> str:
-        """A hash of the files' names and contents, whatever the commit."""
+        """A hash of the files' names and contents, independent of the commit."""
         return hash_json(
             [self.is_wikitext, [(file.path, file.blob) for file in self.selection.files]]
         )

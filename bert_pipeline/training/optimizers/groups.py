@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 
-class ParameterKind(Protocol):
+class ParameterKindProtocol(Protocol):
     """What an optimizer needs to know about a parameter."""
 
     @property
@@ -42,7 +42,7 @@ class ParameterGroup:
 
 def group_parameters(
     network: nn.Module,
-    kinds: Mapping[str, ParameterKind],
+    kinds: Mapping[str, ParameterKindProtocol],
     learning_rate_scales: Mapping[str, float] | None = None,
 ) -> list[ParameterGroup]:
     """The parameters of a network in groups, hidden matrices last.
