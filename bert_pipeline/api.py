@@ -116,7 +116,7 @@ def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) 
     """
     from bert_pipeline.predict.fill_mask import MaskFiller
 
-    return MaskFiller(Path(model)).fill([texts] if isinstance(texts, str) else texts, top_k)
+    return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
 
 
 def _run(name: str, config_class: type[C], config: C | None, options: dict[str, Any]) -> Manifest:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bert_pipeline.config import StageConfig, build_config, read_yaml, reject_unknown
-from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.errors import UsageError
+from bert_pipeline.predict.load import MASK
 from bert_pipeline.progress import print_line
 from bert_pipeline.stages import STAGES
 
@@ -46,7 +47,7 @@ def find_recipe(name: str) -> Path:
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
     if name not in shipped:
         known = ", ".join(shipped) or "none found"
-        raise BertpipeError(f"{name}: neither a YAML file nor a shipped recipe ({known}).")
+        raise UsageError(f"{name}: neither a YAML file nor a shipped recipe ({known}).")
     return shipped[name]
 
 
@@ -90,6 +91,9 @@ def read_recipe(
         raise UsageError(
             f"{path}, {PROBES}: a list of {{text: ..., expect: ...}} was expected."
         ) from None
+    for probe in probes:
+        if MASK not in probe.text:
+            raise UsageError(f"{path}, {PROBES}: {probe.text!r} has no {MASK}.")
     return Recipe(stages, probes)
 
 
@@ -107,7 +111,7 @@ def run_stages(recipe: Recipe, through: str = "pretrain", *, quiet: bool = False
 
 def _run_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:
     """Print what the model predicts for each probe."""
-    from bert_pipeline.predict.fill_mask import MASK, MaskFiller
+    from bert_pipeline.predict.fill_mask import MaskFiller
 
     filler = MaskFiller(model)
     lines = ["Probes: the expected word in brackets, the predictions below"]

@@ -48,6 +48,7 @@ def test_stages_return_their_manifests_and_the_model_can_be_used(tmp_path: Path)
     assert run.counts["steps"] == 2
     evaluation = bert_pipeline.evaluate(out["run"], out["examples"])
     assert evaluation.mlm_loss == pytest.approx(run.counts["eval_mlm_loss"], rel=1e-4)
+    assert bert_pipeline.fill_mask(out["run"], []) == []
     found = bert_pipeline.fill_mask(out["run"], "a [MASK] b", top_k=3)
     assert [candidate.keys() >= {"score", "token_str"} for candidate in found] == [True] * 3
 

@@ -117,6 +117,11 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
             2,
             "oscar:LANG, hub:REPO[:CONFIG], text:GLOB, jsonl:GLOB, parquet:GLOB",
         ),
+        (
+            ["corpus", "--source", __file__, "--out", "x"],
+            2,
+            f"For this file: --source text:{__file__}.",
+        ),
         (["corpus", "--source", "python-docs", "--out", "x", "--workers", "0"], 2, "--workers"),
         (["corpus", "--source", "python-docs", "--out", "x", "--engine", "abacus"], 2, "abacus"),
         (["tokenize", "--corpus", "nowhere", "--out", "x"], 1, "nowhere: no such folder"),
@@ -124,11 +129,11 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["pretrain", "--examples", "e", "--tokenizer", "t", "--out", "x"],
             2,
-            "give one of --max-steps, --max-tokens, --max-minutes, --max-epochs",
+            "give exactly one of --max-steps, --max-tokens, --max-minutes, --max-epochs",
         ),
         (
             ["run", "nonsense"],
-            1,
+            2,
             "neither a YAML file nor a shipped recipe (bert-base, quickstart)",
         ),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),

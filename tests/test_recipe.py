@@ -261,10 +261,15 @@ def test_changed_stage_is_rejected_with_a_diff_and_rebuilt_by_overwrite(tmp_path
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: many}", "--max-steps"),
         (
             "corpus: {source: [python-docs]}\npretrain: {max_steps: 1, max_minutes: 1}",
-            "give one of --max-steps",
+            "give exactly one of --max-steps",
         ),
         ("corpus: [python-docs]", "lines were expected"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\nprobes: [a]", "probes"),
+        (
+            "corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\n"
+            "probes: [{text: a word, expect: b}]",
+            "probes: 'a word' has no [MASK]",
+        ),
         ("corpus: {source: [python-docs", "not valid YAML"),
         ("- corpus", "mapping"),
     ],

@@ -275,4 +275,6 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
         message += f" Removed, skipped or replaced: {'; '.join(reasons)}."
     if counts["removed"]:
         message += " Use fewer steps with --clean, or print samples with --explain (--overwrite)."
+    elif not counts["removed"] and not counts["source"]:
+        message += " Check the files and --text-field."
     return message

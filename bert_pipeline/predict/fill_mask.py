@@ -8,16 +8,14 @@ from transformers import AutoModelForMaskedLM, pipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.model.architectures import count_positions
-from bert_pipeline.predict.load import find_model, load_auto_tokenizer, load_model
-
-MASK = "[MASK]"
+from bert_pipeline.predict.load import MASK, find_model, load_auto_tokenizer, load_model
 
 
 class MaskFiller:
     """A model folder ready to fill masks; `[MASK]` is replaced by the model's own mask token."""
 
-    def __init__(self, model: Path) -> None:
-        folder = find_model(model)
+    def __init__(self, model: str | Path) -> None:
+        folder = find_model(Path(model))
         self._tokenizer = load_auto_tokenizer(folder)
         if self._tokenizer.mask_token is None:
             raise BertpipeError(
@@ -40,6 +38,8 @@ class MaskFiller:
             raise UsageError(
                 f"--top-k {top_k}: must be between 1 and the vocabulary size, {self._vocab_size}."
             )
+        if not texts:
+            return []
         marked = [text.replace(MASK, self._tokenizer.mask_token) for text in texts]
         for number, text in enumerate(marked, start=1):
             self._check(number, text)
@@ -75,6 +75,8 @@ def format_candidates(masks: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
             lines.append(f"  mask {number}")
         for candidate in candidates:
             probability = candidate["score"]
-            word = candidate["token_str"].strip() or repr(candidate["token_str"])
+            word = candidate["token_str"].strip()
+            if not word.isprintable() or not word:
+                word = repr(candidate["token_str"])  # a space, or a zero-width non-joiner
             lines.append(f"  {probability:6.1%} {'█' * round(20 * probability):<20} {word}")
     return lines

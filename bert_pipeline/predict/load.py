@@ -4,6 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.tokenizer.load import list_tokenizer_files
+
+MASK = "[MASK]"
+"""Stands for the model's mask token in the texts of users."""
 
 
 def find_model(path: Path) -> Path:
@@ -26,6 +30,7 @@ def find_model(path: Path) -> Path:
 
 def load_model(folder: Path, auto_class: Any) -> Any:
     """Load with an auto class of transformers; `BertpipeError` if the folder is incomplete."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -34,6 +39,10 @@ def load_model(folder: Path, auto_class: Any) -> Any:
         return auto_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise BertpipeError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+    except SafetensorError as error:
+        raise BertpipeError(
+            f"{folder}: its weights are damaged or incomplete ({error}). Copy or export them again."
+        ) from None
     finally:
         logging.set_verbosity_warning()
 
@@ -42,6 +51,7 @@ def load_auto_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in a model folder; `BertpipeError` if there is none."""
     from transformers import AutoTokenizer
 
+    list_tokenizer_files(folder)  # without any, transformers makes an empty tokenizer
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -132,6 +132,8 @@ def _check_other_files(target: Path) -> None:
         others = (path for path in target.iterdir() if not path.match(".*.tmp"))
         if (target / UNFINISHED).exists() or not any(others):
             return
+    else:
+        raise BertpipeError(f"{target}: is a file, not a folder. Choose another --out.")
     raise BertpipeError(f"{target}: has files that are not from bertpipe. Choose another --out.")
 
 

@@ -81,6 +81,17 @@ def find_tokenizer(
     return download_files(str(name), revision, [*TOKENIZER_FILES, "config.json"], max_wait, quiet)
 
 
+def list_tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in `folder`. Raises `BertpipeError` if there are none."""
+    files = [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
+    if not files:
+        raise BertpipeError(
+            f"{folder}: no tokenizer found. Expected tokenizer.json and tokenizer_config.json, or "
+            "vocab.txt."
+        )
+    return files
+
+
 def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokenizer:
     """Load a folder of `bertpipe tokenize`, or any that transformers loads a fast tokenizer from.
 
@@ -89,17 +100,13 @@ def load_tokenizer(folder: Path, needed: Sequence[str] = NEEDED) -> LoadedTokeni
     """
     if any((folder / name).exists() for name in (MANIFEST, UNFINISHED)) or not folder.is_dir():
         return _load_stage_folder(folder)
-    if not _tokenizer_files(folder):
-        raise BertpipeError(
-            f"{folder}: no tokenizer found. Expected tokenizer.json and tokenizer_config.json, or "
-            "vocab.txt."
-        )
+    tokenizer_files = list_tokenizer_files(folder)
     pretrained = _read_pretrained(folder)
     tokenizer = pretrained.backend_tokenizer
     tokens = {role: getattr(pretrained, f"{role}_token") for role in ROLES}
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        for path in _tokenizer_files(folder)
+        for path in tokenizer_files
     }
     manifest = Manifest(
         stage=STAGE,
@@ -192,16 +199,12 @@ def count_ids(tokenizer: "Tokenizer") -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
-
-
 def _read_pretrained(folder: Path) -> Any:
     """Load with transformers, without running code from the folder."""
     from transformers import AutoTokenizer, BertTokenizer
 
     with _reading(folder):
-        if [file.name for file in _tokenizer_files(folder)] == ["vocab.txt"] and not (
+        if [file.name for file in list_tokenizer_files(folder)] == ["vocab.txt"] and not (
             folder / "config.json"
         ).exists():
             # The BERT release says whether a vocabulary is cased only in the name of its folder.

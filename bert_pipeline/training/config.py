@@ -123,7 +123,9 @@ class TrainConfig(StageConfig):
     def _check_length(self) -> Self:
         lengths = ("max_steps", "max_tokens", "max_minutes", "max_epochs")
         if sum(getattr(self, name) is not None for name in lengths) != 1:
-            raise ValueError("give one of --max-steps, --max-tokens, --max-minutes, --max-epochs.")
+            raise ValueError(
+                "give exactly one of --max-steps, --max-tokens, --max-minutes, --max-epochs."
+            )
         return self
 
     @model_validator(mode="after")

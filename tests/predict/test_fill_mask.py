@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, BertForPreTraining, pipeline
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.examples.build import build_examples
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.predict.fill_mask import MaskFiller
+from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import evaluate_folder
 from bert_pipeline.pretraining.pretrain import pretrain
@@ -187,3 +188,31 @@ def test_fill_mask_is_independent_of_padding(model: Path) -> None:
     alone = filler.fill(["dabi [MASK]"], 3)
     together = filler.fill(["dabi [MASK]", "dabi gose [MASK] dabi gose"], 3)
     assert [c["token"] for c in alone] == [c["token"] for c in together[0]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("weights", "its weights are damaged or incomplete"),
+        ("tokenizer", "no tokenizer found"),
+    ],
+)
+def test_incomplete_model_is_one_clear_message(
+    model: Path, tmp_path: Path, damage: str, said: str
+) -> None:
+    shutil.copytree(model / "model", tmp_path / "copy")
+    if damage == "weights":
+        weights = tmp_path / "copy" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        for file in (tmp_path / "copy").glob("*token*"):
+            file.unlink()
+    with pytest.raises(BertpipeError, match=said):
+        MaskFiller(tmp_path / "copy").fill(["the [MASK] is"], top_k=1)
+
+
+def test_invisible_words_are_printed_escaped() -> None:
+    candidates = [{"score": 0.5, "token_str": "\u200c"}, {"score": 0.5, "token_str": " word"}]
+    lines = format_candidates([candidates])
+    assert lines[0].endswith(r"'\u200c'")
+    assert lines[1].endswith(" word")

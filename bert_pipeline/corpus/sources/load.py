@@ -31,7 +31,8 @@ def open_source(spec: str, config: CorpusConfig) -> Source:
     kind = find_kind(spec)
     if kind is None:
         known = ", ".join(kind.usage for kind in SOURCES.values())
-        raise UsageError(f"--source {spec}: unknown source. Known sources: {known}.")
+        hint = f" For this file: --source text:{spec}." if Path(spec).is_file() else ""
+        raise UsageError(f"--source {spec}: unknown source. Known sources: {known}.{hint}")
     module = import_module(f"bert_pipeline.corpus.sources.{kind.module}")
     source: Source = module.open_source(spec, config)
     return source
