@@ -1,4 +1,4 @@
-"""The length of a run, and the learning-rate schedule over it."""
+"""The length of a run, and its learning-rate schedule: warm-up, then learning-rate decay."""
 
 import math
 from collections.abc import Callable
