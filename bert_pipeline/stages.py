@@ -7,13 +7,13 @@ Python. A new stage is one module with its config and function, and one record h
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from bert_pipeline.config import ShardedConfig, StageConfig
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,19 @@ class Stage:
     variant_of: str | None = None
     """For an optional stage: the stage whose options it takes where its own section has none."""
 
-    def run(self, config: StageConfig) -> Any:
-        """Run the stage; the libraries are loaded now."""
+    def run(self, config: StageConfig) -> None:
+        """Run the stage, in several processes if its config says so; loads the libraries."""
         if isinstance(config, ShardedConfig) and config.engine == "local" and config.workers > 1:
             from bert_pipeline.engine.processes import prepare_processes
 
             prepare_processes()
-        module, _, function = self.entry.partition(":")
-        return getattr(importlib.import_module(module), function)(config)
+        if isinstance(config, TrainConfig) and config.starts_processes:
+            from bert_pipeline.training.launch import launch
+
+            launch(self.entry, config)
+        else:
+            module, _, function = self.entry.partition(":")
+            getattr(importlib.import_module(module), function)(config)
 
 
 STAGES: dict[str, Stage] = {
@@ -72,7 +77,7 @@ STAGES: dict[str, Stage] = {
     ),
     "pretrain": Stage(
         PretrainConfig,
-        "bert_pipeline.pretraining.launch:run_pretrain",
+        "bert_pipeline.pretraining.pretrain:pretrain",
         "Pretrain BERT on examples, or resume a stopped run.",
         folder="pretrain",
         inputs={

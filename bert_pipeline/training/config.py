@@ -1,5 +1,6 @@
 """Options of a training run, common to pretraining and fine-tuning."""
 
+import os
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -162,6 +163,11 @@ class TrainConfig(StageConfig):
         if self.learning_rate is not None:
             return self.learning_rate
         return OPTIMIZERS[self.optimizer].learning_rate(self.batch_size)
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the run starts its processes: not if it has one, or if a launcher started it."""
+        return self.num_processes > 1 and "WORLD_SIZE" not in os.environ
 
     def find_warmup(self) -> float:
         """The warm-up share of the run, given or the optimizer's default."""

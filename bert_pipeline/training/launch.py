@@ -31,19 +31,11 @@ NO_FAILURE = (None, 0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of processes that run, ended or were stopped."""
 
 
-def run_distributed(entry: str, config: TrainConfig) -> None:
-    """Call `entry` ("module:function") with the config in `num_processes` processes.
-
-    In this process if there is only one, or if a launcher started this process.
-    """
-    if config.num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(entry, config)
-    else:
-        _load(entry)(config)
-
-
 def launch(entry: str, config: TrainConfig) -> None:
-    """Start `num_processes` processes and wait; a failure or stop becomes this process's."""
+    """Call `entry` ("module:function") with the config in `num_processes` new processes.
+
+    Waits for them; a failure or stop of one becomes this process's.
+    """
     from torch.cuda import device_count
     from torch.multiprocessing.spawn import start_processes
 
@@ -94,11 +86,6 @@ def launch(entry: str, config: TrainConfig) -> None:
         )
 
 
-def _load(entry: str) -> Any:
-    module, _, function = entry.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def _wait(processes: list[Any], stop: StopSignal) -> None:
     """Wait for all processes; after a failure or a stop signal, send SIGTERM to the others."""
     signalled: float | None = None
@@ -129,7 +116,8 @@ def _run_rank(rank: int, entry: str, config: TrainConfig, port: int) -> None:
     }
     threading.Thread(target=_stop_with_launcher, daemon=True).start()
     try:
-        _load(entry)(config)
+        module, _, function = entry.partition(":")
+        getattr(importlib.import_module(module), function)(config)
     except LostRank as error:
         # If that process failed, the launcher ends this one before it prints a message.
         time.sleep(10 * POLL_S)

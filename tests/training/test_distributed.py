@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.launch import ENTRY
+from bert_pipeline.stages import STAGES
 from bert_pipeline.training.launch import launch
 from tests.helpers.training_runs import (
     command,
@@ -114,11 +114,11 @@ def test_fork_server_of_earlier_stages_is_replaced(tmp_path: Path) -> None:
 from pathlib import Path
 from bert_pipeline.engine.processes import prepare_processes
 from bert_pipeline.training.config import TrainConfig
-from bert_pipeline.training.launch import run_distributed
+from bert_pipeline.training.launch import launch
 
 prepare_processes()
 config = TrainConfig(out=Path({str(tmp_path)!r}), max_steps=1, num_processes=2)
-run_distributed("tests.helpers.launched:record_fork_server", config)
+launch("tests.helpers.launched:record_fork_server", config)
 """
     )
     root = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_two_processes_equal_one(
     given = options(examples_folder, wordpiece_folder, tmp_path / "one", **changes)
     one = fork_run(given)
     changes = {"out": tmp_path / "two", "num_processes": 2, "distribute": strategy}
-    launch(ENTRY, PretrainConfig(**given | changes))
+    launch(STAGES["pretrain"].entry, PretrainConfig(**given | changes))
     one.join()
     is_exact = precision == "fp32"
     compare_curves(tmp_path / "one", tmp_path / "two", error=1e-4 if is_exact else 1e-2)
@@ -185,7 +185,7 @@ def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UsageError, match="there are 2"):
         launch(
-            ENTRY,
+            STAGES["pretrain"].entry,
             PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3),
         )
 
