@@ -169,7 +169,7 @@ def test_command_line_overrides_config_file_and_config_file_overrides_defaults(
 )
 def test_bad_usage_exits_with_one_message(tmp_path: Path, arguments: list[str], named: str):
     done = run_cli(*arguments, cwd=tmp_path)
-    assert done.code == (1 if "run" in arguments else 2)
+    assert done.code == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
