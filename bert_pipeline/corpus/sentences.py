@@ -12,9 +12,6 @@ from sentencex import segment
 _WINDOW = 3000
 """Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
-_ODD_SPACE = re.compile(r"[^\S\n ]")
-"""sentencex panics on an initial before a whitespace character of several bytes ("A\u2028.")."""
-
 _TAIL = 40
 """Characters before a possible sentence end that are examined."""
 
@@ -28,7 +25,7 @@ _MORE_ENDS = re.compile(
     rf"|.+?(?:…[{re.escape(_CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎]+(?=\s)|\Z)",
     re.DOTALL,
 )
-_MORE_MARKS = re.compile(r"[…។៕།༎]|[.!?。！？؟۔।][)）]")
+_MORE_MARKS = re.compile(r"[…។៕།༎)）]")
 
 # "1.", "b)" and "IV." belong to the text after them.
 _LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
@@ -79,18 +76,38 @@ def split_sentences(text: str, language: str) -> list[str]:
     region after it is ignored ("pt-BR"). A language without rules uses those of a related language
     or of English.
     """
+    return [sentence.lstrip() for sentence in split_running(text, language)]
+
+
+def split_running(text: str, language: str) -> list[str]:
+    """The same sentences, with a leading space where whitespace precedes them in the text.
+
+    Joined, they are the running text: the words of the document with one space between them.
+    """
     language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
     sentences: list[str] = []
-    for paragraph in filter(None, _ODD_SPACE.sub(" ", text).split("\n")):
-        pending = ""
-        for piece in _pieces(paragraph, language):
-            if not pending or _continues(pending, piece, language):
-                pending += piece
-            else:
-                sentences.append(pending)
-                pending = piece
-        sentences.append(pending)
-    return [stripped for sentence in sentences if (stripped := sentence.strip())]
+    for line in text.split("\n"):
+        # Also because sentencex panics on an initial before a whitespace character of several
+        # bytes ("A\u2028.").
+        paragraph = " ".join(line.split())
+        gap = " " if sentences else ""
+        for sentence in _split_paragraph(paragraph, language) if paragraph else ():
+            if stripped := sentence.strip():
+                sentences.append((gap or " " * sentence.startswith(" ")) + stripped)
+                gap = ""
+            gap = gap or " " * sentence.endswith(" ")
+    return sentences
+
+
+def _split_paragraph(paragraph: str, language: str) -> Iterator[str]:
+    pending = ""
+    for piece in _pieces(paragraph, language):
+        if not pending or _continues(pending, piece, language):
+            pending += piece
+        else:
+            yield pending
+            pending = piece
+    yield pending
 
 
 def _pieces(paragraph: str, language: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.corpus.sentences import split_running, split_sentences
 
 # Sentences as an editor of each language would split them.
 GOLD = [
@@ -109,6 +109,28 @@ def test_paragraph_ends_are_sentence_ends():
     assert split_sentences(" \n", "en") == []
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "pieces"),
+    [
+        ("en", "The cat sat. The dog ran.", ["The cat sat.", " The dog ran."]),
+        (
+            "en",
+            "  A\ttitle \n\n It  begins.\u2028Then\xa0what? ",
+            ["A title", " It begins.", " Then what?"],
+        ),
+        ("zh", "我来了。你呢？", ["我来了。", "你呢？"]),
+        ("zh", "我来了。 你呢？\n他呢？", ["我来了。", " 你呢？", " 他呢？"]),
+        ("zh", "你好 。\n\n再见", ["你好 。", " 再见"]),
+        ("fa", "او می\u200cرود. کجا؟", ["او می\u200cرود.", " کجا؟"]),
+        ("en", " \n", []),
+    ],
+)
+def test_pieces_of_running_text_keep_the_space_before_them(
+    language: str, text: str, pieces: list[str]
+):
+    assert split_running(text, language) == pieces
+
+
 LANGUAGES = st.sampled_from(
     ["en", "fa", "hi", "zh", "xx", "de", "fr", "my", "am", "kk", "sk", "ja", "el", "ru", "km", ""]
 )
@@ -127,10 +149,12 @@ TEXTS = st.text(
 @example("3.5.", "en")
 @example("A\u2028. B", "en")
 @example("Y\x85.", "el")
-def test_sentences_contain_all_characters(text: str, language: str):
-    sentences = split_sentences(text, language)
-    assert "".join("".join(sentences).split()) == "".join(text.split())
-    assert all(sentence and sentence == sentence.strip() for sentence in sentences)
+def test_pieces_join_to_the_running_text(text: str, language: str):
+    pieces = split_running(text, language)
+    assert "".join(pieces) == " ".join(text.split())
+    assert all(piece == piece.rstrip() and piece.strip() for piece in pieces)
+    assert not pieces or pieces[0] == pieces[0].lstrip()
+    assert split_sentences(text, language) == [piece.lstrip() for piece in pieces]
 
 
 @pytest.mark.parametrize(
