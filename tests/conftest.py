@@ -114,7 +114,12 @@ def corpus_folder(artifacts: Path, documents: list[str]) -> Path:
 def wordpiece_folder(artifacts: Path, corpus_folder: Path) -> Path:
     """An uncased WordPiece tokenizer of 400 entries."""
     config = TokenizeConfig(
-        out=artifacts / "wordpiece", corpus=corpus_folder, vocab_size=400, workers=1, quiet=True
+        out=artifacts / "wordpiece",
+        corpus=corpus_folder,
+        vocab_size=400,
+        lowercase=True,
+        workers=1,
+        quiet=True,
     )
     return build_shared(config.out, lambda: train_tokenizer(config))
 
@@ -127,6 +132,20 @@ def byte_bpe_folder(artifacts: Path, corpus_folder: Path) -> Path:
         corpus=corpus_folder,
         kind="byte-bpe",
         vocab_size=500,
+        workers=1,
+        quiet=True,
+    )
+    return build_shared(config.out, lambda: train_tokenizer(config))
+
+
+@pytest.fixture(scope="session")
+def unigram_folder(artifacts: Path, corpus_folder: Path) -> Path:
+    """A unigram tokenizer of 300 entries."""
+    config = TokenizeConfig(
+        out=artifacts / "unigram",
+        corpus=corpus_folder,
+        kind="unigram",
+        vocab_size=300,
         workers=1,
         quiet=True,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.corpus.sentences import split_running
 from bert_pipeline.examples.token_store import piece_path, write_piece
 from bert_pipeline.ragged import Array, offsets_of
 from bert_pipeline.storage.manifest import Manifest
@@ -64,7 +64,7 @@ def plan_pieces(
 def encode_piece(job: EncodeJob) -> dict[str, int]:
     """Write one piece, unless it already exists; return its counts.
 
-    The counts are `documents`, `sentences`, `tokens` and `unknown` (tokens).
+    The counts are `documents`, `sentences`, `tokens`, `unknown` (tokens) and `bytes` of text.
     """
     if (finished := _finished_counts(job.path)) is not None:
         return finished
@@ -73,7 +73,9 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
     sentence_lengths = [np.zeros(0, np.int64)]
     document_of_sentence = [np.zeros(0, np.int64)]
     word_starts = [np.empty(0, np.bool_)]
-    for texts, documents in _read_sentences(job):
+    size = 0
+    for texts, documents in _read_sentences(job, encoder.text_prefix):
+        size += sum(len(text.encode()) for text in texts)
         encoded = encoder.encode(texts)
         kept = encoded.lengths > 0  # a sentence of control characters may have no token
         ids.append(encoded.ids)
@@ -91,7 +93,7 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
     }
     if job.with_word_starts:
         arrays["starts"] = np.concatenate(word_starts).view(np.uint8)
-    counts = _count(arrays, unk)
+    counts = _count(arrays, unk) | {"bytes": size}
     write_piece(job.path, arrays, counts)
     return counts
 
@@ -129,14 +131,20 @@ def _finished_counts(path: Path) -> dict[str, int] | None:
         return None  # missing or damaged: it is written again
 
 
-def _read_sentences(job: EncodeJob) -> Iterator[tuple[list[str], list[int]]]:
-    """Batches of the piece's sentences, and the index of the document that each belongs to."""
+def _read_sentences(job: EncodeJob, text_prefix: str) -> Iterator[tuple[list[str], list[int]]]:
+    """Batches of the piece's sentences, and the index of the document that each belongs to.
+
+    The sentences of a document, joined, are its text with `text_prefix` before it.
+    """
     sentences: list[str] = []
     owners: list[int] = []
     characters = 0
     rows = iterate_range(job.corpus_shard, ["text", "language"], job.first, job.end)
     for document, (text, language) in enumerate(rows):
-        for sentence in split_sentences(text, language):
+        prefix = text_prefix
+        for piece in split_running(text, language):
+            sentence = prefix + piece
+            prefix = ""
             is_long = len(sentence) > MAX_SENTENCE_CHARACTERS
             for part in _split_long(sentence) if is_long else (sentence,):
                 sentences.append(part)
@@ -154,9 +162,9 @@ def _read_sentences(job: EncodeJob) -> Iterator[tuple[list[str], list[int]]]:
 def _split_long(sentence: str) -> Iterator[str]:
     """Parts of at most `MAX_SENTENCE_CHARACTERS`, split between words where there are spaces."""
     while len(sentence) > MAX_SENTENCE_CHARACTERS:
-        space = sentence.rfind(" ", 0, MAX_SENTENCE_CHARACTERS + 1)
+        space = sentence.rfind(" ", 1, MAX_SENTENCE_CHARACTERS + 1)
         end = space if space > 0 else MAX_SENTENCE_CHARACTERS
         yield sentence[:end]
-        sentence = sentence[end:].lstrip(" ")
+        sentence = sentence[end:]
     if sentence:
         yield sentence

@@ -4,11 +4,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForMaskedLM, pipeline
+from transformers import AutoModelForMaskedLM, FillMaskPipeline
 
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.predict.load import MASK, find_model, load_auto_tokenizer, load_model
+from bert_pipeline.predict.word_continuation import WordContinuation
+
+
+class ExamplesPipeline(FillMaskPipeline):  # type: ignore[misc]
+    """Fills masks in texts that are encoded as in the examples, also after a mask within a word."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(model=model, tokenizer=tokenizer)
+        self._continuation = WordContinuation.for_tokenizer(
+            tokenizer.backend_tokenizer, tokenizer.mask_token_id
+        )
+
+    def preprocess(self, inputs: str, **parameters: Any) -> Any:
+        """The model's inputs, tensors of shape (1, tokens)."""
+        encoded = super().preprocess(inputs, **parameters)
+        if self._continuation is not None:
+            length = parameters["tokenizer_kwargs"]["max_length"]
+            ids = self._continuation.correct(inputs, encoded.encodings[0])
+            ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+            for name, values in encoded.items():  # segment ids and attention mask are constant
+                encoded[name] = values.new_full((1, len(ids)), values[0, 0])
+            encoded["input_ids"] = encoded["input_ids"].new_tensor([ids])
+        return encoded
 
 
 class MaskFiller:
@@ -24,10 +47,13 @@ class MaskFiller:
         network = load_model(folder, AutoModelForMaskedLM)
         self._length = count_positions(network.config)
         self._vocab_size = network.config.vocab_size
-        self._pipeline = pipeline("fill-mask", model=network, tokenizer=self._tokenizer)
+        self._pipeline = ExamplesPipeline(model=network, tokenizer=self._tokenizer)
 
     def fill(self, texts: Sequence[str], top_k: int) -> Any:
         """Predict the `top_k` tokens for each mask, as `transformers.pipeline("fill-mask")` does.
+
+        After a mask within a word, a WordPiece model gets the entries with `##` that it saw there
+        in training, where the pipeline gives it the start of another word.
 
         Returns, for a text with one mask, a list of `score`, `token`, `token_str` and `sequence`;
         for a text with several masks, a list of such lists; for several texts, a list of either.

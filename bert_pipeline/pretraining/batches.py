@@ -59,8 +59,15 @@ class _MaskedRows:
 class Examples:
     """All examples of one split."""
 
-    def __init__(self, rows: StoredRows, dynamic: DynamicMasks | None = None) -> None:
+    def __init__(
+        self,
+        rows: StoredRows,
+        dynamic: DynamicMasks | None = None,
+        bytes_per_token: float | None = None,
+    ) -> None:
         """`dynamic` draws the masks of rows that have none."""
+        self.bytes_per_token = bytes_per_token
+        """UTF-8 bytes of the corpus per token; None for examples that an older version made."""
         self._rows = rows
         self._dynamic = dynamic
         self.has_pairs = rows.is_random_next is not None
@@ -83,7 +90,9 @@ class Examples:
         """
         dynamic = DynamicMasks.from_manifest(manifest, seed) if split == "train" else None
         files = SplitFiles.from_manifest(folder, manifest, split, vocab_size)
-        return cls(open_rows(files, store, quiet=quiet), dynamic)
+        size = manifest.counts.get("bytes")
+        bytes_per_token = None if size is None else size / manifest.counts["tokens"]
+        return cls(open_rows(files, store, quiet=quiet), dynamic, bytes_per_token)
 
     def __len__(self) -> int:
         return len(self._rows)

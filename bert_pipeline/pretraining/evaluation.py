@@ -50,6 +50,9 @@ class Evaluation:
     nsp_accuracy: float | None
     unigram_loss: float
     masked_tokens: int
+    bits_per_byte: float | None
+    """`mlm_loss` in bits per UTF-8 byte of text, which compares across tokenizers; None for
+    examples that an older version made."""
 
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
@@ -102,8 +105,8 @@ def _sum_batch(
     return torch.stack([sums[name].double().to(logits.device) for name in SUMS])
 
 
-def compute_metrics(sums: torch.Tensor) -> Evaluation:
-    """Metrics from the sums of all rows."""
+def compute_metrics(sums: torch.Tensor, bytes_per_token: float | None) -> Evaluation:
+    """Metrics from the sums of all rows; `bytes_per_token` is that of the examples."""
     total = dict(zip(SUMS, sums.tolist(), strict=True))
     masked = total["masked_tokens"] or math.nan  # a few rows may have no mask
     loss = total["mlm_loss"] / masked
@@ -116,6 +119,7 @@ def compute_metrics(sums: torch.Tensor) -> Evaluation:
         nsp_accuracy=total["pairs_correct"] / pairs if pairs else None,
         unigram_loss=total["unigram_loss"] / masked,
         masked_tokens=int(total["masked_tokens"]),
+        bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
     )
 
 
@@ -126,9 +130,12 @@ def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[st
     baseline = f"{abs(gain):.2f} {side} the unigram baseline ({evaluation.unigram_loss:.3f})"
     documents = "held-out" if split == "validation" else "training"
     top1 = f"{evaluation.top1_accuracy:.1%}"
+    perplexity = f"{evaluation.perplexity:.1f}"
+    if evaluation.bits_per_byte is not None:
+        perplexity += f", {evaluation.bits_per_byte:.3f} bits per byte"
     lines = [
         ("masked-LM loss", f"{evaluation.mlm_loss:.3f} nats, {baseline}"),
-        ("perplexity", f"{evaluation.perplexity:.1f}"),
+        ("perplexity", perplexity),
         ("top-1 accuracy", f"{top1} (top-5 {evaluation.top5_accuracy:.1%})"),
     ]
     if evaluation.nsp_accuracy is not None:
@@ -174,7 +181,7 @@ def evaluate_folder(
             progress.advance(len(rows))
     if not sums[SUMS.index("masked_tokens")]:
         raise BertpipeError(f"{examples_folder}: no {split} example has a token to predict.")
-    return compute_metrics(sums)
+    return compute_metrics(sums, examples.bytes_per_token)
 
 
 def _check_match(

@@ -12,6 +12,7 @@ METRIC_TITLES = {
     "eval_mlm_loss": "masked-LM loss (nats)",
     "eval_unigram_loss": "unigram baseline (nats)",
     "eval_perplexity": "perplexity",
+    "eval_bits_per_byte": "bits per byte of text",
     "eval_top1_accuracy": "top-1 accuracy",
     "eval_top5_accuracy": "top-5 accuracy",
     "eval_nsp_accuracy": "sentence-pair accuracy",

@@ -143,7 +143,8 @@ class PretrainingTask:
         parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
         with ranks.accelerator.autocast():
             sums = [self._sum(self.validation, part, rows) for part in parts]
-        evaluation = compute_metrics(ranks.sum(torch.stack(sums).sum(0)))
+        total = ranks.sum(torch.stack(sums).sum(0))
+        evaluation = compute_metrics(total, self.validation.bytes_per_token)
         if not final and ranks.is_main:
             print_line(
                 f"  held out: masked-LM loss {evaluation.mlm_loss:.3f} (unigram "

@@ -19,20 +19,35 @@ if TYPE_CHECKING:
     from bert_pipeline.tokenizer.sample import Sample
 
 BYTES = 256
+WORD_PATTERN = (
+    r"'s|'t|'re|'ve|'m|'ll|'d"
+    r"| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]+"
+    r"|\s+(?!\S)|\s+"
+)
+"""GPT-2's pattern, except that marks and joiners belong to the word that they stand in.
+
+Scripts such as Devanagari, Thai and Khmer write vowels as combining marks (Unicode category M), at
+which GPT-2's pattern ends a word. U+200C and U+200D stand within words of Persian and Hindi."""
 
 
 def _new(config: TokenizeConfig) -> Tokenizer:
-    """GPT-2's pre-tokenizer, with nothing learnt yet.
+    """A pre-tokenizer for words of any script, with nothing learnt yet.
 
-    A space is added before every sentence: sentences are encoded one by one, and a word must have
-    the same tokens at the start of a sentence as within it.
+    A space is added at the start of a text: a word must have the same tokens there as within it.
+    `ByteLevel` alone would also add one after a mask.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE())
     if config.lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return tokenizer
 
 

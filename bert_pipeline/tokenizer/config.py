@@ -32,27 +32,37 @@ class TokenizeConfig(StageConfig):
     """Folder made by `bertpipe corpus`."""
     kind: Annotated[str, Choice(KINDS)] = "wordpiece"
     """`wordpiece` is BERT's tokenizer; `byte-bpe` (byte-level BPE, as in GPT-2 and RoBERTa) has no
-    unknown tokens in any language."""
+    unknown tokens in any language; `unigram` (as in ALBERT and XLM-RoBERTa) suits languages without
+    spaces between words."""
     vocab_size: int = Field(30522, ge=16)
-    """Vocabulary size, including special tokens and unused slots."""
+    """Maximum vocabulary size, including special tokens and unused slots. A small corpus fills
+    less."""
     specials: Annotated[str, Choice(SPECIALS)] = "bert"
     """Names of the special tokens: `bert` is [PAD] [UNK] [CLS] [SEP] [MASK], `roberta` is
-    <s> <pad> </s> <unk> <mask> (only with byte-bpe)."""
+    <s> <pad> </s> <unk> <mask> (not with wordpiece)."""
     id_layout: Literal["compact", "original"] = "compact"
     """Ids of the special tokens: `compact` from 0 on, `original` as in the BERT release, such as
     [UNK] at 100 (only with wordpiece)."""
     unused: int | None = Field(None, ge=0)
     """Unused slots: entries reserved for tokens that are added later, as in the BERT release.
     Default: 99 with `--id-layout original`, else 0."""
-    lowercase: bool | None = None
-    """Convert text to lower case. Default: on with wordpiece (as bert-base-uncased), off with
-    byte-bpe."""
-    strip_accents: bool | None = None
-    """Remove accents (only with wordpiece). Default: on with lower case, as in BERT."""
+    lowercase: bool = False
+    """Convert text to lower case, as bert-base-uncased does."""
+    strip_accents: bool = False
+    """Remove accents and other combining marks, as bert-base-uncased does (only with wordpiece). In
+    most languages this makes different words equal."""
+    clean_text: bool = False
+    """Remove control and format characters, among them U+200C, as the BERT release does (only with
+    wordpiece)."""
     chinese_characters: bool = True
     """Treat each Chinese character as a word, as in BERT (only with wordpiece)."""
+    max_word_characters: int = Field(1000, ge=1)
+    """A longer word becomes one unknown token (only with wordpiece; `max_input_chars_per_word` in
+    Hugging Face tokenizers, which set 100; 200 in the BERT release). In scripts without spaces a
+    word is a clause."""
     min_frequency: int = Field(2, ge=1)
-    """Minimum number of occurrences of a pair of tokens to be merged into an entry."""
+    """Minimum number of occurrences of a pair of tokens to be merged into an entry (not with
+    unigram)."""
     alphabet_size: int | None = Field(None, ge=1)
     """Number of single characters with an entry, most frequent first; others become unknown tokens
     (only with wordpiece; `limit_alphabet` in Hugging Face tokenizers). Default: as many as cover

@@ -1,5 +1,8 @@
 """Fast encoding of sentences: each word is tokenized once, then looked up in a table.
 
+The sentences of a document, each with the space that the text has before it, get the ids of the
+running text: no space is added, and none is lost.
+
 Most words of a corpus repeat often, and most tokenizers split a text at its spaces first. For
 those, `SentenceEncoder` splits at the spaces itself, numbers the words with a dictionary, passes
 only new words to the tokenizer, and concatenates the ids of known words with numpy. The ids are
@@ -16,6 +19,7 @@ import numpy as np
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import Array, BoolArray, Int32Array, Int64Array, expand, offsets_of
 from bert_pipeline.tokenizer.load import LoadedTokenizer
+from bert_pipeline.tokenizer.prefix_space import set_prefix_space
 from bert_pipeline.tokenizer.words import is_wordwise
 
 BATCH_CHARACTERS = 500_000
@@ -50,7 +54,8 @@ class _WordNumbers(dict[str, int]):
 
     def __missing__(self, word: str) -> int:
         bare = word[1:] if word[:1] == " " else word
-        if len(bare) > MAX_WORD_CHARACTERS or bare.split() != [bare]:
+        # Only a sentence that begins with a space has an empty word, before it.
+        if word and (len(bare) > MAX_WORD_CHARACTERS or bare.split() != [bare]):
             return UNKNOWN_WORD_NUMBER
         self[word] = number = len(self)
         self.new.append(word)
@@ -84,7 +89,9 @@ class SentenceEncoder:
     """Encodes sentences without special tokens; `[MASK]` and the like in a text are plain text."""
 
     def __init__(self, loaded: LoadedTokenizer, with_word_starts: bool) -> None:
-        self._tokenizer = loaded.tokenizer
+        self._tokenizer, adds_space = set_prefix_space(loaded.tokenizer, "never")
+        self.text_prefix = " " if adds_space else ""
+        """What the tokenizer adds before a text. `encode` does not add it."""
         self._with_word_starts = with_word_starts
         special = loaded.special
         self._unknown = special.unk
@@ -100,7 +107,7 @@ class SentenceEncoder:
         self._clear_table()
 
     def encode(self, sentences: Sequence[str]) -> EncodedSentences:
-        """Encode the sentences.
+        """Encode the sentences, each with the space before it, if it has one.
 
         `ids` is int32 of shape (tokens,), `word_starts` bool of the same shape, `lengths` int64 of
         shape (sentences,).

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.progress import print_line
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.kinds import KINDS
@@ -23,9 +23,9 @@ def learn_vocabulary(
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """Train a tokenizer; returns it and figures of the training for the manifest.
 
-    `paragraphs`, some of the text, decide how large a sample fits into memory. Raises
-    `BertpipeError` when the text cannot fill the vocabulary, or the vocabulary is too small for
-    the characters of the text.
+    `paragraphs`, some of the text, decide how large a sample fits into memory. A text that cannot
+    fill the vocabulary gives a smaller one, and a line says so. Raises `BertpipeError` when the
+    vocabulary is too small for the characters of the text.
     """
     # The Rust side reads these when its thread pool starts for the first time.
     os.environ["RAYON_NUM_THREADS"] = str(config.workers)
@@ -37,9 +37,10 @@ def learn_vocabulary(
     tokenizer, counts = kind.learn(untrained, sample, config)
     size = tokenizer.get_vocab_size()
     if size < config.vocab_size:
-        raise BertpipeError(
-            f"--vocab-size {config.vocab_size}: this corpus fills only {size} entries. "
-            f"Set --vocab-size {size} or less, lower --min-frequency, or add more text."
+        print_line(
+            f"tokenizer: {size:,} entries instead of {config.vocab_size:,} (--vocab-size): the "
+            "text has no more.",
+            quiet=config.quiet,
         )
     specials = SPECIALS[config.specials]
     register_special_tokens(tokenizer, specials)

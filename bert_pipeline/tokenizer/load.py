@@ -23,8 +23,9 @@ MISSING_ID = -1
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "sentencepiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
-"""The files that transformers loads a tokenizer from without other packages."""
+"""The files that transformers loads a tokenizer from."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 

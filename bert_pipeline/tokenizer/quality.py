@@ -1,8 +1,10 @@
 """How well a tokenizer fits a corpus: a few figures, measured on a sample of bounded size."""
 
-import string
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,23 @@ from bert_pipeline.tokenizer.load import MISSING_ID, SpecialIds, count_ids
 from bert_pipeline.tokenizer.sample import Sample, split_lines
 
 SAMPLE_MB = 4.0
-SHOWN_LONG_WORDS = 5
-"""Number of long words to show."""
-LONG_WORD_CHARACTERS = 30
-"""A longer word is cut to this many characters."""
+SHOWN_WORDS = 5
+"""Number of frequent words to show."""
+MIN_WORD_CHARACTERS = 5
+"""Shorter words are not shown."""
+MAX_WORD_CHARACTERS = 20
+"""Longer words are not shown: where there are no spaces between words, they are clauses."""
 MAX_WORD_PIECES = 10
 """Pieces of a word to show."""
 BATCH_LINES = 256
-NOT_IN_WORDS = frozenset(string.punctuation + string.digits)
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Figures of one tokenizer. Words are separated by white space; special tokens do not count."""
+    """Figures of one tokenizer, on the same text comparable across tokenizers and languages.
+
+    Words are separated by white space; special tokens do not count.
+    """
 
     vocab_size: int
     tokens_per_word: float
@@ -36,10 +42,12 @@ class Quality:
     characters_per_token: float
     unknown_rate: float | None
     """Share of the tokens that are the unknown token; None if there is no such token."""
+    unknown_characters: float
+    """Share of the characters, without white space, that are in unknown tokens."""
     vocabulary_use: float
     """Share of the entries that occur in the text."""
-    long_words: list[tuple[str, list[str]]]
-    """Long words (or their first characters) with their pieces (or the first of them)."""
+    frequent_words: list[tuple[str, list[str]]]
+    """Frequent words of more than one token, with their pieces (or the first of them)."""
 
 
 class MeasuredText:
@@ -50,6 +58,9 @@ class MeasuredText:
         self.documents = len(texts)
         self.paragraphs = [line for text in texts for line in split_lines(text) if line.strip()]
         self.characters = sum(map(len, self.paragraphs))
+        self.visible_characters = sum(
+            len("".join(paragraph.split())) for paragraph in self.paragraphs
+        )
         self.bytes = sum(len(paragraph.encode()) for paragraph in self.paragraphs)
         self.words = sum(len(paragraph.split()) for paragraph in self.paragraphs)
         self.quiet = sample.quiet
@@ -63,14 +74,14 @@ class MeasuredText:
     ) -> Quality:
         """Measure a tokenizer.
 
-        The figures include its pieces of `words`, by default of the longest words that it splits.
+        The figures include its pieces of `words`, by default of frequent words that it splits.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # [MASK] and the like in a text are plain text
         progress_title = f"measuring {title}"
         with bar(progress_title, self.characters, quiet=self.quiet, counted=False) as progress:
-            counts = self._count_tokens(tokenizer, title, progress)
+            counts, unknown_characters = self._count_tokens(tokenizer, special.unk, title, progress)
         tokens = max(1, int(counts.sum()))
         roles = {special.pad, special.cls, special.sep, special.mask, special.unk}
         specials = [i for i in roles if i not in (None, MISSING_ID)]
@@ -79,22 +90,26 @@ class MeasuredText:
         if special.unk is not None:
             unknown_rate = round(int(counts[special.unk]) / tokens, 6)
         if words is None:
-            long_words = list(self._split_longest(tokenizer))
+            frequent_words = list(self._split_frequent(tokenizer))
         else:
-            long_words = list(_split_words(tokenizer, words))
+            frequent_words = list(_split_words(tokenizer, words))
         return Quality(
             vocab_size=len(counts),
             tokens_per_word=round(tokens / max(1, self.words), 4),
             bytes_per_token=round(self.bytes / tokens, 4),
             characters_per_token=round(self.characters / tokens, 4),
             unknown_rate=unknown_rate,
+            unknown_characters=round(unknown_characters / max(1, self.visible_characters), 6),
             vocabulary_use=round(used / (tokenizer.get_vocab_size() - len(specials)), 4),
-            long_words=long_words,
+            frequent_words=frequent_words,
         )
 
-    def _count_tokens(self, tokenizer: Tokenizer, title: str, progress: Bar) -> Int64Array:
-        """Occurrences of each id in the text; int64 of shape (ids,)."""
+    def _count_tokens(
+        self, tokenizer: Tokenizer, unknown: int | None, title: str, progress: Bar
+    ) -> tuple[Int64Array, int]:
+        """Occurrences of each id, int64 of shape (ids,); characters in unknown tokens."""
         counts = np.zeros(count_ids(tokenizer), dtype=np.int64)
+        unknown_characters = 0
         for start in range(0, len(self.paragraphs), BATCH_LINES):
             batch = self.paragraphs[start : start + BATCH_LINES]
             try:
@@ -105,38 +120,73 @@ class MeasuredText:
                 raise BertpipeError(f"{title}: cannot encode the corpus ({error}).") from None
             ids = np.fromiter((i for encoding in encodings for i in encoding.ids), dtype=np.int64)
             counts += np.bincount(ids, minlength=len(counts))
+            if unknown is not None and (ids == unknown).any():
+                unknown_characters += _count_unknown_characters(tokenizer, unknown, batch)
             progress.advance(sum(map(len, batch)))
-        return counts
+        return counts, unknown_characters
 
     def to_json(self) -> dict[str, int]:
         """The size of the text."""
         return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
 
-    def _split_longest(self, tokenizer: Tokenizer) -> Iterator[tuple[str, list[str]]]:
-        found = {
-            word.strip(string.punctuation)[:LONG_WORD_CHARACTERS]
-            for text in self.paragraphs
-            for word in text.split()
-        }
-        # Links, paths and numbers are long, but no vocabulary should contain them.
-        words = sorted(
-            (word for word in found if NOT_IN_WORDS.isdisjoint(word)), key=lambda w: (-len(w), w)
+    def _split_frequent(self, tokenizer: Tokenizer) -> Iterator[tuple[str, list[str]]]:
+        """The most frequent words of more than one token, in complete form."""
+        words = self.count_words()
+        frequent = sorted(
+            (word for word, count in words.items() if count > 1 and _is_shown(word)),
+            key=lambda word: (-words[word], word),
         )
-        shown = 0
-        for word, pieces in _split_words(tokenizer, words):
-            if len(pieces) > 1:
-                yield word, pieces
-                shown += 1
-            if shown == SHOWN_LONG_WORDS:
-                return
+        split = (found for found in _split_words(tokenizer, frequent) if len(found[1]) > 1)
+        yield from islice(split, SHOWN_WORDS)
+
+    def count_words(self) -> Counter[str]:
+        """Occurrences of each word, without the punctuation around it."""
+        counts: Counter[str] = Counter()
+        for paragraph in self.paragraphs:
+            counts.update(map(_strip_punctuation, paragraph.split()))
+        del counts[""]
+        return counts
+
+
+def _count_unknown_characters(tokenizer: Tokenizer, unknown: int, batch: list[str]) -> int:
+    """Characters, without white space, in the unknown tokens of some lines."""
+    characters = 0
+    for text, encoding in zip(
+        batch, tokenizer.encode_batch(batch, add_special_tokens=False), strict=True
+    ):
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number == unknown:
+                characters += len("".join(text[start:end].split()))
+    return characters
+
+
+def _strip_punctuation(word: str) -> str:
+    start = 0
+    end = len(word)
+    while start < end and not _is_letter(word[start]):
+        start += 1
+    while end > start and not _is_letter(word[end - 1]):
+        end -= 1
+    return word[start:end]
+
+
+def _is_letter(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LM"
+
+
+def _is_shown(word: str) -> bool:
+    """Whether a word is long enough, and has letters only: no link, path or number."""
+    return MIN_WORD_CHARACTERS <= len(word) <= MAX_WORD_CHARACTERS and all(
+        _is_letter(char) or char in "\u200c\u200d" for char in word
+    )
 
 
 def print_quality(quality: Quality, *, quiet: bool) -> None:
     """Print the main figures in two lines."""
     print_line(
-        f"  {quality.tokens_per_word:.2f} tokens per word, "
-        f"{quality.bytes_per_token:.2f} bytes per token\n"
-        f"  {_unknown(quality)} unknown tokens, "
+        f"  {quality.characters_per_token:.2f} characters and {quality.bytes_per_token:.2f} bytes "
+        f"per token, {quality.tokens_per_word:.2f} tokens per word\n"
+        f"  {quality.unknown_characters:.2%} of the characters unknown, "
         f"{quality.vocabulary_use:.1%} of the vocabulary in use",
         quiet=quiet,
     )
@@ -150,14 +200,15 @@ def print_comparison(
     qualities = columns.values()
     rows = [
         ["entries", *(f"{q.vocab_size:,}" for q in qualities)],
-        ["tokens per word", *(f"{q.tokens_per_word:.2f}" for q in qualities)],
-        ["bytes per token", *(f"{q.bytes_per_token:.2f}" for q in qualities)],
         ["characters per token", *(f"{q.characters_per_token:.2f}" for q in qualities)],
-        ["unknown tokens", *map(_unknown, qualities)],
+        ["bytes per token", *(f"{q.bytes_per_token:.2f}" for q in qualities)],
+        ["tokens per word", *(f"{q.tokens_per_word:.2f}" for q in qualities)],
+        ["unknown characters", *(f"{q.unknown_characters:.2%}" for q in qualities)],
+        ["unknown tokens", *map(_describe_unknown, qualities)],
         ["vocabulary in use", *(f"{q.vocabulary_use:.1%}" for q in qualities)],
         *(
-            [word, *(" ".join(q.long_words[row][1]) for q in qualities)]
-            for row, (word, _) in enumerate(first.long_words)
+            [word, *(" ".join(q.frequent_words[row][1]) for q in qualities)]
+            for row, (word, _) in enumerate(first.frequent_words)
         ),
     ]
     documents = f"{measured['documents']:,} document{'s' * (measured['documents'] != 1)}"
@@ -169,7 +220,7 @@ def print_comparison(
     )
 
 
-def _unknown(quality: Quality) -> str:
+def _describe_unknown(quality: Quality) -> str:
     return "no" if quality.unknown_rate is None else f"{quality.unknown_rate:.2%}"
 
 

@@ -6,15 +6,17 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 
 from bert_pipeline.tokenizer.load import LoadedTokenizer, special_tokens
+from bert_pipeline.tokenizer.prefix_space import set_prefix_space
 from bert_pipeline.tokenizer.special_tokens import set_post_processor
 
 
 def use_examples_layout(loaded: LoadedTokenizer) -> tuple[Tokenizer, dict[str, str]]:
     """Make the tokenizer encode texts as examples are laid out, without truncation or padding.
 
+    A tokenizer that adds a space before a text adds none after a mask, where no example has one.
     Returns the tokenizer and its special tokens by role.
     """
-    tokenizer = loaded.tokenizer
+    tokenizer, _ = set_prefix_space(loaded.tokenizer, "first")
     specials = special_tokens(loaded)
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -20,6 +20,7 @@ from bert_pipeline.tokenizer.load import (
     load_tokenizer,
     resolve_special_ids,
 )
+from bert_pipeline.tokenizer.merged_words import print_merged_words
 from bert_pipeline.tokenizer.quality import (
     SAMPLE_MB,
     MeasuredText,
@@ -35,8 +36,8 @@ from bert_pipeline.tokenizer.special_tokens import SPECIALS
 def train_tokenizer(config: TokenizeConfig) -> Manifest:
     """Write a Hugging Face tokenizer folder to `config.out`; returns its manifest.
 
-    The same corpus gives the same bytes. Raises `BertpipeError` when the corpus cannot fill the
-    vocabulary, or the existing tokenizer is not found.
+    The same corpus gives the same bytes. Raises `BertpipeError` when the vocabulary is too small
+    for the corpus, or the existing tokenizer is not found.
     """
     corpus = read_manifest(config.corpus, "corpus")
     # Loaded first, so that a wrong name fails before an hour of training.
@@ -61,6 +62,8 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
             manifest = work.finish(counts | {"vocab_size": quality.vocab_size}, files)
             _print_summary(manifest, config, corpus)
             print_quality(quality, quiet=config.quiet)
+            if config.tokenizer is None:
+                print_merged_words(tokenizer, text, config)
     if others or config.verbose:
         _compare(config, manifest, others, text or _sample_text(config, corpus))
     return manifest
@@ -92,7 +95,7 @@ def _compare(
 ) -> None:
     """Measure the other tokenizers on the same text and print all figures side by side."""
     quality = Quality(**manifest.counts["quality"])
-    words = [word for word, _ in quality.long_words]
+    words = [word for word, _ in quality.frequent_words]
     columns = {str(config.out): quality} | {
         name: text.measure(other.tokenizer, other.special, name, words)
         for name, other in others.items()

@@ -389,6 +389,7 @@ def test_documents_without_tokens_are_dropped(small: Callable[..., ExamplesConfi
             out=config.tokenizer,
             corpus=config.corpus,
             vocab_size=21,
+            strip_accents=True,
             min_frequency=1,
             workers=1,
             quiet=True,

@@ -53,8 +53,9 @@ def model(
 
 
 def test_evaluation_equals_transformers_model_row_by_row(
-    model: Path, examples_folder: Path
+    model: Path, examples_folder: Path, documents: list[str]
 ) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model / "model")
     stock = BertForPreTraining.from_pretrained(model / "model").eval()
     train = [pq.read_table(path).to_pylist() for path in sorted(examples_folder.glob("train-*"))]
     counts = np.load(examples_folder / "token_counts.npy")
@@ -87,6 +88,10 @@ def test_evaluation_equals_transformers_model_row_by_row(
     assert result.mlm_loss == pytest.approx(loss / masked, rel=1e-4)
     assert result.perplexity == pytest.approx(math.exp(loss / masked), rel=1e-3)
     assert result.unigram_loss == pytest.approx(unigram / masked, rel=1e-4)
+    texts = [" ".join(text.split()) for text in documents]
+    tokens = len(tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"])
+    bits = loss / masked / math.log(2) * tokens / sum(len(text.encode()) for text in texts)
+    assert result.bits_per_byte == pytest.approx(bits, rel=1e-4)
     assert result.top1_accuracy == pytest.approx(first / masked)
     assert result.top5_accuracy == pytest.approx(five / masked)
     assert result.nsp_accuracy == pytest.approx(right / pairs)

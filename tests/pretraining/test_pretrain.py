@@ -51,6 +51,7 @@ def test_metrics_have_the_documented_keys(finished: Path) -> None:
         "nsp_accuracy",
         "unigram_loss",
         "masked_tokens",
+        "bits_per_byte",
     ]
     assert {f"eval_{name}" for name in names} <= evaluations[-1].keys()
     assert [line["step"] for line in evaluations] == [20, 30]

@@ -15,6 +15,7 @@ from bert_pipeline.tokenizer import encode
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import LoadedTokenizer, load_tokenizer
+from bert_pipeline.tokenizer.prefix_space import set_prefix_space
 from bert_pipeline.tokenizer.train import train_tokenizer
 from bert_pipeline.tokenizer.words import is_wordwise
 from tests.helpers.text import invent_documents, make_corpus
@@ -164,12 +165,13 @@ BY_HAND: dict[str, tuple[bool, Callable[[], Tokenizer]]] = {
 }
 TRAINED: dict[str, dict[str, object]] = {
     "wordpiece": {},
-    "wordpiece, cased": {"lowercase": False},
-    "wordpiece, cased, without accents": {"lowercase": False, "strip_accents": True},
-    "wordpiece, with accents": {"strip_accents": False},
+    "wordpiece, lower case": {"lowercase": True},
+    "wordpiece, without accents": {"strip_accents": True, "clean_text": True},
     "wordpiece, CJK words": {"chinese_characters": False},
     "byte-bpe": {"kind": "byte-bpe"},
     "byte-bpe, lower case": {"kind": "byte-bpe", "lowercase": True},
+    "unigram": {"kind": "unigram"},
+    "unigram, lower case": {"kind": "unigram", "lowercase": True},
 }
 FOREIGN = (
     "Ο Οδυσσεύς της Ιθάκης. Die Straße ist naß, l'été à Orléans. "
@@ -237,7 +239,8 @@ def check(
     encoder: SentenceEncoder, tokenizer: Tokenizer, sentences: Sequence[str], with_word_starts: bool
 ) -> None:
     encoded = encoder.encode(sentences)
-    ids, starts = read_plainly(tokenizer, sentences)
+    without_prefix, _ = set_prefix_space(tokenizer, "never")
+    ids, starts = read_plainly(without_prefix, sentences)
     edges = [0]
     for length in encoded.lengths.tolist():
         edges.append(edges[-1] + length)
@@ -320,7 +323,7 @@ def test_word_table_ids_equal_tokenizer_ids_for_handmade_tokenizers(
     by_words, make = BY_HAND[name]
     text = make().to_str()
     loaded = load_tokenizer(wordpiece_folder)
-    assert is_wordwise(make()) == by_words
+    assert is_wordwise(set_prefix_space(make(), "never")[0]) == by_words
 
     @settings(max_examples=25)
     @given(batches, st.booleans())
@@ -342,7 +345,7 @@ def test_word_table_ids_equal_tokenizer_ids_for_trained_tokenizers(
 ) -> None:
     loaded = trained(name)
     text = loaded.tokenizer.to_str()
-    assert is_wordwise(loaded.tokenizer)
+    assert is_wordwise(set_prefix_space(loaded.tokenizer, "never")[0])
 
     @settings(max_examples=25)
     @given(batches, st.booleans())
