@@ -65,10 +65,11 @@ _ABBREVIATIONS = {
 
 def continues(before: str, after: str, language: str) -> bool:
     """Whether the sentence continues after a possible end."""
-    head = before[-_TAIL:].rstrip()
+    tail = before[-_TAIL:]
+    head = tail.rstrip()
     bare = head.rstrip(CLOSERS)
     rest = after.lstrip()
-    if before[-1:] == head[-1:] and len(rest) == len(after) and _continues_word(head, bare, rest):
+    if head == tail and rest == after and _continues_word(head, bare, rest):
         return True
     follower = rest[:1]
     # Compared with the title case, because Georgian letters are lower case also at the start.

@@ -14,8 +14,10 @@ from bert_pipeline.corpus.sentence_rules import CLOSERS, continues
 _WINDOW = 3000
 """Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
-_UNMARKED_LENGTH = 160
-"""Characters after which a sentence without marks ends at a space."""
+_SHORTEST_UNMARKED = 60
+_LONGEST_UNMARKED = 240
+"""Characters between which a sentence without marks ends: at a space between two words of the
+script, later at any space."""
 
 # Sentence ends without a rule in sentencex: the one-character ellipsis, a sentence in brackets, and
 # Khmer ("។ល។" means "etc.") and Tibetan marks. Each match starts where the previous one ends.
@@ -26,11 +28,12 @@ _MORE_ENDS = re.compile(
 )
 _MORE_MARKS = re.compile(r"[…។៕།༎)）]")
 
-# Scripts without spaces between words, where a space often is the only sign of a sentence end:
-# Thai, Lao, Tibetan, Burmese and Khmer. The space is not one before a repetition mark.
-_UNMARKED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
-_UNMARKED_LETTER = re.compile(f"[{_UNMARKED}]")
-_UNMARKED_SPACE = re.compile(f"(?<=[{_UNMARKED}]) (?=[{_UNMARKED}])(?![ๆฯ])")
+# Thai, Lao, Tibetan, Burmese and Khmer have no spaces between words; a space often is the only sign
+# of a sentence end.
+_SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+_SPACELESS_LETTER = re.compile(f"[{_SPACELESS}]")
+_SPACELESS_SPACE = re.compile(f"(?<=[{_SPACELESS})]) (?=[{_SPACELESS}(])(?![ๆฯ])")
+_MARKS = ".!?…။។៕།"
 
 _UNCAPITALIZED = re.compile(r"(?:(?<!\.)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
 
@@ -96,24 +99,32 @@ def _title(letter: str) -> str:
 
 
 def _split_unmarked(sentence: str) -> Iterator[str]:
-    """A long sentence in a script without spaces between words, split at spaces."""
+    """The sentence, split at spaces if it is long and its script has no spaces between words."""
     start = 0
-    if (
-        len(sentence) > _UNMARKED_LENGTH
-        and len(_UNMARKED_LETTER.findall(sentence)) > len(sentence) / 2
-    ):
-        for space in _UNMARKED_SPACE.finditer(sentence):
-            if space.start() - start >= _UNMARKED_LENGTH / 2:
+    if _lacks_marks(sentence):
+        for space in re.finditer(" ", sentence):
+            length = space.start() - start
+            if length >= _LONGEST_UNMARKED or (
+                length >= _SHORTEST_UNMARKED and _SPACELESS_SPACE.match(sentence, space.start())
+            ):
                 yield sentence[start : space.start()]
                 start = space.start()
     yield sentence[start:]
+
+
+def _lacks_marks(sentence: str) -> bool:
+    if len(sentence) <= _SHORTEST_UNMARKED or (
+        len(sentence) <= _LONGEST_UNMARKED and sentence.rstrip().endswith(tuple(_MARKS))
+    ):
+        return False
+    return len(_SPACELESS_LETTER.findall(sentence)) > len(sentence) / 2
 
 
 def _pieces(paragraph: str, language: str) -> Iterator[str]:
     """The paragraph, split at every possible sentence end."""
     more = _MORE_MARKS.search(paragraph) is not None
     for piece in _windowed(paragraph, language):
-        if more:
+        if more and _MORE_MARKS.search(piece):
             yield from _MORE_ENDS.findall(piece)
         else:
             yield piece
