@@ -9,64 +9,38 @@ from collections.abc import Iterator
 
 from sentencex import segment
 
+from bert_pipeline.corpus.sentence_rules import CLOSERS, continues
+
 _WINDOW = 3000
 """Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
-_TAIL = 40
-"""Characters before a possible sentence end that are examined."""
-
-_OPENERS = "\"'“‘«„‹([（［「『"
-_CLOSERS = "\"'”’»›)]）］」』"
+_SHORTEST_UNMARKED = 60
+_LONGEST_UNMARKED = 240
+"""Characters between which a sentence without marks ends: at a space between two words of the
+script, later at any space."""
 
 # Sentence ends without a rule in sentencex: the one-character ellipsis, a sentence in brackets, and
 # Khmer ("។ល។" means "etc.") and Tibetan marks. Each match starts where the previous one ends.
 _MORE_ENDS = re.compile(
     r"\s*[(（][^()（）]*[.!?…。！？؟۔।][)）](?=\s|[^\x00-\x7f])"
-    rf"|.+?(?:…[{re.escape(_CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎]+(?=\s)|\Z)",
+    rf"|.+?(?:…[{re.escape(CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎](?:\s*[།༎])+|[།༎](?=\s)|\Z)",
     re.DOTALL,
 )
 _MORE_MARKS = re.compile(r"[…។៕།༎)）]")
 
-# "1.", "b)" and "IV." belong to the text after them.
-_LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
+# Thai, Lao, Tibetan, Burmese and Khmer have no spaces between words; a space often is the only sign
+# of a sentence end.
+_SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+_SPACELESS_LETTER = re.compile(f"[{_SPACELESS}]")
+_SPACELESS_SPACE = re.compile(f"(?<=[{_SPACELESS})]) (?=[{_SPACELESS}(])(?![ๆฯ])")
+_MARKS = ".!?…။។៕།"
 
-_ORDINAL_LANGUAGES = "bs cs da de dsb et fi fo hr hsb hu is lb lv nb nn no pl sk sl sr tr"
-"""Languages that write "3." for "third"."""
+_UNCAPITALIZED = re.compile(r"(?:(?<!\.)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
 
-# Abbreviations before a name or number, which rarely end a sentence, in addition to those of
-# sentencex.
-_ABBREVIATIONS = {
-    language: frozenset(words.split())
-    for language, words in {
-        "ar": "أ.د",
-        "bn": "ড ডা মো প্রো পৃ খ্রি",
-        "ca": "pàg st aprox",
-        "de": "abb bd hrsg inkl geb gest dipl allg tel",
-        "el": "αρ σελ βλ αγ καθ τηλ δηλ",
-        "en": "ms ft figs vol vols ch chs eq eqs approx ed eds",
-        "es": "dña aprox cía ss",
-        "fa": "ر.ک ق.م ه.ش ه.ق صص نک",
-        "fi": "ks ns nro vrt esim os tri",
-        "fr": "mm mme mlle mgr me dr pr st ste j.-c",
-        "hi": "डॉ डा प्रो श्री पं सं रु कि.मी मो पृ स्व कृ",
-        "hr": "npr tj sv ul br str tzv",
-        "hu": "ún kb szt vö ifj özv",
-        "id": "jl ir hlm yth tn ny",
-        "it": "pag pagg",
-        "lt": "pvz žr",
-        "nb": "f.eks dvs kl pga evt jf",
-        "nl": "mevr o.a d.w.z",
-        "no": "f.eks dvs kl pga evt jf",
-        "pl": "dr inż św im nr str ok m.in tzw ks gen wg mgr godz",
-        "pt": "pág págs núm cap vol av cia",
-        "ro": "dl d-na d-l str pag ex vol sf cca dvs",
-        "ru": "им рис табл напр т.е обл пос ок св ст доц гл",
-        "sv": "t.ex dvs kl resp jfr",
-        "tr": "av doç sn örn bkz mah cad sok alb yrd müh",
-        "uk": "рис напр",
-        "vi": "ts pgs gs ths tp bs kts",
-    }.items()
-}
+# sentencex does not split quotations, and a mark without its counterpart would hide all ends after
+# it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
+_QUOTES = "\"“”„«"
+_OPENING_QUOTE = re.compile(rf"[{_QUOTES}](?<![^\s(\[—–-].)")
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -85,13 +59,14 @@ def split_running(text: str, language: str) -> list[str]:
     Joined, they are the running text: the words of the document with one space between them.
     """
     language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
+    lowered = text.islower()  # also where a script has no capitals, which changes nothing
     sentences: list[str] = []
     for line in text.split("\n"):
         # Also because sentencex panics on an initial before a whitespace character of several
         # bytes ("A\u2028.").
         paragraph = " ".join(line.split())
         gap = " " if sentences else ""
-        for sentence in _split_paragraph(paragraph, language) if paragraph else ():
+        for sentence in _split_paragraph(paragraph, language, lowered) if paragraph else ():
             if stripped := sentence.strip():
                 sentences.append((gap or " " * sentence.startswith(" ")) + stripped)
                 gap = ""
@@ -99,25 +74,69 @@ def split_running(text: str, language: str) -> list[str]:
     return sentences
 
 
-def _split_paragraph(paragraph: str, language: str) -> Iterator[str]:
+def _split_paragraph(paragraph: str, language: str, lowered: bool) -> Iterator[str]:
+    start = 0
     pending = ""
-    for piece in _pieces(paragraph, language):
-        if not pending or _continues(pending, piece, language):
+    for piece in _pieces(_capitalize(paragraph) if lowered else paragraph, language):
+        if not pending or continues(pending, piece, language):
             pending += piece
-        else:
-            yield pending
-            pending = piece
-    yield pending
+            continue
+        end = start + len(pending)
+        yield from _split_unmarked(paragraph[start:end])
+        start = end
+        pending = piece
+    yield from _split_unmarked(paragraph[start:])
+
+
+def _capitalize(paragraph: str) -> str:
+    """The paragraph with a capital at the start of each possible sentence."""
+    return _UNCAPITALIZED.sub(lambda match: match[0][:-1] + _title(match[0][-1]), paragraph)
+
+
+def _title(letter: str) -> str:
+    title = letter.title()
+    return title if len(title) == 1 else letter  # "ŉ" would become two characters
+
+
+def _split_unmarked(sentence: str) -> Iterator[str]:
+    """The sentence, split at spaces if it is long and its script has no spaces between words."""
+    start = 0
+    if _lacks_marks(sentence):
+        for space in re.finditer(" ", sentence):
+            length = space.start() - start
+            if length >= _LONGEST_UNMARKED or (
+                length >= _SHORTEST_UNMARKED and _SPACELESS_SPACE.match(sentence, space.start())
+            ):
+                yield sentence[start : space.start()]
+                start = space.start()
+    yield sentence[start:]
+
+
+def _lacks_marks(sentence: str) -> bool:
+    if len(sentence) <= _SHORTEST_UNMARKED or (
+        len(sentence) <= _LONGEST_UNMARKED and sentence.rstrip().endswith(tuple(_MARKS))
+    ):
+        return False
+    return len(_SPACELESS_LETTER.findall(sentence)) > len(sentence) / 2
 
 
 def _pieces(paragraph: str, language: str) -> Iterator[str]:
     """The paragraph, split at every possible sentence end."""
     more = _MORE_MARKS.search(paragraph) is not None
     for piece in _windowed(paragraph, language):
-        if more:
+        if more and _MORE_MARKS.search(piece):
             yield from _MORE_ENDS.findall(piece)
         else:
             yield piece
+
+
+def _replace_quotes(paragraph: str) -> str:
+    if "。" in paragraph:
+        return paragraph
+    paragraph = _OPENING_QUOTE.sub("¿", paragraph)
+    for quote in _QUOTES:
+        paragraph = paragraph.replace(quote, "»")
+    return paragraph
 
 
 def _windowed(paragraph: str, language: str) -> Iterator[str]:
@@ -125,50 +144,18 @@ def _windowed(paragraph: str, language: str) -> Iterator[str]:
 
     The last piece of a window may continue in the next window, which therefore starts with it.
     """
-    start = 0
-    unended: list[str] = []
-    while len(paragraph) - start > _WINDOW:
-        *complete, last = segment(language, paragraph[start : start + _WINDOW])
-        if complete:
-            yield "".join(unended) + complete[0]
-            yield from complete[1:]
-            unended = []
-            start += _WINDOW - len(last)
-        else:
-            unended.append(last)
-            start += _WINDOW
-    rest = segment(language, paragraph[start:]) or [""]
-    yield "".join(unended) + rest[0]
-    yield from rest[1:]
-
-
-def _continues(before: str, after: str, language: str) -> bool:
-    """Whether the sentence continues after a possible end."""
-    head = before[-_TAIL:].rstrip()
-    bare = head.rstrip(_CLOSERS)
-    follower = after.lstrip()[:1]
-    # Compared with the title case, because Georgian letters are lower case also at the start.
-    if follower != follower.title():
-        return bare != head or bare.endswith((".", "…"))
-    if bare.endswith("…"):
-        return not follower.isupper() and follower not in _OPENERS
-    if bare != head or not head.endswith("."):
-        return False
-    if follower.isdigit() and before[-2:-1].isdigit():
-        return True  # "۳.۵"
-    *words, word = head.split()
-    return _expects_more(word, language) or (not words and _LIST_MARKER.fullmatch(word) is not None)
-
-
-def _expects_more(word: str, language: str) -> bool:
-    """Whether a word with a full stop rarely ends a sentence."""
-    stem = word[:-1].lstrip(_OPENERS)
-    if stem.lower() in _ABBREVIATIONS.get(language, ()):
-        return True
-    if stem.isdigit():
-        return len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split()
-    last = stem.rpartition(".")[2]
-    # Initials. sentencex handles them in English, as in "So did I."; letters of Arabic script have
-    # no case, and none of them is a word that could end a sentence.
-    initial = last.isupper() and language != "en"
-    return (len(last) == 1 and (initial or "\u0621" <= last <= "\u06d3")) or last.endswith("ـ")
+    unquoted = _replace_quotes(paragraph)
+    start = 0  # of the piece
+    end = 0  # of what has been split
+    while len(paragraph) - end > _WINDOW:
+        *complete, last = segment(language, unquoted[end : end + _WINDOW])
+        for piece in complete:
+            end += len(piece)
+            yield paragraph[start:end]
+            start = end
+        if not complete:
+            end += len(last)
+    for piece in segment(language, unquoted[end:]):
+        end += len(piece)
+        yield paragraph[start:end]
+        start = end
