@@ -48,7 +48,13 @@ from bert_pipeline.storage.workspace import Workspace, finished_inputs, workspac
 STAGE = "corpus"
 PARTS = ".parts"
 """Hidden folder of the parts."""
-SKIPPED_ON_ERROR = ("skipped_broken_file", "skipped_not_json", "skipped_no_text_field")
+SKIPPED_ON_ERROR = (
+    "skipped_broken_file",
+    "skipped_no_text_field",
+    "skipped_not_json",
+    "skipped_not_text",
+    "skipped_wrong_encoding",
+)
 """Counts of what `--on-error skip` skips and `fail` does not allow."""
 
 

@@ -7,10 +7,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bert_pipeline.config import OneOrMany, ShardedConfig
 from bert_pipeline.corpus.cleaning.registry import STEP_SETS, expand_step_sets
+from bert_pipeline.corpus.sources.guess_encoding import find_codec
 from bert_pipeline.corpus.sources.registry import is_hub
 
 HUB_OPTIONS = frozenset({"split", "repository", "revision", "files"})
 """Options that apply only to sources on the Hugging Face Hub."""
+ENCODED = frozenset({"text", "jsonl"})
+"""Sources, beside those on the Hub, whose files have an encoding."""
 
 
 def _expand_step_sets(value: object) -> object:
@@ -35,6 +38,9 @@ class CorpusConfig(ShardedConfig):
     as .gz, .zst, .bz2 or .xz). Repeat for several sources."""
     text_field: str | None = None
     """Field or column with the text, for jsonl and parquet. Default: `text`, else `content`."""
+    encoding: str | None = None
+    """Encoding of text and jsonl files that are not UTF-8, such as `cp1251` or `gb18030`; a byte
+    order mark goes before it."""
     language: str = "en"
     """ISO 639 code of the language. Selects the rules for sentence splitting and what the cleaning
     step `language` keeps; `oscar:LANG` sets its own."""
@@ -82,6 +88,11 @@ class CorpusConfig(ShardedConfig):
                 raise ValueError("contains bytes that are not valid UTF-8. Use * instead.")
         return sources
 
+    @field_validator("encoding")
+    @classmethod
+    def _normalize_encoding(cls, name: str | None) -> str | None:
+        return name and find_codec(name)
+
     @field_validator("language")
     @classmethod
     def _normalize_language(cls, language: str) -> str:
@@ -107,4 +118,12 @@ class CorpusConfig(ShardedConfig):
                     raise ValueError(
                         f"--{option}: applies only to sources on the Hub, and none is given."
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_encoding(self) -> "CorpusConfig":
+        if self.encoding and not any(
+            is_hub(spec) or spec.partition(":")[0] in ENCODED for spec in self.source
+        ):
+            raise ValueError("--encoding: applies only to text and jsonl, and none is given.")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import os
 import re
@@ -97,10 +98,11 @@ def test_text_line_separators_keep_words_separate(read: Read, end: str):
 
 
 def test_text_invalid_utf8_is_replaced_and_counted(read: Read):
-    assert read(
-        "a.txt",
-        b"\xef\xbb\xbfcaf\xc3\xa9 caf\xe9 \xff\xfe nul\x00byte\x07\x1b bad \xed\xa0\x80 end",
-    ) == ["café caf\ufffd \ufffd\ufffd nulbyte bad \ufffd\ufffd\ufffd end"]
+    good = "It is fine. " * 60
+    damaged = b"caf\xc3\xa9 caf\xe9 \xff\xfe nul\x00byte\x07\x1b bad \xed\xa0\x80 end"
+    assert read("a.txt", b"\xef\xbb\xbf" + good.encode() + damaged) == [
+        f"{good}café caf\ufffd \ufffd\ufffd nulbyte bad \ufffd\ufffd\ufffd end"
+    ]
     assert counts(read)["invalid_bytes_replaced"] == 6
 
 
@@ -186,12 +188,12 @@ def test_on_error_skip_keeps_readable_part_of_truncated_file(read: Read, tmp_pat
         "null",
         b'{"text": \xff}',
         "{" * 100_000,
-        "\x00",
     ],
 )
 def test_jsonl_invalid_line_is_reported_or_skipped(read: Read, tmp_path: Path, bad: str | bytes):
     line = bad if isinstance(bad, bytes) else bad.encode()
-    content = b'{"text": "One."}\n\n' + line + b'\n{"text": "Two."}\n'
+    long_row = json.dumps({"text": "One.", "note": "It is fine. " * 30}).encode()
+    content = long_row + b"\n\n" + line + b'\n{"text": "Two."}\n'
     with pytest.raises(BertpipeError, match=r"a\.jsonl, line 3: .*--on-error skip"):
         read("a.jsonl", content)
     assert not (tmp_path / "corpus" / "manifest.json").exists()
@@ -234,7 +236,9 @@ def corpus_of(tmp_path: Path, content: str, **options: Any) -> list[str]:
 
 
 def test_jsonl_invalid_utf8_is_replaced_and_counted(read: Read):
-    assert read("a.jsonl", b'\xef\xbb\xbf{"text": "caf\xe9 \xff."}\n') == ["caf\ufffd \ufffd."]
+    good = "It is fine. " * 20
+    content = b'\xef\xbb\xbf{"text": "' + good.encode() + b'caf\xe9 \xff."}\n'
+    assert read("a.jsonl", content) == [f"{good}caf\ufffd \ufffd."]
     assert counts(read)["invalid_bytes_replaced"] == 2
 
 
@@ -346,7 +350,7 @@ def test_file_matched_by_two_patterns_is_read_once(tmp_path: Path):
     ("name", "content"),
     [
         ("a.txt", ""),
-        ("a.txt", " \n\n\t\x00\n"),
+        ("a.txt", " \n\n\t\n"),
         ("a.jsonl", ""),
         ("a.jsonl", objects({"text": None}, {"text": " "})),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0)),

@@ -277,14 +277,25 @@ def test_memory_does_not_grow_with_file_size(hub: LocalHub, environment: dict[st
 
 
 def test_invalid_utf8_is_replaced_and_counted(hub: LocalHub, read: Read) -> None:
-    hub.add("me/data", {"train.jsonl": b'{"text": "caf\xe9"}\n{"text": "\xef\xbf\xbd"}\n'})
-    hub.add("me/text", {"train.txt": b"caf\xe9 \xff\n"})
+    good = "It is fine. " * 20
+    row = b'{"text": "' + good.encode() + b'caf\xe9"}\n{"text": "\xef\xbf\xbd"}\n'
+    hub.add("me/data", {"train.jsonl": row})
+    hub.add("me/text", {"train.txt": good.encode() + b"caf\xe9 \xff\n"})
     reading = read("hub:me/data")
     assert (reading.texts, reading.counts) == (
-        ["caf\ufffd", "\ufffd"],
+        [f"{good}caf\ufffd", "\ufffd"],
         Counter(invalid_bytes_replaced=1),
     )
     assert read("hub:me/text").counts == Counter(invalid_bytes_replaced=2)
+
+
+def test_text_in_another_encoding_is_an_error(hub: LocalHub, read: Read) -> None:
+    text = "Вечером мы сидели у реки и говорили о старых друзьях.\n"
+    hub.add("me/text", {"train.txt": text.encode("cp1251")})
+    error = read("hub:me/text").error
+    assert f"{hub.url}/datasets/me/text" in error
+    assert "train.txt: not UTF-8, likely cp1251. Give --encoding cp1251." in error
+    assert read("hub:me/text", encoding="cp1251").texts == [text.strip()]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,4 +1,4 @@
-"""`--text-field` and `--on-error`: which field holds the text, and what to do with broken data."""
+"""How files are read: `--text-field`, `--encoding` and `--on-error`."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -13,9 +13,11 @@ TEXT_FIELDS = ("text", "content")
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
-    """Which field holds the text, and whether broken data ends the run."""
+    """Which field holds the text, its encoding, and whether broken data ends the run."""
 
     text_field: str | None
+    encoding: str | None
+    """The encoding of files that are not UTF-8."""
     on_error: str
     advice: str
     """What to do about broken data, for the error message."""
@@ -23,7 +25,7 @@ class ErrorPolicy:
     @classmethod
     def from_config(cls, config: CorpusConfig, advice: str) -> "ErrorPolicy":
         """The policy that the options set."""
-        return cls(config.text_field, config.on_error, advice)
+        return cls(config.text_field, config.encoding, config.on_error, advice)
 
     def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
         """Raise `BertpipeError` (`--on-error fail`), or count `skipped_<reason>` (`skip`)."""

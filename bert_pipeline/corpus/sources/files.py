@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task, shuffled
+from bert_pipeline.corpus.sources.encodings import decode_text
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.storage.atomic import hash_file, hash_json
@@ -31,6 +32,7 @@ COMPRESSIONS = {
 }
 """File name suffixes and magic bytes."""
 
+CHUNK_BYTES = 1 << 16
 ADVICE = "Fix or remove it, or skip broken data with --on-error skip."
 
 
@@ -120,7 +122,7 @@ def handle_broken_file(path: Path, policy: ErrorPolicy, counts: Counter[str]) ->
 
 
 @contextmanager
-def open_decompressed(path: Path) -> Iterator[BinaryIO]:
+def open_decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file for reading, decompressed according to its name or its magic bytes."""
     with path.open("rb") as raw:
         kind = _find_compression(path, raw)
@@ -135,7 +137,15 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
                 yield file
 
 
-def _find_compression(path: Path, raw: BinaryIO) -> str | None:
+def read_text(path: Path, policy: ErrorPolicy, counts: Counter[str]) -> Iterator[str]:
+    """The decoded text of a file, in pieces."""
+    with open_decompressed(path) as file:
+        # Not `read`, which loses what it has read when the file is truncated.
+        chunks = iter(lambda: file.read1(CHUNK_BYTES), b"")
+        yield from decode_text(chunks, str(path), policy, counts)
+
+
+def _find_compression(path: Path, raw: io.BufferedIOBase) -> str | None:
     start = raw.read(6)
     raw.seek(0)
     # The name comes first, so that a .gz file without its header is broken instead of plain text.

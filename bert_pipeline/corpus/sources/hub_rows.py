@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
+from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.json_lines import read_json_lines
-from bert_pipeline.corpus.sources.plain_text import split_documents, split_lines
+from bert_pipeline.corpus.sources.plain_text import split_documents
 from bert_pipeline.hub.client import (
     PERMANENT_ERRORS,
     TRANSIENT_ERRORS,
@@ -115,9 +116,10 @@ class HubFileReader:
             path, lambda: datasets.load_dataset(builder, **where, **options)
         )
 
-    def lines(self, path: str) -> Iterator[bytes]:
-        """The undecoded lines of a text file, plain or compressed."""
-        yield from self._resume_after_errors(path, lambda: _read_lines(self._location(path)))
+    def lines(self, path: str, counts: Counter[str]) -> Iterator[str]:
+        """The lines of a text file, plain or compressed."""
+        chunks = self._resume_after_errors(path, lambda: _read_chunks(self._location(path)))
+        return split_lines(decode_text(chunks, self.url(path), self.policy, counts))
 
     def _resume_after_errors(self, path: str, open_file: Callable[[], Iterable[T]]) -> Iterator[T]:
         """The items of a file; after a transient error it is reopened at the item reached."""
@@ -201,9 +203,11 @@ def file_format(path: str) -> str:
     return extension if extension in READERS else ""
 
 
-def _read_lines(location: str) -> Iterator[bytes]:
-    with fsspec.open(location, compression="infer") as file:
-        yield from io.BufferedReader(file)
+def _read_chunks(location: str) -> Iterator[bytes]:
+    """Lines, because what is read before an error must be in the same chunks the next time."""
+    with fsspec.open(location, compression="infer") as raw:
+        file = io.BufferedReader(raw)
+        yield from iter(lambda: file.readline(BUFFER_BYTES), b"")
 
 
 def _read_metadata(location: str) -> Iterator[pq.FileMetaData]:
@@ -233,15 +237,15 @@ def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> Numb
 
 
 def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    yield from enumerate(split_documents(split_lines(files.lines(path), counts)))
+    yield from enumerate(split_documents(files.lines(path, counts)))
 
 
 def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    yield from read_json_lines(files.lines(path), files.url(path), files.policy, counts)
+    yield from read_json_lines(files.lines(path, counts), files.url(path), files.policy, counts)
 
 
 def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    first = next((line for line in files.lines(path) if line.strip()), b"{}")
+    first = next((line for line in files.lines(path, Counter()) if line.strip()), "{}")
     try:
         is_json_lines = isinstance(json.loads(first), dict)
     except ValueError:

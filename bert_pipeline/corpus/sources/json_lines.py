@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.sources.encodings import split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
     accept_text,
     handle_broken_file,
-    open_decompressed,
+    read_text,
 )
-from bert_pipeline.corpus.sources.plain_text import decode
 
 
 def open_source(spec: str, config: CorpusConfig) -> FileSource:
@@ -25,14 +25,15 @@ def open_source(spec: str, config: CorpusConfig) -> FileSource:
 
 def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
     """The text of each row of one file."""
-    with handle_broken_file(path, task.policy, counts), open_decompressed(path) as file:
-        for _, value in read_json_lines(file, str(path), task.policy, counts):
+    with handle_broken_file(path, task.policy, counts):
+        lines = split_lines(read_text(path, task.policy, counts))
+        for _, value in read_json_lines(lines, str(path), task.policy, counts):
             if (text := accept_text(value, counts)) is not None:
                 yield text
 
 
 def read_json_lines(
-    lines: Iterable[bytes], name: str, policy: ErrorPolicy, counts: Counter[str]
+    lines: Iterable[str], name: str, policy: ErrorPolicy, counts: Counter[str]
 ) -> Iterator[tuple[int, Any]]:
     """Yield the number of each row, from 0, and the value of its text field; skips blank lines."""
     for number, line in enumerate(lines):
@@ -40,7 +41,7 @@ def read_json_lines(
             continue
         where = f"{name}, line {number + 1}"
         try:
-            row = json.loads(decode(line.rstrip(b"\r\n"), counts))
+            row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("expected a JSON object")
         except (ValueError, RecursionError) as error:

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.sources.encodings import decode_value
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
     accept_text,
     handle_broken_file,
 )
-from bert_pipeline.corpus.sources.plain_text import decode
 from bert_pipeline.errors import BertpipeError
 
 _BATCH_ROWS = 256
@@ -43,7 +43,7 @@ def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterato
             )
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
             for raw_text in _as_bytes(batch.column(0)).to_pylist():
-                value = raw_text if raw_text is None else decode(raw_text, counts)
+                value = raw_text if raw_text is None else decode_value(raw_text, counts)
                 if (text := accept_text(value, counts)) is not None:
                     yield text
 

@@ -1,17 +1,17 @@
 """`text:GLOB`: plain text files, split into documents of one paragraph per line."""
 
 import re
-from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.sources.encodings import split_lines
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
     handle_broken_file,
-    open_decompressed,
+    read_text,
 )
 
 MAX_DOCUMENT_CHARS = 100_000
@@ -35,29 +35,8 @@ def open_source(spec: str, config: CorpusConfig) -> FileSource:
 
 def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
     """The texts of one file's documents."""
-    with handle_broken_file(path, task.policy, counts), open_decompressed(path) as file:
-        yield from split_documents(split_lines(file, counts))
-
-
-def split_lines(file: Iterable[bytes], counts: Counter[str]) -> Iterator[str]:
-    """Decoded lines without their ends."""
-    for raw in file:
-        # A lone carriage return ends a line too: old files, and logs with progress bars.
-        yield from decode(raw, counts).rstrip("\r\n").split("\r")
-
-
-def decode(raw: bytes, counts: Counter[str]) -> str:
-    """UTF-8 text without a byte order mark.
-
-    Invalid bytes become U+FFFD, counted as `invalid_bytes_replaced`.
-    """
-    raw = raw.removeprefix(BOM_UTF8)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("utf-8", "replace")
-        counts["invalid_bytes_replaced"] += text.count("\ufffd")
-        return text
+    with handle_broken_file(path, task.policy, counts):
+        yield from split_documents(split_lines(read_text(path, task.policy, counts)))
 
 
 def join_wrapped(lines: list[str]) -> list[str]:

@@ -1,0 +1,166 @@
+"""Decodes text files: finds the encoding by the start of a file, and stops at what is not text."""
+
+import codecs
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import IncrementalNewlineDecoder
+from itertools import chain
+
+from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
+from bert_pipeline.corpus.sources.guess_encoding import describe_binary, guess_encoding
+
+SAMPLE_BYTES = 1 << 18
+"""The start of a file by which its encoding is checked before the first document."""
+
+MAX_INVALID = 0.01
+"""Share of undecodable bytes from which a file counts as one in another encoding."""
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the start of it
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_WITHOUT_MARK = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+_REPLACEMENT = "\ufffd".encode()
+"""A replacement character that is in the file itself."""
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+def decode_text(
+    chunks: Iterable[bytes], name: str, policy: ErrorPolicy, counts: Counter[str]
+) -> Iterator[str]:
+    """The text of a file, in pieces.
+
+    Its encoding is that of the byte order mark; without one UTF-8, or `--encoding` for a file that
+    is not UTF-8. Single invalid bytes become U+FFFD, counted as `invalid_bytes_replaced`. Binary
+    data, and more than `MAX_INVALID` of invalid bytes, are handed to the policy.
+    """
+    chunks = iter(chunks)
+    sample, error = _read_sample(chunks)
+    encoding, mark = _find_encoding(sample, policy.encoding)
+    start = sample.removeprefix(mark)
+    if problem := _find_binary(start, encoding):
+        policy.handle(f"{name}: {problem}.", "not_text", counts)
+        return
+    if problem := _find_wrong_encoding(start, encoding):
+        policy.handle(f"{name}: {problem}", "wrong_encoding", counts)
+        return
+    decoder = _Decoder(encoding, counts)
+    yield decoder.decode(start)
+    if error:
+        raise error
+    for chunk in chunks:
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+    if decoder.replaced > MAX_INVALID * decoder.size:
+        problem = _explain_wrong_encoding(decoder.damaged, encoding)
+        policy.handle(f"{name}: {problem}", "wrong_encoding", counts)
+
+
+def decode_value(raw: bytes, counts: Counter[str]) -> str:
+    """A text value that should be UTF-8, decoded in the same way."""
+    return _Decoder("utf-8", counts).decode(raw.removeprefix(codecs.BOM_UTF8), final=True)
+
+
+def split_lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Lines without their ends, from text in pieces."""
+    # A lone carriage return ends a line too: old files, and logs with progress bars.
+    newlines = IncrementalNewlineDecoder(None, translate=True)
+    unended: list[str] = []
+    for piece in chain(map(newlines.decode, pieces), ["\n"]):
+        first, *others = piece.split("\n")
+        unended.append(first)
+        if others:
+            yield "".join(unended).removeprefix("\ufeff")
+            for line in others[:-1]:
+                yield line.removeprefix("\ufeff")
+            unended = [others[-1]]
+
+
+class _Decoder:
+    """Decodes consecutive chunks, and counts what is replaced."""
+
+    def __init__(self, encoding: str, counts: Counter[str]) -> None:
+        self._counts = counts
+        self._decoder = codecs.getincrementaldecoder(encoding)("strict")
+        self.size = 0
+        self.replaced = 0
+        self.damaged = b""
+        """The first chunks with invalid bytes."""
+
+    def decode(self, chunk: bytes, final: bool = False) -> str:
+        state = self._decoder.getstate()
+        self.size += len(chunk)
+        try:
+            return self._decoder.decode(chunk, final)
+        except UnicodeDecodeError:
+            self._decoder.setstate(state)
+            self._decoder.errors = "replace"
+            text = self._decoder.decode(chunk, final)
+            self._decoder.errors = "strict"
+        found = text.count("\ufffd") - chunk.count(_REPLACEMENT)
+        self.replaced += found
+        self._counts["invalid_bytes_replaced"] += found
+        if len(self.damaged) < SAMPLE_BYTES:
+            self.damaged += chunk
+        return text
+
+
+def _read_sample(chunks: Iterator[bytes]) -> tuple[bytes, Exception | None]:
+    """The start of a file, and the error that ended it: what is before the error is still read."""
+    sample = bytearray()
+    try:
+        for chunk in chunks:
+            sample += chunk
+            if len(sample) >= SAMPLE_BYTES:
+                break
+    except Exception as error:
+        return bytes(sample), error
+    return bytes(sample), None
+
+
+def _find_encoding(sample: bytes, given: str | None) -> tuple[str, bytes]:
+    """The encoding of a file by its start, and its byte order mark."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if sample.startswith(mark):
+            return encoding, mark
+    if given is None or _is_utf8(sample):
+        return "utf-8", b""
+    return _WITHOUT_MARK.get(given, given), b""
+
+
+def _is_utf8(sample: bytes) -> bool:
+    decoder = _Decoder("utf-8", Counter())
+    decoder.decode(sample)
+    return not sample.isascii() and not decoder.replaced
+
+
+def _find_binary(sample: bytes, encoding: str) -> str | None:
+    """What kind of file it is when it is not text; else None."""
+    kind = describe_binary(sample)
+    if kind is None and guess_encoding(sample, by_text=False) is None:
+        controls = len(_CONTROL.findall(_Decoder(encoding, Counter()).decode(sample)))
+        if controls > MAX_INVALID * len(sample):
+            kind = "binary data"
+    return kind and f"not text, but {kind}"
+
+
+def _find_wrong_encoding(sample: bytes, encoding: str) -> str | None:
+    """What to say when the text has another encoding; else None."""
+    decoder = _Decoder(encoding, Counter())
+    decoder.decode(sample)
+    signed = guess_encoding(sample, by_text=False) if encoding == "utf-8" else None
+    if signed is None and decoder.replaced <= MAX_INVALID * len(sample):
+        return None
+    return _explain_wrong_encoding(sample, encoding)
+
+
+def _explain_wrong_encoding(sample: bytes, encoding: str) -> str:
+    shown = "UTF-8" if encoding == "utf-8" else encoding
+    guess = guess_encoding(sample)
+    if guess is None or guess == encoding:
+        return f"not {shown}, and its encoding is not known. Give it with --encoding."
+    return f"not {shown}, likely {guess}. Give --encoding {guess}."
