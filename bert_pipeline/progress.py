@@ -134,6 +134,12 @@ def print_pairs(title: str, pairs: Sequence[tuple[str, str]], *, quiet: bool = F
     print_line("\n".join(lines), quiet=quiet)
 
 
+def count_of(count: int, noun: str) -> str:
+    """`1 pass`, `2 passes`: a count and what is counted."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def human_count(count: float) -> str:
     """`6.3 M`: a large number with three digits or less; exact below 10,000."""
     if count < 10_000:

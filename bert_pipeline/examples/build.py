@@ -20,6 +20,7 @@ from bert_pipeline.config import flags
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.coverage import count_covered
 from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, plan_pieces
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.preview import show_examples
@@ -28,7 +29,7 @@ from bert_pipeline.examples.shard import DOCUMENT_COUNTS, ExampleJob, forget_sto
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.summary import manifest_counts, print_summary
 from bert_pipeline.examples.token_store import TokenStore
-from bert_pipeline.progress import bar, print_line
+from bert_pipeline.progress import bar, count_of, print_line
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.atomic import save_array
 from bert_pipeline.storage.manifest import Manifest, describe_input, read_manifest
@@ -103,10 +104,14 @@ def _make(
         if not totals["train_rows"]:
             raise BertpipeError(
                 f"{config.corpus}: too little text for a single example "
-                f"({totals['documents']} document(s) with {totals['tokens']} token(s)). "
+                f"({count_of(totals['documents'], 'document')} with "
+                f"{count_of(totals['tokens'], 'token')}). "
                 "Add more text."
             )
-    token_counts = _count_tokens(store, splits, loaded.vocab_size, config.quiet)
+    token_counts, totals["train_tokens_used"] = _count_tokens(
+        store, splits, loaded.vocab_size, folder / STORE, config
+    )
+    totals["train_document_tokens"] = int(token_counts.sum())
     counts_file = folder / TOKEN_COUNTS
     save_array(counts_file, token_counts)
     forget_store()
@@ -143,7 +148,7 @@ def _encode_corpus(
             totals.update(counts)
             progress.advance()
     save_array(store / DOCUMENT_COUNTS, documents)
-    return TokenStore(store, documents)
+    return TokenStore(store, documents, config.max_sentence)
 
 
 def count_held_out(documents: int, config: ExamplesConfig) -> int:
@@ -163,7 +168,7 @@ def count_held_out(documents: int, config: ExamplesConfig) -> int:
         if needed > 1:
             solutions.append("use --objective mlm, which needs no second document")
         raise BertpipeError(
-            f"{config.corpus}: has {documents} document(s) with sentences, but {config.objective} "
+            f"{config.corpus}: has {count_of(documents, 'document')} with sentences, but {config.objective} "
             f"needs {splits}. {', or '.join(solutions)}."
         )
     return held_out
@@ -196,12 +201,20 @@ def _plan_jobs(
     return jobs
 
 
-def _count_tokens(store: TokenStore, splits: Splits, vocab_size: int, quiet: bool) -> Int64Array:
-    """Occurrences of each id in the training documents; int64 of shape (vocab_size,)."""
+def _count_tokens(
+    store: TokenStore, splits: Splits, vocab_size: int, folder: Path, config: ExamplesConfig
+) -> tuple[Int64Array, int]:
+    """Occurrences of each id in the training documents, and how many tokens some example has.
+
+    The occurrences are int64 of shape (vocab_size,).
+    """
     counts = np.zeros(vocab_size, dtype=np.int64)
-    with bar("counting tokens", len(store.first) - 1, quiet=quiet) as progress:
-        for piece in range(len(store.first) - 1):
+    used = 0
+    pieces = len(store.first) - 1
+    with bar("counting tokens", pieces, quiet=config.quiet) as progress:
+        for piece in range(pieces):
             validation = splits.members("validation", *store.first[piece : piece + 2].tolist())
             counts += store.count_tokens(piece, validation, vocab_size)
+            used += count_covered(folder, range(piece, config.dupe_factor * pieces, pieces))
             progress.advance()
-    return counts
+    return counts, used

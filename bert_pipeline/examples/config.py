@@ -87,6 +87,16 @@ class ExamplesConfig(ShardedConfig):
         return self.corpus.absolute() == self.out.absolute()
 
     @property
+    def max_tokens(self) -> int:
+        """Most tokens in one example of one document, without special tokens."""
+        return self.max_seq_length - OBJECTIVES[self.objective].special_tokens
+
+    @property
+    def max_sentence(self) -> int | None:
+        """Most tokens in a sentence of a pair; None for `mlm`, which divides any long sentence."""
+        return self.max_tokens if OBJECTIVES[self.objective].has_pairs else None
+
+    @property
     def needs_word_starts(self) -> bool:
         """Whether masking needs to know which tokens begin a word."""
         return self.mask_unit != "token"

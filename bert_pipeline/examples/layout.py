@@ -49,7 +49,7 @@ class PairLayout:
         b_start = b_start + cut.front_b
         b_stop = b_stop - cut.back_b
         if len(elsewhere):
-            # Read after truncation: a text without full stops is one very long sentence.
+            # Read after truncation, which drops most of a long sentence.
             found = self.store.read(IdRanges(ranges.piece, b_start[elsewhere], b_stop[elsewhere]))
             b_start[elsewhere] = len(ids) + found.offsets[:-1]
             b_stop[elsewhere] = len(ids) + found.offsets[1:]

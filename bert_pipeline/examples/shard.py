@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.counter_rng import make_key, make_seed, random_bits
+from bert_pipeline.examples.coverage import coverage_path, save_coverage
 from bert_pipeline.examples.layout import PairLayout, lay_out_packed
 from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
 from bert_pipeline.examples.objective import DocumentBatch, PackedSentences
@@ -55,6 +56,11 @@ class ExampleJob:
     vocab_size: int
 
     @property
+    def coverage(self) -> Path | None:
+        """The file of the tokens that a shard of training examples uses."""
+        return coverage_path(self.store, self.number) if self.split == "train" else None
+
+    @property
     def has_masks(self) -> bool:
         """Whether masks are written into this shard."""
         return self.config.masks == "static" or self.split == "validation"
@@ -68,7 +74,8 @@ def shard_schema(config: ExamplesConfig, split: Split) -> pa.Schema:
 
 def make_shard(job: ExampleJob) -> dict[str, int]:
     """Write one shard of examples, unless it already exists; return its counts."""
-    if (finished := finished_counts(job.path)) is not None:
+    finished = finished_counts(job.path)
+    if finished is not None and (job.coverage is None or job.coverage.exists()):
         return finished
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     write_shard(
@@ -81,13 +88,15 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
 
 
 def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-    store, splits = _open_store(job.store, job.held_out, job.config.seed)
+    store, splits = _open_store(job.store, job.held_out, job.config.seed, job.config.max_sentence)
     rule = MaskRule.from_config(job.config, job.split, job.special.mask, job.vocab_size)
     stream = (job.split, job.config.seed, job.number)
     random = np.random.default_rng(make_seed(*stream))
     row = 0
     for piece in job.pieces:
         planned = _plan(job, piece, store, splits, random)
+        if job.coverage is not None:  # before the shard, so that a finished shard always has it
+            save_coverage(job.coverage, planned.segments, len(store.open(piece).ids))
         planned = planned.take(random.permutation(len(planned.segments)))
         for group in _group_by_size(planned.segments, job.config):
             chosen = planned.take(group)
@@ -123,7 +132,7 @@ def _plan(
         bounds=arrays.sentences.tolist(),
         documents=list(zip(first, end, strict=True)),
         numbers=members.tolist(),
-        max_tokens=config.max_seq_length - objective.special_tokens,
+        max_tokens=config.max_tokens,
         short_seq_prob=config.short_seq_prob,
         across_documents=config.across_documents,
         random=Random(random.bytes(16)),
@@ -136,9 +145,12 @@ def _plan(
 
 
 @lru_cache(maxsize=1)
-def _open_store(folder: Path, held_out: int, seed: int) -> tuple[TokenStore, Splits]:
+def _open_store(
+    folder: Path, held_out: int, seed: int, max_sentence: int | None
+) -> tuple[TokenStore, Splits]:
     # Cached: each worker reads the document counts once, not once per shard.
-    store = TokenStore(folder, np.load(folder / DOCUMENT_COUNTS, allow_pickle=False))
+    documents = np.load(folder / DOCUMENT_COUNTS, allow_pickle=False)
+    store = TokenStore(folder, documents, max_sentence)
     return store, Splits(len(store), held_out, seed)
 
 

@@ -7,9 +7,12 @@ from typing import Any
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.splits import Splits
-from bert_pipeline.progress import print_line, print_pairs
+from bert_pipeline.progress import count_of, print_line, print_pairs
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary
+
+MIN_USED_RATE = 0.8
+"""A warning is printed if a smaller share of the training text reaches an example."""
 
 
 def manifest_counts(
@@ -18,6 +21,7 @@ def manifest_counts(
     """The manifest's counts: the totals, and the rates computed from them."""
     counts: dict[str, Any] = dict(sorted(totals.items()))
     counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
+    counts["train_used_rate"] = totals["train_tokens_used"] / totals["train_document_tokens"]
     for split in ("train", "validation"):
         counts[f"{split}_documents"] = splits.size(split)
         if rows := totals.get(f"{split}_rows", 0):
@@ -39,7 +43,15 @@ def print_summary(manifest: Manifest, config: ExamplesConfig) -> None:
         f"examples: {rows:,} for training, {counts.get('validation_rows', 0):,} for validation "
         f"→ {config.out}",
         f"  {tokens:,} training tokens, {tokens / rows:.1f} per example",
+        f"  {counts['train_used_rate']:.1%} of the training text is in at least one example",
     ]
+    if counts["train_used_rate"] < MIN_USED_RATE:
+        length = counts["tokens"] / counts["sentences"]
+        lines.append(
+            "  warning: pairs lose the tokens that exceed --max-seq-length, most where sentences are "
+            f"long (here {length:.0f} tokens on average). Use --objective mlm, or raise "
+            "--dupe-factor or --max-seq-length"
+        )
     if config.masks == "static" and (empty := counts["train_without_prediction"]):
         lines.append(f"  {empty:,} examples have no masked token: --max-predictions is too small")
     print_line("\n".join(lines), quiet=config.quiet)
@@ -56,7 +68,8 @@ def _details(counts: Mapping[str, Any], config: ExamplesConfig) -> list[tuple[st
     details = [
         (
             "documents",
-            f"{counts['train_documents']:,} for training, {config.dupe_factor} passes; "
+            f"{counts['train_documents']:,} for training, "
+            f"{count_of(config.dupe_factor, 'pass')}; "
             f"{counts['validation_documents']:,} for validation",
         ),
         ("to predict", masked),
@@ -71,11 +84,4 @@ def _details(counts: Mapping[str, Any], config: ExamplesConfig) -> list[tuple[st
     if objective.has_pairs:
         share = counts["train_label_balance"]
         details.append(("labels", f"{objective.positive_label} in {share:.1%}"))
-        details.append(
-            (
-                "truncated",
-                f"{counts['train_truncated_rate']:.1%} of the pairs were longer than their "
-                "maximum length and lost some tokens, as in BERT",
-            )
-        )
     return details

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from bert_pipeline.examples.long_sentences import divide_long_sentences
 from bert_pipeline.ragged import (
     Array,
     BoolArray,
@@ -44,9 +45,13 @@ def write_piece(path: Path, arrays: dict[str, Array], counts: dict[str, int]) ->
 
 
 class Piece:
-    """The arrays of one piece, each mapped into memory on first access."""
+    """The arrays of one piece, each mapped into memory on first access.
 
-    def __init__(self, path: Path) -> None:
+    With `max_sentence`, sentences that have more ids may be divided (`divide_long_sentences`).
+    """
+
+    def __init__(self, path: Path, max_sentence: int | None = None) -> None:
+        self._max_sentence = max_sentence
         # The map must outlive the numpy views of it.
         self._map = pa.memory_map(str(path))
         self._batch = pa.ipc.open_file(self._map).get_batch(0)
@@ -61,14 +66,22 @@ class Piece:
         return self._view("ids")
 
     @cached_property
+    def _bounds(self) -> tuple[Int64Array, Int64Array]:
+        sentences: Int64Array = self._view("sentences")
+        documents: Int64Array = self._view("documents")
+        if self._max_sentence is None:
+            return sentences, documents
+        return divide_long_sentences(sentences, documents, self._max_sentence)
+
+    @property
     def sentences(self) -> Int64Array:
         """Where sentences begin in the ids, and where the last one ends."""
-        return self._view("sentences")
+        return self._bounds[0]
 
-    @cached_property
+    @property
     def documents(self) -> Int64Array:
         """Where documents begin in the sentences, and where the last one ends."""
-        return self._view("documents")
+        return self._bounds[1]
 
     @cached_property
     def word_starts(self) -> BoolArray | None:
@@ -100,8 +113,14 @@ class IdRanges:
 class TokenStore:
     """All pieces. Piece p holds documents `first[p]`..`first[p + 1] - 1` of the corpus."""
 
-    def __init__(self, folder: Path, documents: Sequence[int] | Int64Array) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        documents: Sequence[int] | Int64Array,
+        max_sentence: int | None = None,
+    ) -> None:
         self._folder = folder
+        self._max_sentence = max_sentence
         self.first = offsets_of(np.asarray(documents, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -109,7 +128,7 @@ class TokenStore:
 
     def open(self, piece: int) -> Piece:
         """Map a piece into memory, for as long as the result is referenced."""
-        return Piece(piece_path(self._folder, piece))
+        return Piece(piece_path(self._folder, piece), self._max_sentence)
 
     def find_sentences(
         self, documents: Int64Array, shares: FloatArray, wanted: Int64Array

@@ -344,7 +344,7 @@ def test_one_document_is_rejected_for_nsp_and_accepted_for_mlm(
 ):
     for fraction in (0.0, 0.02):
         with pytest.raises(
-            BertpipeError, match=r"1 document\(s\).*mlm\+nsp needs 2.*--objective mlm"
+            BertpipeError, match=r"1 document with sentences.*mlm\+nsp needs 2.*--objective mlm"
         ):
             build_examples(small([text], validation_fraction=fraction))
     config = small([text], validation_fraction=0, objective="mlm")
@@ -377,7 +377,7 @@ def test_single_token_corpus_is_rejected(
 ):
     config = small(["x"], validation_fraction=0, objective="mlm+sop", masks="dynamic")
     with pytest.raises(
-        BertpipeError, match=r"too little text for a single example \(1 document\(s\) with 1 token"
+        BertpipeError, match=r"too little text for a single example \(1 document with 1 token"
     ):
         build_examples(config.model_copy(update={"tokenizer": wordpiece_folder}))
 
@@ -399,7 +399,7 @@ def test_documents_without_tokens_are_dropped(small: Callable[..., ExamplesConfi
     shutil.rmtree(config.corpus)
     make_corpus(config.corpus, ["\u0300", "The sea.", "\u0300 \u0300.", "\u0300\n\u0300"], shards=2)
     with pytest.raises(
-        BertpipeError, match=r"2 document\(s\).*needs 2 for training and 2 for validation"
+        BertpipeError, match=r"2 documents.*needs 2 for training and 2 for validation"
     ):
         build_examples(config.model_copy(update={"validation_fraction": 0.1}))
     manifest = build_examples(config)
@@ -446,7 +446,7 @@ def test_two_documents_of_one_sentence_are_enough_for_nsp(small: Callable[..., E
 def test_too_few_documents_for_validation_is_an_error(
     small: Callable[..., ExamplesConfig],
 ):
-    with pytest.raises(BertpipeError, match=r"3 document\(s\).*--validation-fraction 0"):
+    with pytest.raises(BertpipeError, match=r"3 documents.*--validation-fraction 0"):
         build_examples(small(["One. Two.", "Three. Four.", "Five."]))
 
 
