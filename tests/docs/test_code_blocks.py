@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bert_pipeline.cli import app
+from tests.helpers.languages import SENTENCES, invent_persian, write_documents
 from tests.helpers.local_hub import LocalHub
 from tests.helpers.text import invent_documents, write_jsonl, zstd
 from tests.helpers.training_runs import reset_accelerate
@@ -85,29 +85,13 @@ def shorten(text: str) -> str:
     return text
 
 
-PERSIAN = (
-    "در این شهر مردم هر روز به بازار می\u200cروند و با دوستان خود درباره کار "
-    "زندگی کتاب باران مدرسه خانه پدر مادر کودک درخت رودخانه کوه آسمان تاریخ "
-    "هنر دانشگاه استاد دانشجو سفر راه جاده ماشین غذا نان آب چای سخن "
-    "می\u200cگویند"
-)
-
-
-def persian_text(seed: int) -> str:
-    """An invented web page, long enough to pass the quality filters."""
-    draw = Random(seed)
-    return "\n".join(
-        " ".join(draw.choices(PERSIAN.split(), k=draw.randint(12, 30))) + "." for _ in range(8)
-    )
-
-
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """A hub with the data sets that the pages name, laid out as on the real one."""
     lines = ["", " = A Title = ", "", " Text . ", " More text . "] * 3
     table = BytesIO()
     pq.write_table(pa.table({"text": [line + "\n" for line in lines]}), table)
-    rows = "".join(json.dumps({"content": persian_text(n)}) + "\n" for n in range(20))
+    rows = "".join(json.dumps({"content": invent_persian(n)}) + "\n" for n in range(20))
     shards = "data_files: [{split: train, path: wikitext-2-raw-v1/train-*}]"
     card = f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  {shards}\n---\n"
     with LocalHub(tmp_path_factory.mktemp("hub")) as server:
@@ -121,12 +105,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 def write_samples(folder: Path) -> None:
-    """What a reader of the pages has: text files in `texts/`, other formats in `data/`."""
+    """What a reader of the pages has: text files in `texts/`, other formats in `data/`.
+
+    `texts/LANGUAGE/` has text in that language.
+    """
     (folder / "texts").mkdir(parents=True)
     documents = invent_documents(count=60)
     for number, text in enumerate(documents):
         page = text.replace("\n", "\n\n")
         (folder / "texts" / f"{number}.txt").write_text(page, encoding="utf-8")
+    for language in SENTENCES:
+        write_documents(folder / "texts" / language, language)
     write_jsonl(folder / "data" / "articles.jsonl", documents)
     pq.write_table(pa.table({"body": documents}), folder / "data" / "pages.parquet")
 
