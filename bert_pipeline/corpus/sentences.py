@@ -35,11 +35,12 @@ _SPACELESS_LETTER = re.compile(f"[{_SPACELESS}]")
 _SPACELESS_SPACE = re.compile(f"(?<=[{_SPACELESS})]) (?=[{_SPACELESS}(])(?![ๆฯ])")
 _MARKS = ".!?…။។៕།"
 
-_UNCAPITALIZED = re.compile(r"(?:(?<!\.)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
+# A possible sentence start in text without capitals; none is after "..." and "p.m.".
+_UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
 
 # sentencex does not split quotations, and a mark without its counterpart would hide all ends after
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
-_QUOTES = "\"“”„«"
+_QUOTES = '"“”„«'
 _OPENING_QUOTE = re.compile(rf"[{_QUOTES}](?<![^\s(\[—–-].)")
 
 
