@@ -94,7 +94,7 @@ def continues(before: str, after: str, language: str) -> bool:
 
 def _continues_word(head: str, bare: str, rest: str) -> bool:
     """Whether the sentence continues without a space after the possible end."""
-    if rest.startswith(tuple("」』》〉")):
+    if rest.startswith(("」", "』", "》", "〉")):
         return True
     if bare != head or bare.endswith(("!", "！", "?", "？")) or _NAME_WITH_MARK.search(head):
         hangul = "가" <= rest[:1] <= "힣"
@@ -105,8 +105,8 @@ def _continues_word(head: str, bare: str, rest: str) -> bool:
 
 def _continues_after_ellipsis(bare: str, rest: str) -> bool:
     follower = rest[:1]
-    if follower.upper() != follower.lower():
-        return not follower.isupper()
+    if follower.title() != follower.lower():
+        return False
     if follower.isalpha():
         # Without capitals, an ellipsis for omitted words is known by the space or "and" before it,
         # or by an "and" after it.
