@@ -8,6 +8,9 @@ _TAIL = 40
 OPENERS = "\"'“‘«„‹([（［「『"
 CLOSERS = "\"'”’»›)]）］」』》〉"
 
+_INSIDE = tuple(",;:،؛，、；：」』》〉")
+"""Characters that cannot begin a sentence."""
+
 # "1.", "b)" and "IV." belong to the text after them.
 _LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
 
@@ -66,6 +69,10 @@ _ABBREVIATIONS = {
 }
 
 
+_TITLES = ("dr", "mr", "mrs", "prof")
+"""Abbreviations of English that texts in other languages have too."""
+
+
 def continues(before: str, after: str, language: str) -> bool:
     """Whether the sentence continues after a possible end."""
     tail = before[-_TAIL:]
@@ -94,10 +101,15 @@ def continues(before: str, after: str, language: str) -> bool:
 
 def _continues_word(head: str, bare: str, rest: str) -> bool:
     """Whether the sentence continues without a space after the possible end."""
-    if rest.startswith(("」", "』", "》", "〉")):
+    if rest.startswith(_INSIDE):
         return True
-    if bare != head or bare.endswith(("!", "！", "?", "？")) or _NAME_WITH_MARK.search(head):
-        hangul = "가" <= rest[:1] <= "힣"
+    follower = rest.lstrip(CLOSERS)
+    if (
+        (follower, bare) != (rest, head)
+        or bare.endswith(("!", "！", "?", "？"))
+        or _NAME_WITH_MARK.search(head)
+    ):
+        hangul = "가" <= follower[:1] <= "힣"
         # "《…？》" is a title.
         return hangul or head.endswith(("》", "〉")) or _PARTICLE.match(rest) is not None
     return _SHORT_PART.search(head) is not None and rest[:1].isalpha()
@@ -129,7 +141,7 @@ def _expects_more(word: str, language: str) -> bool:
     parts = stem.lower().split(".")
     last = stem.rpartition(".")[2]
     abbreviations = _ABBREVIATIONS.get(language, ())
-    if stem.lower() in abbreviations or parts[-1] in abbreviations:
+    if stem.lower() in abbreviations or parts[-1] in abbreviations or parts[-1] in _TITLES:
         return True
     if stem.isdigit():
         return language == "ko" or (len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split())

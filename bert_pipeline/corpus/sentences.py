@@ -43,6 +43,10 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 _QUOTES = '"“”„«'
 _OPENING_QUOTE = re.compile(rf"[{_QUOTES}](?<![^\s(\[—–-].)")
 
+# sentencex ends a sentence before the second of two closing marks: the full stop changes places
+# with the first.
+_TWO_CLOSERS = re.compile(r"([.!?])([»’'›)\]]+)(?=[»’'›)\]])")
+
 # In some languages sentencex takes no number for the start of a sentence. Replaced by a letter,
 # after a word that is too long for an abbreviation.
 _STARTING_NUMBER = re.compile(
@@ -144,7 +148,7 @@ def _disguise(paragraph: str) -> str:
         paragraph = _OPENING_QUOTE.sub("¿", paragraph)
         for quote in _QUOTES:
             paragraph = paragraph.replace(quote, "»")
-    return paragraph
+    return _TWO_CLOSERS.sub(r"\2\1", paragraph)
 
 
 def _windowed(paragraph: str, language: str) -> Iterator[str]:
