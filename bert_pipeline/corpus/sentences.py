@@ -40,8 +40,9 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 
 # sentencex does not split quotations, and a mark without its counterpart would hide all ends after
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
-_QUOTES = '"“”„«'
-_OPENING_QUOTE = re.compile(rf"[{_QUOTES}](?<![^\s(\[—–-].)")
+# A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
+_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[¿—–-].)(?=\S)")
+_CLOSING_QUOTES = '"“”„«‘'
 
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
 # with the first.
@@ -143,12 +144,15 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
 
 def _disguise(paragraph: str) -> str:
     """The paragraph for sentencex, of the same length, without what it takes wrongly."""
-    paragraph = _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
     if "。" not in paragraph:
-        paragraph = _OPENING_QUOTE.sub("¿", paragraph)
-        for quote in _QUOTES:
-            paragraph = paragraph.replace(quote, "»")
-    return _TWO_CLOSERS.sub(r"\2\1", paragraph)
+        disguised = _OPENING_QUOTE.sub("¿", paragraph)
+        for quote in _CLOSING_QUOTES:
+            if quote in disguised and f" {quote} " not in paragraph:
+                disguised = disguised.replace(quote, "»")
+        for mark in ".!?।":
+            disguised = disguised.replace(f"{mark}'", f"{mark}»")
+        paragraph = _TWO_CLOSERS.sub(r"\2\1", disguised) if "»" in disguised else disguised
+    return _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
 
 
 def _windowed(paragraph: str, language: str) -> Iterator[str]:

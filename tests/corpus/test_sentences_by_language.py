@@ -164,9 +164,36 @@ def test_quotation_that_is_never_closed_hides_no_sentence_ends():
         "They came.",
         "It was late.",
     ]
+    single = ["He said: 'Go on.", "She left.", "They came.'", "It wasn't late."]
+    assert split_sentences(" ".join(single), "en") == single
     # The mark inside the Hebrew word is an abbreviation sign.
     hebrew = ['הוא גר בארה"ב.', "היא גרה כאן.", "הם שמחו."]
     assert split_sentences(" ".join(hebrew), "he") == hebrew
+
+
+def test_quotation_marks_between_spaces_stay_with_their_sentence():
+    tokenized = ['He said : " Go on . "', "She left ."]
+    assert split_sentences(" ".join(tokenized), "en") == tokenized
+
+
+@pytest.mark.parametrize(
+    ("language", "sentences"),
+    [
+        ("de", ["Er wohnte in Bremen.", "1990 zog er um.", "Wann genau?", "12 Uhr."]),
+        ("cs", ["Bydlel v Praze.", "1990 odjel.", "Kdy?", "3 roky poté."]),
+        ("fi", ["Hän asui täällä.", "1990 hän muutti."]),
+        ("ja", ["彼は来た。", "2001年に去った。", "「もう？」", "3年後だ。"]),
+        ("zh", ["他来了。", "2001年他走了。"]),
+    ],
+)
+def test_sentence_that_begins_with_a_number(language: str, sentences: list[str]):
+    joint = "" if language in UNSPACED else " "
+    assert split_sentences(joint.join(sentences), language) == sentences
+
+
+def test_two_closing_marks_stay_with_their_sentence():
+    sentences = ["«Я крикнул: „Здесь акула!“», — сказал он.", "«Он кричал „Беги!“»", "Мы ушли."]
+    assert split_sentences(" ".join(sentences), "ru") == sentences
 
 
 def test_tibetan_double_mark_belongs_to_the_sentence_before():
