@@ -6,7 +6,10 @@ _TAIL = 40
 """Characters before a possible sentence end that are examined."""
 
 OPENERS = "\"'“‘«„‹([（［「『"
-CLOSERS = "\"'”’»›)]）］」』"
+CLOSERS = "\"'”’»›)]）］」』》〉"
+
+_INSIDE = tuple(",;:،؛，、；：」』》〉")
+"""Characters that cannot begin a sentence."""
 
 # "1.", "b)" and "IV." belong to the text after them.
 _LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
@@ -17,6 +20,9 @@ _PARTICLE = re.compile(
     r"と|って|っ[てた]|など|は(?![いじ])|が(?!、)|を|の(?!ち)|に(?!わ)|で(?![もは])|です|だっ"
 )
 _NAME_WITH_MARK = re.compile(r"[ァ-ヶー]娘。$")
+
+# Each part of an abbreviation without spaces is short: "कि.मी.", "พ.ศ.", "GS.TS.", "U.S.A.".
+_SHORT_PART = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|(?<![^\s.])[^\s.]{1,2})\.$")
 
 # Korean verbs and particles of speech after a quotation.
 _KOREAN_SPEECH = re.compile(r"(?:이?라[고며는]|하[고며는]|했)")
@@ -33,7 +39,7 @@ _ABBREVIATIONS = {
         "ar": "أ.د",
         "bn": "ড ডা মো প্রো পৃ খ্রি",
         "ca": "pàg st aprox",
-        "de": "abb bd hrsg inkl geb gest dipl allg tel",
+        "de": "abb bd fa hr hrn hrsg inkl geb gest dipl allg tel",
         "el": "αρ σελ βλ αγ καθ τηλ δηλ",
         "en": "ms ft figs vol vols ch chs eq eqs approx ed eds",
         "es": "dña aprox cía ss",
@@ -61,6 +67,10 @@ _ABBREVIATIONS = {
         "vi": "ts pgs gs ths tp bs kts",
     }.items()
 }
+
+
+_TITLES = ("dr", "mr", "mrs", "prof")
+"""Abbreviations of English that texts in other languages have too."""
 
 
 def continues(before: str, after: str, language: str) -> bool:
@@ -91,19 +101,24 @@ def continues(before: str, after: str, language: str) -> bool:
 
 def _continues_word(head: str, bare: str, rest: str) -> bool:
     """Whether the sentence continues without a space after the possible end."""
-    if bare != head or bare.endswith(("!", "！", "?", "？")) or _NAME_WITH_MARK.search(head):
-        hangul = "가" <= rest[:1] <= "힣"
+    if rest.startswith(_INSIDE):
+        return True
+    follower = rest.lstrip(CLOSERS)
+    if (
+        (follower, bare) != (rest, head)
+        or bare.endswith(("!", "！", "?", "？"))
+        or _NAME_WITH_MARK.search(head)
+    ):
+        hangul = "가" <= follower[:1] <= "힣"
         # "《…？》" is a title.
         return hangul or head.endswith(("》", "〉")) or _PARTICLE.match(rest) is not None
-    # Each part of an abbreviation is short: "कि.मी.", "พ.ศ.", "GS.TS."
-    *_, part = re.split(r"[\s.]", head[:-1])
-    return head.endswith(".") and len(part) <= 2 and rest[:1].isalpha()
+    return _SHORT_PART.search(head) is not None and rest[:1].isalpha()
 
 
 def _continues_after_ellipsis(bare: str, rest: str) -> bool:
     follower = rest[:1]
-    if follower.upper() != follower.lower():
-        return not follower.isupper()
+    if follower.title() != follower.lower():
+        return False
     if follower.isalpha():
         # Without capitals, an ellipsis for omitted words is known by the space or "and" before it,
         # or by an "and" after it.
@@ -126,7 +141,7 @@ def _expects_more(word: str, language: str) -> bool:
     parts = stem.lower().split(".")
     last = stem.rpartition(".")[2]
     abbreviations = _ABBREVIATIONS.get(language, ())
-    if stem.lower() in abbreviations or parts[-1] in abbreviations:
+    if stem.lower() in abbreviations or parts[-1] in abbreviations or parts[-1] in _TITLES:
         return True
     if stem.isdigit():
         return language == "ko" or (len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split())

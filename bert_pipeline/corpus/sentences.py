@@ -23,7 +23,7 @@ script, later at any space."""
 # Khmer ("។ល។" means "etc.") and Tibetan marks. Each match starts where the previous one ends.
 _MORE_ENDS = re.compile(
     r"\s*[(（][^()（）]*[.!?…。！？؟۔।][)）](?=\s|[^\x00-\x7f])"
-    rf"|.+?(?:…[{re.escape(CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)|[།༎](?:\s*[།༎])+|[།༎](?=\s)|\Z)",
+    rf"|.+?(?:…[{re.escape(CLOSERS)}]*(?=\s)|[។៕]+(?!ល។)[{re.escape(CLOSERS)}]*|[།༎](?:\s*[།༎])+|[།༎](?=\s)|\Z)",
     re.DOTALL,
 )
 _MORE_MARKS = re.compile(r"[…។៕།༎)）]")
@@ -33,14 +33,26 @@ _MORE_MARKS = re.compile(r"[…។៕།༎)）]")
 _SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
 _SPACELESS_LETTER = re.compile(f"[{_SPACELESS}]")
 _SPACELESS_SPACE = re.compile(f"(?<=[{_SPACELESS})]) (?=[{_SPACELESS}(])(?![ๆฯ])")
-_MARKS = ".!?…။។៕།"
+_MARKS = tuple(".!?…။។៕།")
 
-_UNCAPITALIZED = re.compile(r"(?:(?<!\.)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
+# A possible sentence start in text without capitals; none is after "..." and "p.m.".
+_UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"“‘«„(\[]*\w")
 
 # sentencex does not split quotations, and a mark without its counterpart would hide all ends after
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
-_QUOTES = "\"“”„«"
-_OPENING_QUOTE = re.compile(rf"[{_QUOTES}](?<![^\s(\[—–-].)")
+# A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
+_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[¿—–-].)(?=\S)")
+_CLOSING_QUOTES = '"“”„«‘'
+
+# sentencex ends a sentence before the second of two closing marks: the full stop changes places
+# with the first.
+_TWO_CLOSERS = re.compile(r"([.!?])([»’'›)\]]+)(?=[»’'›)\]])")
+
+# In some languages sentencex takes no number for the start of a sentence. Replaced by a letter,
+# after a word that is too long for an abbreviation.
+_STARTING_NUMBER = re.compile(
+    r"[.!?。！？](?:(?<=[。！？])[」』”）》]*|(?<=[!?]) |(?<=[^\W\d_]{4}\.) )\d"
+)
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -114,7 +126,7 @@ def _split_unmarked(sentence: str) -> Iterator[str]:
 
 def _lacks_marks(sentence: str) -> bool:
     if len(sentence) <= _SHORTEST_UNMARKED or (
-        len(sentence) <= _LONGEST_UNMARKED and sentence.rstrip().endswith(tuple(_MARKS))
+        len(sentence) <= _LONGEST_UNMARKED and sentence.rstrip().endswith(_MARKS)
     ):
         return False
     return len(_SPACELESS_LETTER.findall(sentence)) > len(sentence) / 2
@@ -130,13 +142,17 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
             yield piece
 
 
-def _replace_quotes(paragraph: str) -> str:
-    if "。" in paragraph:
-        return paragraph
-    paragraph = _OPENING_QUOTE.sub("¿", paragraph)
-    for quote in _QUOTES:
-        paragraph = paragraph.replace(quote, "»")
-    return paragraph
+def _disguise(paragraph: str) -> str:
+    """The paragraph for sentencex, of the same length, without what it takes wrongly."""
+    if "。" not in paragraph:
+        disguised = _OPENING_QUOTE.sub("¿", paragraph)
+        for quote in _CLOSING_QUOTES:
+            if quote in disguised and f" {quote} " not in paragraph:
+                disguised = disguised.replace(quote, "»")
+        for mark in ".!?।":
+            disguised = disguised.replace(f"{mark}'", f"{mark}»")
+        paragraph = _TWO_CLOSERS.sub(r"\2\1", disguised) if "»" in disguised else disguised
+    return _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
 
 
 def _windowed(paragraph: str, language: str) -> Iterator[str]:
@@ -144,18 +160,18 @@ def _windowed(paragraph: str, language: str) -> Iterator[str]:
 
     The last piece of a window may continue in the next window, which therefore starts with it.
     """
-    unquoted = _replace_quotes(paragraph)
+    disguised = _disguise(paragraph)
     start = 0  # of the piece
     end = 0  # of what has been split
     while len(paragraph) - end > _WINDOW:
-        *complete, last = segment(language, unquoted[end : end + _WINDOW])
+        *complete, last = segment(language, disguised[end : end + _WINDOW])
         for piece in complete:
             end += len(piece)
             yield paragraph[start:end]
             start = end
         if not complete:
             end += len(last)
-    for piece in segment(language, unquoted[end:]):
+    for piece in segment(language, disguised[end:]):
         end += len(piece)
         yield paragraph[start:end]
         start = end

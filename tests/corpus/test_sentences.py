@@ -176,7 +176,10 @@ def test_sentence_longer_than_the_window():
 
 @pytest.mark.parametrize(
     "unit",
-    ["word ", ".", "1", "1.", "“", "'", "(", "… ", "(a.) ", "1. ", "A. ", "ه. ", "\n", "好。"],
+    [
+        *("word ", ".", "1", "1.", "“", "'", "(", "… ", "(a.) ", "1. ", "A. ", "ه. ", "\n", "好。"),
+        *("»", ".»", "! 1", "།", "។ ", "ไป ", "ไป", "x. y", "“a.” "),
+    ],
 )
 def test_sentence_splitting_takes_linear_time(unit: str):
     def seconds(size: int) -> float:
