@@ -229,13 +229,13 @@ def test_values_that_are_not_strings_are_counted(hub: LocalHub, read: Read) -> N
 
 
 def test_unusual_characters_and_long_lines_are_unchanged(hub: LocalHub, read: Read) -> None:
-    """NUL, lone surrogates, U+200C, right-to-left text, line separators, a line of 10 MB."""
+    """NUL, lone surrogates, U+200C, right-to-left text, line separators, a long line."""
     texts = [
         "a\0b",
         "lone \ud800 half",
         "می‌روم به خانه",
         "a\u2028b\x85c\x0bd\x1ee",
-        "x" * 10_000_000,
+        "x" * 190_000,
         "\ufffd kept",
     ]
     hub.add(

@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import IncrementalNewlineDecoder
 from itertools import chain
 
@@ -24,6 +24,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WITHOUT_MARK = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+_PIECES_PER_CUT = 64
 _REPLACEMENT = "\ufffd".encode()
 """A replacement character that is in the file itself."""
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -65,14 +66,23 @@ def decode_value(raw: bytes, counts: Counter[str]) -> str:
     return _Decoder("utf-8", counts).decode(raw.removeprefix(codecs.BOM_UTF8), final=True)
 
 
-def split_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Lines without their ends, from text in pieces."""
+def split_lines(
+    pieces: Iterable[str], cut: Callable[[str], Iterable[str]] | None = None
+) -> Iterator[str]:
+    """Lines without their ends, from text in pieces.
+
+    `cut` splits the start of a long line, so that memory does not grow with its length.
+    """
     # A lone carriage return ends a line too: old files, and logs with progress bars.
     newlines = IncrementalNewlineDecoder(None, translate=True)
     unended: list[str] = []
     for piece in chain(map(newlines.decode, pieces), ["\n"]):
         first, *others = piece.split("\n")
         unended.append(first)
+        if cut and not others and len(unended) == _PIECES_PER_CUT:
+            *parts, last = cut("".join(unended))
+            yield from parts
+            unended = [last]
         if others:
             yield "".join(unended).removeprefix("\ufeff")
             for line in others[:-1]:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Document, Task, shuffled
+from bert_pipeline.corpus.documents import Document, Row, Task, make_documents, shuffled
 from bert_pipeline.corpus.sources.encodings import decode_text
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.errors import BertpipeError, UsageError
@@ -45,26 +45,23 @@ class FilesTask:
     files: tuple[Path, ...]
     language: str
     policy: ErrorPolicy
-    read: "Callable[[Path, FilesTask, Counter[str]], Iterator[str]]"
-    """The format's reader: yields the texts of one file's documents."""
+    read: "Callable[[Path, FilesTask, Counter[str]], Iterator[Row]]"
+    """The format's reader: yields the rows of one file."""
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
-        """Documents of the files in order; ids are `FILE#NUMBER`."""
+        """Documents of the files in order; ids are `FILE#PLACE`."""
         for file in self.files:
             # A file name may be bytes that are not valid UTF-8; an id is text.
             name = os.fsencode(os.path.relpath(file, self.base)).decode("utf-8", "replace")
-            for number, text in enumerate(self.read(file, self, counts)):
-                if text and not text.isspace():
-                    yield Document(f"{name}#{number}", text, self.spec, self.language)
-                else:
-                    counts["skipped_empty"] += 1
+            rows = self.read(file, self, counts)
+            yield from make_documents(rows, name, self.spec, self.language, counts)
 
 
 class FileSource:
     """The files that match a pattern."""
 
     def __init__(
-        self, spec: str, read: Callable[[Path, FilesTask, Counter[str]], Iterator[str]]
+        self, spec: str, read: Callable[[Path, FilesTask, Counter[str]], Iterator[Row]]
     ) -> None:
         """Find the files. Raises `UsageError` without a pattern, `BertpipeError` without files."""
         self.spec = spec
@@ -155,14 +152,6 @@ def _find_compression(path: Path, raw: io.BufferedIOBase) -> str | None:
     for kind, (_, magic) in COMPRESSIONS.items():
         if start.startswith(magic):
             return kind
-    return None
-
-
-def accept_text(value: object, counts: Counter[str]) -> str | None:
-    """The value when it is a string; else None, counted as `skipped_no_text`."""
-    if isinstance(value, str):
-        return value
-    counts["skipped_no_text"] += 1
     return None
 
 

@@ -24,11 +24,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from huggingface_hub import constants
 
-from bert_pipeline.corpus.documents import Document
+from bert_pipeline.corpus.documents import Document, Row, make_documents, number_rows
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.json_lines import read_json_lines
-from bert_pipeline.corpus.sources.plain_text import split_documents
+from bert_pipeline.corpus.sources.parquet import batch_rows
+from bert_pipeline.corpus.sources.plain_text import cut_line, split_documents, split_rows
 from bert_pipeline.hub.client import (
     PERMANENT_ERRORS,
     TRANSIENT_ERRORS,
@@ -66,7 +67,6 @@ DATA_ERRORS = (
 """Exceptions for broken files; `datasets`, pandas and `json` raise `ValueError`."""
 
 T = TypeVar("T")
-NumberedRows = Iterator[tuple[int, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +116,10 @@ class HubFileReader:
             path, lambda: datasets.load_dataset(builder, **where, **options)
         )
 
-    def lines(self, path: str, counts: Counter[str]) -> Iterator[str]:
-        """The lines of a text file, plain or compressed."""
+    def text(self, path: str, counts: Counter[str]) -> Iterator[str]:
+        """The decoded text of a file, plain or compressed, in pieces."""
         chunks = self._resume_after_errors(path, lambda: _read_chunks(self._location(path)))
-        return split_lines(decode_text(chunks, self.url(path), self.policy, counts))
+        return decode_text(chunks, self.url(path), self.policy, counts)
 
     def _resume_after_errors(self, path: str, open_file: Callable[[], Iterable[T]]) -> Iterator[T]:
         """The items of a file; after a transient error it is reopened at the item reached."""
@@ -144,9 +144,10 @@ class HubFileReader:
         )
         schema = metadata.schema.to_arrow_schema()
         name = self.policy.choose_field(schema.names, self.url(path))
+        size = batch_rows(metadata, BATCH_ROWS)
         if _largest_row_group(metadata, name) > LARGE_ROW_GROUP_BYTES:
             yield from self._resume_after_errors(
-                path, lambda: _read_column(self._location(path), name)
+                path, lambda: _read_column(self._location(path), name, size)
             )
             return
         scan = ds.ParquetFragmentScanOptions(
@@ -161,7 +162,7 @@ class HubFileReader:
         options = {
             "columns": [name],
             "features": features,
-            "batch_size": BATCH_ROWS,
+            "batch_size": size,
             "fragment_scan_options": scan,
         }
         for row in self.rows(path, "parquet", **options):
@@ -173,26 +174,19 @@ class HubFileReader:
 
 @dataclass(frozen=True, slots=True)
 class HubFilesTask:
-    """Complete files, one document per row."""
+    """Complete files."""
 
     files: HubFileReader
     paths: tuple[str, ...]
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
-        """Documents of the files in order; ids are `PATH#ROW`."""
+        """Documents of the files in order; ids are `PATH#PLACE`."""
         self.files.connect()
         for path in self.paths:
             read = READERS[file_format(path)]
             with self.files.reading(path, counts):
-                for number, text in read(self.files, path, counts):
-                    if not isinstance(text, str):
-                        counts["skipped_no_text"] += 1
-                    elif not text or text.isspace():
-                        counts["skipped_empty"] += 1
-                    else:
-                        yield Document(
-                            f"{path}#{number}", text, self.files.spec, self.files.language
-                        )
+                rows = read(self.files, path, counts)
+                yield from make_documents(rows, path, self.files.spec, self.files.language, counts)
 
 
 def file_format(path: str) -> str:
@@ -225,27 +219,29 @@ def _largest_row_group(metadata: pq.FileMetaData, name: str) -> int:
     )
 
 
-def _read_column(location: str, name: str) -> Iterator[Any]:
+def _read_column(location: str, name: str, size: int) -> Iterator[Any]:
     options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": BUFFER_BYTES}
     with fsspec.open(location) as raw, pq.ParquetFile(raw, **options) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=[name], use_threads=False):
+        for batch in file.iter_batches(size, columns=[name], use_threads=False):
             yield from batch.column(0).to_pylist()
 
 
-def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    yield from enumerate(files.column(path))
+def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
+    yield from split_rows(number_rows(files.column(path)))
 
 
-def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    yield from enumerate(split_documents(files.lines(path, counts)))
+def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
+    lines = split_lines(files.text(path, counts), cut_line)
+    yield from number_rows(split_documents(lines))
 
 
-def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    yield from read_json_lines(files.lines(path, counts), files.url(path), files.policy, counts)
+def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
+    lines = split_lines(files.text(path, counts))
+    yield from split_rows(read_json_lines(lines, files.url(path), files.policy, counts))
 
 
-def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> NumberedRows:
-    first = next((line for line in files.lines(path, Counter()) if line.strip()), "{}")
+def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
+    first = next((line for line in split_lines(files.text(path, Counter())) if line.strip()), "{}")
     try:
         is_json_lines = isinstance(json.loads(first), dict)
     except ValueError:
@@ -256,14 +252,18 @@ def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Numbere
         yield from _read_rows(files, path, "json")
 
 
-def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> NumberedRows:
+def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Row]:
+    yield from split_rows(number_rows(_read_field(files, path, builder, **options)))
+
+
+def _read_field(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Any]:
     field = None
-    for number, row in enumerate(files.rows(path, builder, **options)):
+    for row in files.rows(path, builder, **options):
         field = field or files.policy.choose_field(row, files.url(path))
-        yield number, row.get(field)
+        yield row.get(field)
 
 
-READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], NumberedRows]] = {
+READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], Iterator[Row]]] = {
     "parquet": _read_parquet,
     "jsonl": _read_json_lines,
     "ndjson": _read_json_lines,

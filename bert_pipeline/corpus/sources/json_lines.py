@@ -4,38 +4,36 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.documents import Row
 from bert_pipeline.corpus.sources.encodings import split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
-    accept_text,
     handle_broken_file,
     read_text,
 )
+from bert_pipeline.corpus.sources.plain_text import split_rows
 
 
 def open_source(spec: str, config: CorpusConfig) -> FileSource:
     """The JSON lines files that match the pattern in `spec`."""
-    return FileSource(spec, read_documents)
+    return FileSource(spec, read_rows)
 
 
-def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
-    """The text of each row of one file."""
+def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row]:
+    """The rows of one file."""
     with handle_broken_file(path, task.policy, counts):
         lines = split_lines(read_text(path, task.policy, counts))
-        for _, value in read_json_lines(lines, str(path), task.policy, counts):
-            if (text := accept_text(value, counts)) is not None:
-                yield text
+        yield from split_rows(read_json_lines(lines, str(path), task.policy, counts))
 
 
 def read_json_lines(
     lines: Iterable[str], name: str, policy: ErrorPolicy, counts: Counter[str]
-) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each row, from 0, and the value of its text field; skips blank lines."""
+) -> Iterator[Row]:
+    """The rows by their line numbers, from 0; skips blank lines."""
     for number, line in enumerate(lines):
         if not line.strip():
             continue
@@ -51,4 +49,4 @@ def read_json_lines(
             problem = f"{where}: {policy.describe_missing_field(row)}"
             policy.handle(problem, "no_text_field", counts)
         else:
-            yield number, row[field]
+            yield Row(str(number), row[field])

@@ -8,25 +8,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.documents import Row, number_rows
 from bert_pipeline.corpus.sources.encodings import decode_value
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
-    accept_text,
     handle_broken_file,
 )
+from bert_pipeline.corpus.sources.plain_text import split_rows
 from bert_pipeline.errors import BertpipeError
 
 _BATCH_ROWS = 256
+_BATCH_BYTES = 16_000_000
 
 
 def open_source(spec: str, config: CorpusConfig) -> FileSource:
     """The parquet files that match the pattern in `spec`."""
-    return FileSource(spec, read_documents)
+    return FileSource(spec, read_rows)
 
 
-def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[str]:
-    """The text of each row of one file. Raises `BertpipeError` when the column is not text."""
+def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row]:
+    """The rows of one file. Raises `BertpipeError` when the column is not text."""
     # Opened here because Arrow accepts only file names that are UTF-8.
     with (
         handle_broken_file(path, task.policy, counts),
@@ -41,11 +43,23 @@ def read_documents(path: Path, task: FilesTask, counts: Counter[str]) -> Iterato
                 f"{path}: column {field} has type {' and '.join(map(str, kinds))}, not string; "
                 f"columns: {', '.join(schema.names)}. Choose one with --text-field."
             )
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
-            for raw_text in _as_bytes(batch.column(0)).to_pylist():
-                value = raw_text if raw_text is None else decode_value(raw_text, counts)
-                if (text := accept_text(value, counts)) is not None:
-                    yield text
+        yield from split_rows(number_rows(_read_column(file, field, counts)))
+
+
+def _read_column(file: pq.ParquetFile, field: str, counts: Counter[str]) -> Iterator[str | None]:
+    for batch in file.iter_batches(
+        batch_size=batch_rows(file.metadata, _BATCH_ROWS), columns=[field]
+    ):
+        for value in _as_bytes(batch.column(0)).to_pylist():
+            yield value if value is None else decode_value(value, counts)
+
+
+def batch_rows(metadata: pq.FileMetaData, most: int) -> int:
+    """Rows to read at once: fewer than `most` when the rows are long."""
+    row_bytes = sum(
+        metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
+    ) / max(1, metadata.num_rows)
+    return int(min(most, max(1, _BATCH_BYTES / max(1, row_bytes))))
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
