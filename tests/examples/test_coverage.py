@@ -14,7 +14,6 @@ from bert_pipeline.ragged import offsets_of
 from tests.helpers.example_rows import CLS, SEP, restore, rows_of
 from tests.helpers.unique_words import Build, build
 
-
 __all__ = ["build"]
 
 ORDINARY = [[5, 9, 12, 40, 3, 7], [20, 25, 18], [1, 30, 2, 8, 8, 8, 8], [11, 6]]
