@@ -1,12 +1,14 @@
 """Terminal output: progress bars while a command runs, results and tables at its end.
 
-Bars go to standard error, and only to a terminal; results go to standard output.
+Progress goes to standard error: a bar in a terminal, else a line every `HEARTBEAT_S`. Results go to
+standard output.
 """
 
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +22,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+HEARTBEAT_S = 60.0
+"""Seconds between lines of progress where standard error is not a terminal."""
+
 PLAIN_WIDTH = 80
 """Columns of tables where standard output is not a terminal."""
 
@@ -30,9 +35,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 class Bar:
     """A progress bar with a short text next to it."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, *, counted: bool = True) -> None:
         self._progress = progress
         self._task = task
+        self._counted = counted
 
     def advance(self, amount: float = 1) -> None:
         """Add `amount` to the completed part."""
@@ -46,6 +52,20 @@ class Bar:
         """Set the text next to the bar."""
         self._progress.update(self._task, note=text)
 
+    def describe(self) -> str:
+        """The progress as a line: `tokenizing: 12/40, 0.2/s, 0:02:20 left`."""
+        task = self._progress.tasks[self._task]
+        if self._counted:
+            parts = [f"{task.completed:,.0f}/{task.total or 0:,.0f}"]
+            if speed := task.speed:
+                parts.append(f"{speed:.1f}/s" if speed >= 1 else f"{speed * 60:.1f}/min")
+        else:
+            parts = [f"{task.percentage:.0f}%"]
+        if (left := task.time_remaining) is not None:
+            parts.append(f"{timedelta(seconds=left)} left")
+        note = task.fields["note"]
+        return f"{task.description}: {', '.join(parts)}" + (f" · {note}" if note else "")
+
 
 @contextmanager
 def bar(
@@ -56,9 +76,9 @@ def bar(
     counted: bool = True,
     describe: Callable[[], str] | None = None,
 ) -> Iterator[Bar]:
-    """Show a progress bar during the block; hidden when quiet or without a terminal.
+    """Show progress during the block, unless quiet: a bar, or lines where there is no terminal.
 
-    `describe` is called every second for the text next to the bar.
+    `describe` is called for the text next to the bar: every second, or before each line.
     """
     columns = [
         TextColumn("{task.description}"),
@@ -68,13 +88,20 @@ def bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=False),
     ]
-    hidden = quiet or not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
-        shown = Bar(progress, progress.add_task(title, total=total, note=""))
+    in_terminal = err.is_terminal
+    with Progress(
+        *columns,
+        console=err,
+        transient=True,
+        disable=quiet or not in_terminal,
+        # The speed of lines is that of the last ten lines, because a part may take minutes.
+        speed_estimate_period=30 if in_terminal else 10 * HEARTBEAT_S,
+    ) as progress:
+        shown = Bar(progress, progress.add_task(title, total=total, note=""), counted=counted)
         ended = threading.Event()
-        if describe and not hidden:
+        if not quiet and (describe or not in_terminal):
             threading.Thread(
-                target=_keep_describing, args=(shown, describe, ended), daemon=True
+                target=_keep_describing, args=(shown, describe, ended, in_terminal), daemon=True
             ).start()
         try:
             yield shown
@@ -82,10 +109,15 @@ def bar(
             ended.set()
 
 
-def _keep_describing(shown: Bar, describe: Callable[[], str], ended: threading.Event) -> None:
-    while not ended.wait(1):
-        with suppress(OSError):  # files may disappear while they are counted
-            shown.note(describe())
+def _keep_describing(
+    shown: Bar, describe: Callable[[], str] | None, ended: threading.Event, in_terminal: bool
+) -> None:
+    while not ended.wait(1 if in_terminal else HEARTBEAT_S):
+        if describe:
+            with suppress(OSError):  # files may disappear while they are counted
+                shown.note(describe())
+        if not in_terminal:
+            err.print(shown.describe(), markup=False)
 
 
 def _width() -> int:

@@ -22,10 +22,17 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.coverage import count_covered
 from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, plan_pieces
-from bert_pipeline.examples.objectives import OBJECTIVES
+from bert_pipeline.examples.held_out import HeldOut, choose_held_out
 from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
-from bert_pipeline.examples.shard import DOCUMENT_COUNTS, ExampleJob, forget_store, make_shard
+from bert_pipeline.examples.shard import (
+    DOCUMENT_COUNTS,
+    TAILS,
+    ExampleJob,
+    forget_store,
+    make_shard,
+    open_store,
+)
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.summary import manifest_counts, print_summary
 from bert_pipeline.examples.token_store import TokenStore
@@ -91,10 +98,14 @@ def _make(
     forget_encoder()
     forget_store()
     totals: Counter[str] = Counter()
-    store = _encode_corpus(folder, corpus, tokenizer, config, totals)
+    documents = _encode_corpus(folder, corpus, tokenizer, config, totals)
     with _clean_up_on_error(folder):
-        held_out = count_held_out(len(store), config)
-    splits = Splits(len(store), held_out, config.seed)
+        # With parts of long sentences also for `mlm`: text without sentence ends can be divided.
+        undivided = TokenStore(folder / STORE, documents, config.max_tokens)
+        held_out = choose_held_out(undivided, config)
+    save_array(folder / STORE / TAILS, held_out.tails)
+    store, splits = open_store(folder / STORE, held_out.documents, config)
+    totals["divided_documents"] = len(held_out.tails)
     jobs = _plan_jobs(folder, len(store.first) - 1, held_out, config, loaded)
     with bar("making examples", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(make_shard, jobs, config, folder):
@@ -136,8 +147,11 @@ def _clean_up_on_error(folder: Path) -> Iterator[None]:
 
 def _encode_corpus(
     folder: Path, corpus: Manifest, tokenizer: Path, config: ExamplesConfig, totals: Counter[str]
-) -> TokenStore:
-    """Tokenize every piece of the corpus into the token store; adds the counts to `totals`."""
+) -> Int64Array:
+    """Tokenize every piece of the corpus into the token store; adds the counts to `totals`.
+
+    Returns the number of documents in each piece.
+    """
     store = folder / STORE
     store.mkdir(exist_ok=True)
     jobs = plan_pieces(store, config.corpus, corpus, tokenizer, config.needs_word_starts)
@@ -148,34 +162,11 @@ def _encode_corpus(
             totals.update(counts)
             progress.advance()
     save_array(store / DOCUMENT_COUNTS, documents)
-    return TokenStore(store, documents, config.max_sentence)
-
-
-def count_held_out(documents: int, config: ExamplesConfig) -> int:
-    """Number of validation documents.
-
-    Raises `BertpipeError` when there are too few documents for the objective.
-    """
-    needed = OBJECTIVES[config.objective].min_documents
-    held_out = 0
-    if config.validation_fraction:
-        held_out = max(needed, round(documents * config.validation_fraction))
-    if documents - held_out < needed:
-        splits = f"{needed} for training" + (f" and {needed} for validation" if held_out else "")
-        solutions = ["Add more documents"]
-        if held_out:
-            solutions.append("set --validation-fraction 0")
-        if needed > 1:
-            solutions.append("use --objective mlm, which needs no second document")
-        raise BertpipeError(
-            f"{config.corpus}: has {count_of(documents, 'document')} with sentences, but {config.objective} "
-            f"needs {splits}. {', or '.join(solutions)}."
-        )
-    return held_out
+    return documents
 
 
 def _plan_jobs(
-    folder: Path, pieces: int, held_out: int, config: ExamplesConfig, loaded: LoadedTokenizer
+    folder: Path, pieces: int, held_out: HeldOut, config: ExamplesConfig, loaded: LoadedTokenizer
 ) -> list[ExampleJob]:
     def job(split: Split, number: int, pieces_of_job: range) -> ExampleJob:
         return ExampleJob(
@@ -184,7 +175,7 @@ def _plan_jobs(
             number=number,
             pieces=pieces_of_job,
             store=folder / STORE,
-            held_out=held_out,
+            held_out=held_out.documents,
             config=config,
             special=loaded.special,
             vocab_size=loaded.vocab_size,
@@ -194,7 +185,8 @@ def _plan_jobs(
     for number in range(config.dupe_factor * pieces):
         piece = number % pieces
         jobs.append(job("train", number, range(piece, piece + 1)))
-    starts = range(0, pieces, PIECES_PER_VALIDATION_FILE) if held_out else range(0)
+    has_validation = held_out.documents or len(held_out.tails)
+    starts = range(0, pieces, PIECES_PER_VALIDATION_FILE) if has_validation else range(0)
     for number, start in enumerate(starts):
         end = min(pieces, start + PIECES_PER_VALIDATION_FILE)
         jobs.append(job("validation", number, range(start, end)))

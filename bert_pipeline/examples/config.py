@@ -58,7 +58,8 @@ class ExamplesConfig(ShardedConfig):
     dupe_factor: int = Field(5, ge=1)
     """Passes over the training documents, each with different pairs and masks."""
     validation_fraction: float = Field(0.02, ge=0, lt=1)
-    """Share of the documents that is held out for validation; 0 for none."""
+    """Share of the text that is held out for validation, in whole documents or, where these are few
+    and long, as their ends; 0 for none."""
     pad: bool = False
     """Pad every row to --max-seq-length (segment id -1), for training loops that stack rows."""
     seed: int = Field(0, ge=0)

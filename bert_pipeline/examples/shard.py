@@ -28,6 +28,8 @@ from bert_pipeline.tokenizer.load import SpecialIds
 
 DOCUMENT_COUNTS = "documents.npy"
 """File in the token store: number of documents in each piece, int64 of shape (pieces,)."""
+TAILS = "tails.npy"
+"""File in the token store: documents that are divided, int64 of shape (documents, 2)."""
 COUNTED = (
     "rows",
     "tokens",
@@ -51,6 +53,7 @@ class ExampleJob:
     pieces: range
     store: Path
     held_out: int
+    """Whole documents that are held out."""
     config: ExamplesConfig
     special: SpecialIds
     vocab_size: int
@@ -88,7 +91,7 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
 
 
 def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-    store, splits = _open_store(job.store, job.held_out, job.config.seed, job.config.max_sentence)
+    store, splits = open_store(job.store, job.held_out, job.config)
     rule = MaskRule.from_config(job.config, job.split, job.special.mask, job.vocab_size)
     stream = (job.split, job.config.seed, job.number)
     random = np.random.default_rng(make_seed(*stream))
@@ -144,14 +147,20 @@ def _plan(
     return layout.lay_out(planned, arrays.ids, arrays.word_starts)
 
 
+def open_store(folder: Path, held_out: int, config: ExamplesConfig) -> tuple[TokenStore, Splits]:
+    """The token store in a folder, and the splits of its documents."""
+    return _open_store(folder, held_out, config.seed, config.max_sentence)
+
+
 @lru_cache(maxsize=1)
 def _open_store(
     folder: Path, held_out: int, seed: int, max_sentence: int | None
 ) -> tuple[TokenStore, Splits]:
     # Cached: each worker reads the document counts once, not once per shard.
     documents = np.load(folder / DOCUMENT_COUNTS, allow_pickle=False)
-    store = TokenStore(folder, documents, max_sentence)
-    return store, Splits(len(store), held_out, seed)
+    tails = np.load(folder / TAILS, allow_pickle=False)
+    store = TokenStore(folder, documents, max_sentence, tails)
+    return store, Splits(len(store), held_out, seed, store.heads)
 
 
 def forget_store() -> None:

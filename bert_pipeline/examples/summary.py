@@ -21,6 +21,7 @@ def manifest_counts(
     """The manifest's counts: the totals, and the rates computed from them."""
     counts: dict[str, Any] = dict(sorted(totals.items()))
     counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
+    counts["validation_share"] = 1 - totals["train_document_tokens"] / totals["tokens"]
     counts["train_used_rate"] = totals["train_tokens_used"] / totals["train_document_tokens"]
     for split in ("train", "validation"):
         counts[f"{split}_documents"] = splits.size(split)
@@ -48,8 +49,8 @@ def print_summary(manifest: Manifest, config: ExamplesConfig) -> None:
     if counts["train_used_rate"] < MIN_USED_RATE:
         length = counts["tokens"] / counts["sentences"]
         lines.append(
-            "  warning: pairs lose the tokens that exceed --max-seq-length, most where sentences are "
-            f"long (here {length:.0f} tokens on average). Use --objective mlm, or raise "
+            "  warning: pairs lose the tokens that exceed --max-seq-length, most where sentences "
+            f"are long (here {length:.0f} tokens on average). Use --objective mlm, or raise "
             "--dupe-factor or --max-seq-length"
         )
     if config.masks == "static" and (empty := counts["train_without_prediction"]):
@@ -66,12 +67,7 @@ def _details(counts: Mapping[str, Any], config: ExamplesConfig) -> list[tuple[st
         rate = counts["train_masked"] / counts["train_tokens"]
         masked = f"{rate:.1%} of the tokens, {special} of them special tokens"
     details = [
-        (
-            "documents",
-            f"{counts['train_documents']:,} for training, "
-            f"{count_of(config.dupe_factor, 'pass')}; "
-            f"{counts['validation_documents']:,} for validation",
-        ),
+        ("documents", _describe_splits(counts, config)),
         ("to predict", masked),
         ("unknown tokens", f"{counts['unknown_rate']:.3%}"),
         (
@@ -85,3 +81,14 @@ def _details(counts: Mapping[str, Any], config: ExamplesConfig) -> list[tuple[st
         share = counts["train_label_balance"]
         details.append(("labels", f"{objective.positive_label} in {share:.1%}"))
     return details
+
+
+def _describe_splits(counts: Mapping[str, Any], config: ExamplesConfig) -> str:
+    text = (
+        f"{counts['train_documents']:,} for training, {count_of(config.dupe_factor, 'pass')}; "
+        f"{counts['validation_documents']:,} for validation, "
+        f"{counts['validation_share']:.1%} of the text"
+    )
+    if divided := counts["divided_documents"]:
+        text += f"; {count_of(divided, 'long document')} divided, only the end held out"
+    return text

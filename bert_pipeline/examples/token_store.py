@@ -27,6 +27,8 @@ from bert_pipeline.ragged import (
 from bert_pipeline.storage.atomic import atomic
 from bert_pipeline.storage.shards import COUNTS
 
+NO_TAILS: Int64Array = np.empty((0, 2), dtype=np.int64)
+
 
 def piece_path(folder: Path, number: int) -> Path:
     """The file of a piece of the token store."""
@@ -48,10 +50,14 @@ class Piece:
     """The arrays of one piece, each mapped into memory on first access.
 
     With `max_sentence`, sentences that have more ids may be divided (`divide_long_sentences`).
+    `tails` divides documents, by their numbers in the piece (see `TokenStore`).
     """
 
-    def __init__(self, path: Path, max_sentence: int | None = None) -> None:
+    def __init__(
+        self, path: Path, max_sentence: int | None = None, tails: Int64Array = NO_TAILS
+    ) -> None:
         self._max_sentence = max_sentence
+        self._tails = tails
         # The map must outlive the numpy views of it.
         self._map = pa.memory_map(str(path))
         self._batch = pa.ipc.open_file(self._map).get_batch(0)
@@ -69,9 +75,14 @@ class Piece:
     def _bounds(self) -> tuple[Int64Array, Int64Array]:
         sentences: Int64Array = self._view("sentences")
         documents: Int64Array = self._view("documents")
-        if self._max_sentence is None:
+        if self._max_sentence is not None:
+            sentences, documents = divide_long_sentences(sentences, documents, self._max_sentence)
+        if not len(self._tails):
             return sentences, documents
-        return divide_long_sentences(sentences, documents, self._max_sentence)
+        number, start = self._tails.T
+        bounds = np.insert(sentences[documents], number + 1, start)
+        sentences = np.union1d(sentences, start)
+        return sentences, np.searchsorted(sentences, bounds)
 
     @property
     def sentences(self) -> Int64Array:
@@ -111,24 +122,36 @@ class IdRanges:
 
 
 class TokenStore:
-    """All pieces. Piece p holds documents `first[p]`..`first[p + 1] - 1` of the corpus."""
+    """All pieces. Piece p holds documents `first[p]`..`first[p + 1] - 1` of the corpus.
+
+    Each row of `tails` divides one document: it has the number of the document in the corpus, and
+    where the tail starts in the ids of its piece, ascending. The parts are numbered as documents,
+    and `heads` are the numbers of the first parts; each is followed by its tail.
+    """
 
     def __init__(
         self,
         folder: Path,
         documents: Sequence[int] | Int64Array,
         max_sentence: int | None = None,
+        tails: Int64Array = NO_TAILS,
     ) -> None:
         self._folder = folder
         self._max_sentence = max_sentence
-        self.first = offsets_of(np.asarray(documents, dtype=np.int64))
+        self._tails = tails
+        self._undivided = offsets_of(np.asarray(documents, dtype=np.int64))
+        self.first = self._undivided + np.searchsorted(tails[:, 0], self._undivided)
+        self.heads: Int64Array = tails[:, 0] + np.arange(len(tails))
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def open(self, piece: int) -> Piece:
         """Map a piece into memory, for as long as the result is referenced."""
-        return Piece(piece_path(self._folder, piece), self._max_sentence)
+        first, end = self._undivided[piece : piece + 2]
+        low, high = np.searchsorted(self._tails[:, 0], (first, end))
+        tails = self._tails[low:high] - (first, 0)
+        return Piece(piece_path(self._folder, piece), self._max_sentence, tails)
 
     def find_sentences(
         self, documents: Int64Array, shares: FloatArray, wanted: Int64Array
@@ -169,6 +192,17 @@ class TokenStore:
                 word_starts[targets] = piece.word_starts[sources]
                 with_word_starts = True
         return StoredIds(ids, word_starts if with_word_starts else None, offsets)
+
+    def count_document_tokens(self, piece: int) -> Int64Array:
+        """Tokens in each document of a piece; int64 of shape (documents,)."""
+        arrays = self.open(piece)
+        return np.diff(arrays.sentences[arrays.documents])
+
+    def read_sentence_bounds(self, piece: int, local: int) -> Int64Array:
+        """Where the sentences of a piece's document begin in the ids, and where the last ends."""
+        arrays = self.open(piece)
+        first, end = arrays.documents[local : local + 2].tolist()
+        return arrays.sentences[first : end + 1].copy()  # the file is closed
 
     def count_tokens(self, piece: int, excluded: Int64Array, vocab_size: int) -> Int64Array:
         """Occurrences of each id in a piece, except in the excluded documents.

@@ -338,7 +338,8 @@ class Trainer:
             self._write_metrics({**line, "peak_memory_bytes": memory})
             speed = line["tokens_per_second"]
             if self._bar:
-                self._bar.note(f"loss {line['loss']:.3f} · {speed:,.0f} tokens/s")
+                text = f"step {line['step']:,} · loss {line['loss']:.3f} · {speed:,.0f} tokens/s"
+                self._bar.note(text)
 
     def _write_metrics(self, line: Mapping[str, Any]) -> None:
         if self._log:

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_pipeline.examples.build import build_examples
-from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.long_sentences import divide_long_sentences
 from bert_pipeline.ragged import offsets_of
 from tests.helpers.example_rows import CLS, SEP, restore, rows_of
-from tests.helpers.text import invent_words, make_corpus
+from tests.helpers.unique_words import Build, build
 
-Build = Callable[..., dict[str, float]]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Build:
-    """A function that makes examples of sentences of these lengths, and returns the counts.
-
-    Each line is a sentence, each word is one token, and no word occurs twice.
-    """
-
-    def make(sentence_lengths: Sequence[Sequence[int]], **options: object) -> dict[str, float]:
-        words = invent_words(Random(3), sum(map(sum, sentence_lengths)))
-        left = iter(words)
-        texts = [
-            "\n".join(" ".join(next(left) for _ in range(length)) for length in lengths)
-            for lengths in sentence_lengths
-        ]
-        tokenizer = tmp_path / "tokenizer"
-        tokenizer.mkdir()
-        (tokenizer / "vocab.txt").write_text("\n".join([*SPECIAL, *words]), encoding="utf-8")
-        (tokenizer / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-        given_options: dict[str, object] = {
-            "out": tmp_path / "examples",
-            "corpus": make_corpus(tmp_path / "corpus", texts, shards=2),
-            "tokenizer": tokenizer,
-            "max_seq_length": 32,
-            "validation_fraction": 0,
-            "workers": 1,
-        }
-        config = ExamplesConfig(**(given_options | options))  # type: ignore[arg-type]
-        counts = build_examples(config).counts
-        assert counts["tokens"] == len(words), "a word is not one token"
-        return counts
-
-    return make
-
+__all__ = ["build"]
 
 ORDINARY = [[5, 9, 12, 40, 3, 7], [20, 25, 18], [1, 30, 2, 8, 8, 8, 8], [11, 6]]
 
