@@ -134,7 +134,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["run", "nonsense"],
             2,
-            "neither a YAML file nor a shipped recipe (bert-base, quickstart)",
+            "neither a YAML file nor a shipped recipe (bert-base, oscar-fa-roberta, quickstart)",
         ),
         (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),

@@ -74,13 +74,15 @@ def test_show_of_existing_folder_rejects_other_options(examples_folder: Path):
 def test_show_skips_empty_shards(
     tmp_path: Path, wordpiece_folder: Path, documents: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    # Two large documents in one shard make three pieces, one of them without a document.
-    corpus = make_corpus(tmp_path / "corpus", ["\n".join(documents * 60) for _ in range(2)])
+    # A document of one token gives no pair to swap.
+    texts = [*documents[:3], "ba", "ba", "ba"]
+    corpus = make_corpus(tmp_path / "corpus", texts, shards=2)
     config = ExamplesConfig(
         out=tmp_path / "examples",
         corpus=corpus,
         tokenizer=wordpiece_folder,
-        max_seq_length=512,
+        objective="mlm+sop",
+        max_seq_length=32,
         dupe_factor=1,
         validation_fraction=0,
         workers=1,
