@@ -169,6 +169,16 @@ def synchronize_if(last: bool, model: nn.Module, accelerator: Accelerator) -> It
             yield
 
 
+def reshard(model: nn.Module) -> None:
+    """Free what a forward pass without a backward pass gathered.
+
+    FSDP2 leaves its root group gathered after one, and the parameters then are its copies in the
+    autocast dtype: what reads the weights would get them rounded.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of shards; all ranks must call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -19,7 +19,7 @@ from torch import nn
 from bert_pipeline.errors import BertpipeError, ReportedByMain, Stopped
 from bert_pipeline.progress import Bar, bar, print_line
 from bert_pipeline.training.config import TrainConfig
-from bert_pipeline.training.distributed import Ranks, gradient_norm, synchronize_if
+from bert_pipeline.training.distributed import Ranks, gradient_norm, reshard, synchronize_if
 from bert_pipeline.training.hardware import find_peak, peak_memory
 from bert_pipeline.training.metrics import Meter, MetricsLog, StepTotals
 from bert_pipeline.training.position import Position
@@ -209,6 +209,7 @@ class Trainer:
     def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:
         """Evaluate on held-out data, and log the metrics; empty without held-out data."""
         metrics = self.task.evaluate(final=final)
+        reshard(self.model)
         if metrics:
             self._write_metrics({"step": self.position.step, **metrics})
         return metrics

@@ -95,6 +95,18 @@ def compare_curves(one: Path, other: Path, last: int = 100, error: float = 1e-4)
             assert right[key] == pytest.approx(left[key], rel=error), key
 
 
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of the exported model and of the last checkpoint."""
+    checkpoint = max((run / "checkpoints").iterdir())
+    files = [run / "model" / "model.safetensors", checkpoint / "model.safetensors"]
+    return {f"{file.parent.name}/{name}": v for file in files for name, v in load_file(file).items()}
+
+
+def is_bf16(weight: torch.Tensor) -> bool:
+    """Whether a trained matrix has been rounded; new biases and norms have round values."""
+    return weight.ndim > 1 and bool((weight == weight.bfloat16()).all())
+
+
 def compare_weights(one: Path, other: Path) -> None:
     left, right = (load_file(out / "model" / "model.safetensors") for out in (one, other))
     assert left.keys() == right.keys()
@@ -187,6 +199,8 @@ def test_two_processes_equal_one(
     compare_curves(tmp_path / "one", tmp_path / "two", error=1e-4 if is_exact else 1e-2)
     if is_exact:
         compare_weights(tmp_path / "one", tmp_path / "two")
+    rounded = [name for name, value in read_weights(tmp_path / "two").items() if is_bf16(value)]
+    assert not rounded, "checkpoints and the exported model have fp32 weights"
 
 
 def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
