@@ -41,7 +41,7 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 # sentencex does not split quotations, and a mark without its counterpart would hide all ends after
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
 # A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
-_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[¿—–-].)(?=\S)")
+_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[\"“„«—–-].)(?=\S)")
 _CLOSING_QUOTES = '"“”„«‘'
 
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
@@ -51,7 +51,7 @@ _TWO_CLOSERS = re.compile(r"([.!?])([»’'›)\]]+)(?=[»’'›)\]])")
 # In some languages sentencex takes no number for the start of a sentence. Replaced by a letter,
 # after a word that is too long for an abbreviation.
 _STARTING_NUMBER = re.compile(
-    r"[.!?。！？](?:(?<=[。！？])[」』”）》]*|(?<=[!?]) |(?<=[^\W\d_]{4}\.) )\d"
+    r"[.!?。！？](?:(?<=[。！？])[」』”）》]*|(?<=[!?]) |(?<=[^\W\d_]{5}\.) )\d"
 )
 
 
@@ -77,12 +77,14 @@ def split_running(text: str, language: str) -> list[str]:
         # Also because sentencex panics on an initial before a whitespace character of several
         # bytes ("A\u2028.").
         paragraph = " ".join(line.split())
-        gap = " " if sentences else ""
+        spaced = bool(sentences)
         for sentence in _split_paragraph(paragraph, language, lowered) if paragraph else ():
-            if stripped := sentence.strip():
-                sentences.append((gap or " " * sentence.startswith(" ")) + stripped)
-                gap = ""
-            gap = gap or " " * sentence.endswith(" ")
+            stripped = sentence.strip()
+            if stripped:
+                spaced = spaced or sentence[0] == " "
+                sentences.append(f" {stripped}" if spaced else stripped)
+                spaced = False
+            spaced = spaced or sentence[-1] == " "
     return sentences
 
 
