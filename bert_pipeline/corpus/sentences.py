@@ -11,7 +11,7 @@ from sentencex import segment
 
 from bert_pipeline.corpus.sentence_rules import CLOSERS, continues
 
-_WINDOW = 3000
+_WINDOW = 1000
 """Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
 _SHORTEST_UNMARKED = 60
@@ -42,7 +42,7 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
 # A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
 _OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[\"“„«—–-].)(?=\S)")
-_CLOSING_QUOTES = '"“”„«‘'
+_CLOSING_QUOTE = re.compile(r"[\"“”„«‘](?<=\S.)|'(?<=[.!?।].)")
 
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
 # with the first.
@@ -147,13 +147,10 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
 def _disguise(paragraph: str) -> str:
     """The paragraph for sentencex, of the same length, without what it takes wrongly."""
     if "。" not in paragraph:
-        disguised = _OPENING_QUOTE.sub("¿", paragraph)
-        for quote in _CLOSING_QUOTES:
-            if quote in disguised and f" {quote} " not in paragraph:
-                disguised = disguised.replace(quote, "»")
-        for mark in ".!?।":
-            disguised = disguised.replace(f"{mark}'", f"{mark}»")
-        paragraph = _TWO_CLOSERS.sub(r"\2\1", disguised) if "»" in disguised else disguised
+        paragraph = _OPENING_QUOTE.sub("¿", paragraph)
+        paragraph = _CLOSING_QUOTE.sub("»", paragraph)
+        if "»" in paragraph:
+            paragraph = _TWO_CLOSERS.sub(r"\2\1", paragraph)
     return _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
 
 

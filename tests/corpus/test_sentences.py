@@ -94,13 +94,13 @@ UNSPACED = frozenset({"zh", "ja", "my", "km", "hy", "am"})
 
 
 @pytest.mark.parametrize(("language", "sentences"), GOLD)
-def test_sentences_of_every_language_equal_gold(language: str, sentences: list[str]):
+def test_sentences_of_every_language_equal_gold(language: str, sentences: list[str]) -> None:
     assert split_sentences(" ".join(sentences), language) == sentences
     if language in UNSPACED:
         assert split_sentences("".join(sentences), language) == sentences
 
 
-def test_paragraph_ends_are_sentence_ends():
+def test_paragraph_ends_are_sentence_ends() -> None:
     assert split_sentences("A title\n\n \nIt begins. It ends", "en") == [
         "A title",
         "It begins.",
@@ -127,7 +127,7 @@ def test_paragraph_ends_are_sentence_ends():
 )
 def test_pieces_of_running_text_keep_the_space_before_them(
     language: str, text: str, pieces: list[str]
-):
+) -> None:
     assert split_running(text, language) == pieces
 
 
@@ -149,7 +149,7 @@ TEXTS = st.text(
 @example("3.5.", "en")
 @example("A\u2028. B", "en")
 @example("Y\x85.", "el")
-def test_pieces_join_to_the_running_text(text: str, language: str):
+def test_pieces_join_to_the_running_text(text: str, language: str) -> None:
     pieces = split_running(text, language)
     assert "".join(pieces) == " ".join(text.split())
     assert all(piece == piece.rstrip() and piece.strip() for piece in pieces)
@@ -161,11 +161,11 @@ def test_pieces_join_to_the_running_text(text: str, language: str):
     "sentence",
     ["It goes on and on.", "He paid 3.5 pounds to Mr. Hill.", "“Why?” she asked.", "راه ۳.۵ است."],
 )
-def test_long_paragraph_is_split_like_a_short_one(sentence: str):
+def test_long_paragraph_is_split_like_a_short_one(sentence: str) -> None:
     assert split_sentences(" ".join([sentence] * 8_011), "en") == [sentence] * 8_011
 
 
-def test_sentence_longer_than_the_window():
+def test_sentence_longer_than_the_window() -> None:
     sentence = "Then " + "word " * 5_000 + "end."
     assert split_sentences(f"It begins. {sentence} It ends.", "en") == [
         "It begins.",
@@ -181,7 +181,7 @@ def test_sentence_longer_than_the_window():
         *("»", ".»", "! 1", "།", "។ ", "ไป ", "ไป", "x. y", "“a.” "),
     ],
 )
-def test_sentence_splitting_takes_linear_time(unit: str):
+def test_sentence_splitting_takes_linear_time(unit: str) -> None:
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
         start = time.process_time()
