@@ -42,11 +42,11 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
 # A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
 _OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[\"“„«—–-].)(?=\S)")
-_CLOSING_QUOTE = re.compile(r"[\"“”„«‘](?<=\S.)|'(?<=[.!?।].)")
+_CLOSING_QUOTE = re.compile(r"[\"“”„«‘'](?<=\S.)(?<![^.!?।]')")
 
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
 # with the first.
-_TWO_CLOSERS = re.compile(r"([.!?])([»’'›)\]]+)(?=[»’'›)\]])")
+_TWO_CLOSERS = re.compile(r"[.!?][»’'›)\]]+(?=[»’'›)\]])")
 
 # In some languages sentencex takes no number for the start of a sentence. Replaced by a letter,
 # after a word that is too long for an abbreviation.
@@ -150,7 +150,7 @@ def _disguise(paragraph: str) -> str:
         paragraph = _OPENING_QUOTE.sub("¿", paragraph)
         paragraph = _CLOSING_QUOTE.sub("»", paragraph)
         if "»" in paragraph:
-            paragraph = _TWO_CLOSERS.sub(r"\2\1", paragraph)
+            paragraph = _TWO_CLOSERS.sub(lambda match: match[0][1:] + match[0][0], paragraph)
     return _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
 
 
