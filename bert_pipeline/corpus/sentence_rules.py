@@ -24,6 +24,8 @@ _NAME_WITH_MARK = re.compile(r"[ァ-ヶー]娘。$")
 # Each part of an abbreviation without spaces is short: "कि.मी.", "พ.ศ.", "GS.TS.", "U.S.A.".
 _SHORT_PART = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|(?<![^\s.])[^\s.]{1,2})\.$")
 
+_ADDRESS = re.compile(r"\S/\S*$")
+
 # Korean verbs and particles of speech after a quotation.
 _KOREAN_SPEECH = re.compile(r"(?:이?라[고며는]|하[고며는]|했)")
 
@@ -114,7 +116,7 @@ def continues(before: str, after: str, language: str) -> bool:
 
 def _continues_word(head: str, bare: str, rest: str) -> bool:
     """Whether the sentence continues without a space after the possible end."""
-    if rest.startswith(_INSIDE):
+    if rest.startswith(_INSIDE) or (rest[:1].isascii() and _ADDRESS.search(head)):
         return True
     follower = rest.lstrip(CLOSERS)
     if (

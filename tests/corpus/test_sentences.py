@@ -26,6 +26,7 @@ GOLD = [
     ("en", ["“I do not know…”", "“Really?”"]),
     ("en", ["So… we went home.", "I do not know...", "Perhaps."]),
     ("en", ["See https://example.com/a.b?c=d.e for more.", "Pi is 3.14159.", "It cost $5.50."]),
+    ("en", ["It is at www.example.com/news.asp?Number=5 now.", "Read it."]),
     ("en", ["Version 1.2.3 is out.", "Use file.txt instead of a.py now."]),
     ("en", ["Really?!", "Yes!!!", "No."]),
     ("en", ["1. First point is this.", "It has a sentence more."]),
