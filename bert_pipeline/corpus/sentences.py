@@ -44,6 +44,12 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 _OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[\"“„«—–-].)(?=\S)")
 _CLOSING_QUOTE = re.compile(r"[\"“”„«‘'](?<=\S.)(?<![^.!?।]')")
 
+_OPEN_BRACKET = re.compile(r"[(\[](?=[^)\]]{100})")
+"""A bracket without its counterpart, or around several sentences."""
+
+# sentencex does not split what follows "1)", "(1)" or "•" at the start of a sentence.
+_LIST_NUMBER = re.compile(r"[.:;!?] \(?\d{1,2}\)(?= )")
+
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
 # with the first.
 _TWO_CLOSERS = re.compile(r"[.!?][»’'›)\]]+(?=[»’'›)\]])")
@@ -146,6 +152,12 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
 
 def _disguise(paragraph: str) -> str:
     """The paragraph for sentencex, of the same length, without what it takes wrongly."""
+    paragraph = paragraph.replace("•", "*")
+    if ") " in paragraph:
+        # A mark before the paragraph, because its start is the start of a sentence, too.
+        marked = _LIST_NUMBER.sub(lambda match: f"{match[0][:-1]}»", f". {paragraph}")
+        paragraph = marked[2:]
+    paragraph = _OPEN_BRACKET.sub("¿", paragraph)
     if "。" not in paragraph:
         paragraph = _OPENING_QUOTE.sub("¿", paragraph)
         paragraph = _CLOSING_QUOTE.sub("»", paragraph)

@@ -171,6 +171,17 @@ def test_quotation_that_is_never_closed_hides_no_sentence_ends() -> None:
     assert split_sentences(" ".join(hebrew), "he") == hebrew
 
 
+def test_bracket_that_is_never_closed_hides_no_sentence_ends() -> None:
+    sentences = ["He said (so.", "She left at noon.", *["Nobody came to the house."] * 5, "Late."]
+    assert split_sentences(" ".join(sentences), "en") == sentences
+
+
+@pytest.mark.parametrize("marker", ["1)", "(1)", "•"])
+def test_list_item_of_several_sentences(marker: str) -> None:
+    sentences = [f"{marker} He came home.", "She left.", "They slept."]
+    assert split_sentences(" ".join(sentences), "en") == sentences
+
+
 def test_quotation_marks_between_spaces_stay_with_their_sentence() -> None:
     tokenized = ['He said : " Go on . "', "She left ."]
     assert split_sentences(" ".join(tokenized), "en") == tokenized
