@@ -203,7 +203,7 @@ def test_sentence_that_begins_with_a_number(language: str, sentences: list[str])
 
 
 def test_two_closing_marks_stay_with_their_sentence() -> None:
-    sentences = ["«Я крикнул: „Здесь акула!“», — сказал он.", "«Он кричал „Беги!“»", "Мы ушли."]
+    sentences = ["«Она шепнула: „Стой тут!“», — сказал он.", "«Он кричал „Беги!“»", "Мы ушли."]
     assert split_sentences(" ".join(sentences), "ru") == sentences
 
 
