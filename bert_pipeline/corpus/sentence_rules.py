@@ -24,6 +24,8 @@ _NAME_WITH_MARK = re.compile(r"[ァ-ヶー]娘。$")
 # Each part of an abbreviation without spaces is short: "कि.मी.", "พ.ศ.", "GS.TS.", "U.S.A.".
 _SHORT_PART = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|(?<![^\s.])[^\s.]{1,2})\.$")
 
+_ADDRESS = re.compile(r"\S/\S*$")
+
 # Korean verbs and particles of speech after a quotation.
 _KOREAN_SPEECH = re.compile(r"(?:이?라[고며는]|하[고며는]|했)")
 
@@ -49,11 +51,17 @@ _ABBREVIATIONS = {
         "he": "סט מס עמ גב פרופ",
         "hi": "डॉ डा प्रो श्री पं सं रु मी मो पृ स्व कृ मि कु सुश्री पू ई ए बी सी डी एफ एच एल एम एन ओ पी "
         "आर एस टी यू वी",
+        "gu": "ડૉ ડો શ્રી મી",
         "hr": "npr tj sv ul br str tzv",
         "hu": "ún kb szt vö ifj özv",
         "id": "jl ir hlm yth tn ny",
         "it": "pag pagg",
+        "ka": "ე.წ ა.შ ე.ი",
+        "kn": "ಡಾ ಶ್ರೀ ಮೀ",
         "lt": "pvz žr",
+        "ml": "ഡോ ശ്രീ മീ",
+        "mr": "डॉ श्री सौ प्रा मा मी",
+        "ne": "डा श्री प्रा मी",
         "nb": "f.eks dvs kl pga evt jf",
         "nl": "mevr o.a d.w.z",
         "no": "f.eks dvs kl pga evt jf",
@@ -62,6 +70,8 @@ _ABBREVIATIONS = {
         "ro": "dl d-na d-l str pag ex vol sf cca dvs",
         "ru": "им рис табл напр т.е обл пос ок св ст доц гл",
         "sv": "t.ex dvs kl resp jfr",
+        "ta": "திரு டாக்டர் மீ",
+        "te": "డా శ్రీ మీ",
         "tr": "av doç sn örn bkz mah cad sok alb yrd müh",
         "uk": "рис напр",
         "vi": "ts pgs gs ths tp bs kts",
@@ -69,8 +79,13 @@ _ABBREVIATIONS = {
 }
 
 
-_TITLES = ("dr", "mr", "mrs", "prof")
+_TITLES = frozenset(("dr", "mr", "mrs", "prof"))
 """Abbreviations of English that texts in other languages have too."""
+
+# Hebrew, Arabic, the scripts of India, Thai, Lao and Georgian; and of these the two that have no
+# spaces between words.
+_UNCASED = re.compile(r"[\u0590-\u0eff\u10d0-\u10ff]")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff]")
 
 
 def continues(before: str, after: str, language: str) -> bool:
@@ -101,7 +116,7 @@ def continues(before: str, after: str, language: str) -> bool:
 
 def _continues_word(head: str, bare: str, rest: str) -> bool:
     """Whether the sentence continues without a space after the possible end."""
-    if rest.startswith(_INSIDE):
+    if rest.startswith(_INSIDE) or (rest[:1].isascii() and _ADDRESS.search(head)):
         return True
     follower = rest.lstrip(CLOSERS)
     if (
@@ -138,15 +153,15 @@ def _names_speaker(rest: str) -> bool:
 def _expects_more(word: str, language: str) -> bool:
     """Whether a word with a full stop rarely ends a sentence."""
     stem = word[:-1].lstrip(OPENERS)
-    parts = stem.lower().split(".")
     last = stem.rpartition(".")[2]
-    abbreviations = _ABBREVIATIONS.get(language, ())
-    if stem.lower() in abbreviations or parts[-1] in abbreviations or parts[-1] in _TITLES:
+    lowered = last.lower()
+    abbreviations = _ABBREVIATIONS.get(language, _TITLES)
+    if lowered in abbreviations or lowered in _TITLES or stem.lower() in abbreviations:
         return True
     if stem.isdigit():
         return language == "ko" or (len(stem) <= 2 and language in _ORDINAL_LANGUAGES.split())
-    if "\u0590" <= last[:1] <= "\u0eff":
-        return _abbreviates(parts)
+    if _UNCASED.match(last):
+        return _abbreviates(stem.split("."))
     # Initials. sentencex handles them in English, as in "So did I."
     return len(last) == 1 and last.isupper() and language != "en"
 
@@ -154,9 +169,9 @@ def _expects_more(word: str, language: str) -> bool:
 def _abbreviates(parts: list[str]) -> bool:
     """Whether the parts of a word are short enough for an abbreviation.
 
-    For the scripts from Hebrew to Lao, which have no capitals and few words of one letter.
+    For scripts that have no capitals and few words of one letter.
     """
     last = parts[-1]
-    if last[:1] >= "\u0e00":
-        return len(last) <= 4  # Thai and Lao have no spaces between words
+    if _UNSPACED.match(last):
+        return len(last) <= 4
     return len(last) == 1 or last.endswith("ـ") or (len(parts) > 1 and max(map(len, parts)) <= 2)

@@ -11,7 +11,7 @@ from sentencex import segment
 
 from bert_pipeline.corpus.sentence_rules import CLOSERS, continues
 
-_WINDOW = 3000
+_WINDOW = 1000
 """Characters per call of sentencex, whose time is quadratic in the length of a paragraph."""
 
 _SHORTEST_UNMARKED = 60
@@ -41,17 +41,23 @@ _UNCAPITALIZED = re.compile(r"(?:(?<!\.)(?<!\.\w)[.!?]|\.[\"”’»)\]]+) [\"�
 # sentencex does not split quotations, and a mark without its counterpart would hide all ends after
 # it (Hebrew writes one inside abbreviations). Replaced by marks that it does not pair.
 # A mark between spaces, as in tokenized text, could be either: it is left to sentencex.
-_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[¿—–-].)(?=\S)")
-_CLOSING_QUOTES = '"“”„«‘'
+_OPENING_QUOTE = re.compile(r"[\"“”„«'‘](?<![^\s(\[\"“„«—–-].)(?=\S)")
+_CLOSING_QUOTE = re.compile(r"[\"“”„«‘'](?<=\S.)(?<![^.!?।]')")
+
+_OPEN_BRACKET = re.compile(r"[(\[](?=[^)\]]{100})")
+"""A bracket without its counterpart, or around several sentences."""
+
+# sentencex does not split what follows "1)", "(1)" or "•" at the start of a sentence.
+_LIST_NUMBER = re.compile(r"[.:;!?] \(?\d{1,2}\)(?= )")
 
 # sentencex ends a sentence before the second of two closing marks: the full stop changes places
 # with the first.
-_TWO_CLOSERS = re.compile(r"([.!?])([»’'›)\]]+)(?=[»’'›)\]])")
+_TWO_CLOSERS = re.compile(r"[.!?][»’'›)\]]+(?=[»’'›)\]])")
 
 # In some languages sentencex takes no number for the start of a sentence. Replaced by a letter,
 # after a word that is too long for an abbreviation.
 _STARTING_NUMBER = re.compile(
-    r"[.!?。！？](?:(?<=[。！？])[」』”）》]*|(?<=[!?]) |(?<=[^\W\d_]{4}\.) )\d"
+    r"[.!?。！？](?:(?<=[。！？])[」』”）》]*|(?<=[!?]) |(?<=[^\W\d_]{5}\.) )\d"
 )
 
 
@@ -77,12 +83,14 @@ def split_running(text: str, language: str) -> list[str]:
         # Also because sentencex panics on an initial before a whitespace character of several
         # bytes ("A\u2028.").
         paragraph = " ".join(line.split())
-        gap = " " if sentences else ""
+        spaced = bool(sentences)
         for sentence in _split_paragraph(paragraph, language, lowered) if paragraph else ():
-            if stripped := sentence.strip():
-                sentences.append((gap or " " * sentence.startswith(" ")) + stripped)
-                gap = ""
-            gap = gap or " " * sentence.endswith(" ")
+            stripped = sentence.strip()
+            if stripped:
+                spaced = spaced or sentence[0] == " "
+                sentences.append(f" {stripped}" if spaced else stripped)
+                spaced = False
+            spaced = spaced or sentence[-1] == " "
     return sentences
 
 
@@ -144,14 +152,17 @@ def _pieces(paragraph: str, language: str) -> Iterator[str]:
 
 def _disguise(paragraph: str) -> str:
     """The paragraph for sentencex, of the same length, without what it takes wrongly."""
+    paragraph = paragraph.replace("•", "*")
+    if ") " in paragraph:
+        # A mark before the paragraph, because its start is the start of a sentence, too.
+        marked = _LIST_NUMBER.sub(lambda match: f"{match[0][:-1]}»", f". {paragraph}")
+        paragraph = marked[2:]
+    paragraph = _OPEN_BRACKET.sub("¿", paragraph)
     if "。" not in paragraph:
-        disguised = _OPENING_QUOTE.sub("¿", paragraph)
-        for quote in _CLOSING_QUOTES:
-            if quote in disguised and f" {quote} " not in paragraph:
-                disguised = disguised.replace(quote, "»")
-        for mark in ".!?।":
-            disguised = disguised.replace(f"{mark}'", f"{mark}»")
-        paragraph = _TWO_CLOSERS.sub(r"\2\1", disguised) if "»" in disguised else disguised
+        paragraph = _OPENING_QUOTE.sub("¿", paragraph)
+        paragraph = _CLOSING_QUOTE.sub("»", paragraph)
+        if "»" in paragraph:
+            paragraph = _TWO_CLOSERS.sub(lambda match: match[0][1:] + match[0][0], paragraph)
     return _STARTING_NUMBER.sub(lambda match: match[0][:-1] + "A", paragraph)
 
 

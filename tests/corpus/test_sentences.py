@@ -26,6 +26,7 @@ GOLD = [
     ("en", ["“I do not know…”", "“Really?”"]),
     ("en", ["So… we went home.", "I do not know...", "Perhaps."]),
     ("en", ["See https://example.com/a.b?c=d.e for more.", "Pi is 3.14159.", "It cost $5.50."]),
+    ("en", ["It is at www.example.com/news.asp?Number=5 now.", "Read it."]),
     ("en", ["Version 1.2.3 is out.", "Use file.txt instead of a.py now."]),
     ("en", ["Really?!", "Yes!!!", "No."]),
     ("en", ["1. First point is this.", "It has a sentence more."]),
@@ -94,13 +95,13 @@ UNSPACED = frozenset({"zh", "ja", "my", "km", "hy", "am"})
 
 
 @pytest.mark.parametrize(("language", "sentences"), GOLD)
-def test_sentences_of_every_language_equal_gold(language: str, sentences: list[str]):
+def test_sentences_of_every_language_equal_gold(language: str, sentences: list[str]) -> None:
     assert split_sentences(" ".join(sentences), language) == sentences
     if language in UNSPACED:
         assert split_sentences("".join(sentences), language) == sentences
 
 
-def test_paragraph_ends_are_sentence_ends():
+def test_paragraph_ends_are_sentence_ends() -> None:
     assert split_sentences("A title\n\n \nIt begins. It ends", "en") == [
         "A title",
         "It begins.",
@@ -127,7 +128,7 @@ def test_paragraph_ends_are_sentence_ends():
 )
 def test_pieces_of_running_text_keep_the_space_before_them(
     language: str, text: str, pieces: list[str]
-):
+) -> None:
     assert split_running(text, language) == pieces
 
 
@@ -149,7 +150,7 @@ TEXTS = st.text(
 @example("3.5.", "en")
 @example("A\u2028. B", "en")
 @example("Y\x85.", "el")
-def test_pieces_join_to_the_running_text(text: str, language: str):
+def test_pieces_join_to_the_running_text(text: str, language: str) -> None:
     pieces = split_running(text, language)
     assert "".join(pieces) == " ".join(text.split())
     assert all(piece == piece.rstrip() and piece.strip() for piece in pieces)
@@ -161,11 +162,11 @@ def test_pieces_join_to_the_running_text(text: str, language: str):
     "sentence",
     ["It goes on and on.", "He paid 3.5 pounds to Mr. Hill.", "“Why?” she asked.", "راه ۳.۵ است."],
 )
-def test_long_paragraph_is_split_like_a_short_one(sentence: str):
+def test_long_paragraph_is_split_like_a_short_one(sentence: str) -> None:
     assert split_sentences(" ".join([sentence] * 8_011), "en") == [sentence] * 8_011
 
 
-def test_sentence_longer_than_the_window():
+def test_sentence_longer_than_the_window() -> None:
     sentence = "Then " + "word " * 5_000 + "end."
     assert split_sentences(f"It begins. {sentence} It ends.", "en") == [
         "It begins.",
@@ -181,7 +182,7 @@ def test_sentence_longer_than_the_window():
         *("»", ".»", "! 1", "།", "។ ", "ไป ", "ไป", "x. y", "“a.” "),
     ],
 )
-def test_sentence_splitting_takes_linear_time(unit: str):
+def test_sentence_splitting_takes_linear_time(unit: str) -> None:
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
         start = time.process_time()

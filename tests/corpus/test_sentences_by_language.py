@@ -106,7 +106,7 @@ CASES = [(language, case) for language, cases in GOLD.items() for case in cases]
 
 
 @pytest.mark.parametrize(("language", "sentences"), CASES)
-def test_sentences_equal_gold(language: str, sentences: list[str]):
+def test_sentences_equal_gold(language: str, sentences: list[str]) -> None:
     assert split_sentences(" ".join(sentences), language) == sentences
     if language in UNSPACED:
         assert split_running("".join(sentences), language) == sentences
@@ -123,11 +123,11 @@ def test_sentences_equal_gold(language: str, sentences: list[str]):
         ("tr", ["dr. yılmaz geldi.", "ışık söndü."]),
     ],
 )
-def test_text_without_capitals_ends_at_full_stops(language: str, sentences: list[str]):
+def test_text_without_capitals_ends_at_full_stops(language: str, sentences: list[str]) -> None:
     assert split_sentences(" ".join(sentences), language) == sentences
 
 
-def test_small_letter_after_a_full_stop_continues_where_others_are_capital():
+def test_small_letter_after_a_full_stop_continues_where_others_are_capital() -> None:
     sentences = ["The firm foo inc. was sold.", "It moved to sect. nine."]
     assert split_sentences(" ".join(sentences), "en") == sentences
 
@@ -143,7 +143,7 @@ PHRASES = {
 
 
 @pytest.mark.parametrize("language", PHRASES)
-def test_text_without_marks_is_split_at_spaces(language: str):
+def test_text_without_marks_is_split_at_spaces(language: str) -> None:
     text = " ".join([PHRASES[language]] * 40)
     pieces = split_running(text, language)
     assert "".join(pieces) == text
@@ -152,12 +152,12 @@ def test_text_without_marks_is_split_at_spaces(language: str):
     assert all(len(piece) >= len(PHRASES[language]) for piece in pieces)
 
 
-def test_khmer_sentence_with_a_mark_keeps_its_spaces():
+def test_khmer_sentence_with_a_mark_keeps_its_spaces() -> None:
     sentence = " ".join([PHRASES["km"]] * 4) + "។"
     assert split_sentences(f"{sentence} {sentence}", "km") == [sentence, sentence]
 
 
-def test_quotation_that_is_never_closed_hides_no_sentence_ends():
+def test_quotation_that_is_never_closed_hides_no_sentence_ends() -> None:
     assert split_sentences("He said: “Go. She left. They came. It was late.", "en") == [
         "He said: “Go.",
         "She left.",
@@ -171,7 +171,18 @@ def test_quotation_that_is_never_closed_hides_no_sentence_ends():
     assert split_sentences(" ".join(hebrew), "he") == hebrew
 
 
-def test_quotation_marks_between_spaces_stay_with_their_sentence():
+def test_bracket_that_is_never_closed_hides_no_sentence_ends() -> None:
+    sentences = ["He said (so.", "She left at noon.", *["Nobody came to the house."] * 5, "Late."]
+    assert split_sentences(" ".join(sentences), "en") == sentences
+
+
+@pytest.mark.parametrize("marker", ["1)", "(1)", "•"])
+def test_list_item_of_several_sentences(marker: str) -> None:
+    sentences = [f"{marker} He came home.", "She left.", "They slept."]
+    assert split_sentences(" ".join(sentences), "en") == sentences
+
+
+def test_quotation_marks_between_spaces_stay_with_their_sentence() -> None:
     tokenized = ['He said : " Go on . "', "She left ."]
     assert split_sentences(" ".join(tokenized), "en") == tokenized
 
@@ -186,15 +197,15 @@ def test_quotation_marks_between_spaces_stay_with_their_sentence():
         ("zh", ["他来了。", "2001年他走了。"]),
     ],
 )
-def test_sentence_that_begins_with_a_number(language: str, sentences: list[str]):
+def test_sentence_that_begins_with_a_number(language: str, sentences: list[str]) -> None:
     joint = "" if language in UNSPACED else " "
     assert split_sentences(joint.join(sentences), language) == sentences
 
 
-def test_two_closing_marks_stay_with_their_sentence():
-    sentences = ["«Я крикнул: „Здесь акула!“», — сказал он.", "«Он кричал „Беги!“»", "Мы ушли."]
+def test_two_closing_marks_stay_with_their_sentence() -> None:
+    sentences = ["«Она шепнула: „Стой тут!“», — сказал он.", "«Он кричал „Беги!“»", "Мы ушли."]
     assert split_sentences(" ".join(sentences), "ru") == sentences
 
 
-def test_tibetan_double_mark_belongs_to_the_sentence_before():
+def test_tibetan_double_mark_belongs_to_the_sentence_before() -> None:
     assert split_running("ཁོང་ཡོང་ངོ་། །མོ་ཕྱིན་ནོ། །", "bo") == ["ཁོང་ཡོང་ངོ་། །", "མོ་ཕྱིན་ནོ། །"]
