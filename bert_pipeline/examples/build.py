@@ -127,7 +127,7 @@ def _make(
     save_array(counts_file, token_counts)
     forget_store()
     files = [*(job.path for job in jobs), counts_file]
-    return manifest_counts(totals, splits, loaded, config), files
+    return manifest_counts(totals, splits, loaded, corpus, config), files
 
 
 @contextmanager

@@ -16,10 +16,19 @@ MIN_USED_RATE = 0.8
 
 
 def manifest_counts(
-    totals: Mapping[str, int], splits: Splits, loaded: LoadedTokenizer, config: ExamplesConfig
+    totals: Mapping[str, int],
+    splits: Splits,
+    loaded: LoadedTokenizer,
+    corpus: Manifest,
+    config: ExamplesConfig,
 ) -> dict[str, Any]:
-    """The manifest's counts: the totals, and the rates computed from them."""
+    """The manifest's counts: the totals, the rates computed from them, and the languages.
+
+    A corpus made by an earlier version has no `languages`: documents of each by its code.
+    """
     counts: dict[str, Any] = dict(sorted(totals.items()))
+    if "languages" in corpus.counts:
+        counts["languages"] = corpus.counts["languages"]
     counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
     counts["validation_share"] = 1 - totals["train_document_tokens"] / totals["tokens"]
     counts["train_used_rate"] = totals["train_tokens_used"] / totals["train_document_tokens"]
