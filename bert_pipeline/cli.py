@@ -24,11 +24,12 @@ from bert_pipeline.errors import (
     UsageError,
     describe_os_error,
 )
-from bert_pipeline.options import stage_command
+from bert_pipeline.options import Commands, stage_command
 from bert_pipeline.stages import STAGES
 
 app = typer.Typer(
     name="bertpipe",
+    cls=Commands,
     help="From raw text to a pretrained BERT: corpus → tokenize → examples → pretrain, or `run` "
     "for all of them.",
     no_args_is_help=True,

@@ -5,7 +5,8 @@ fields, `read_section` reads them from YAML, and the manifest records them.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -168,7 +169,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}). Check the path of the YAML file."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path}: not valid YAML: {_explain_yaml(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -176,6 +177,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: must be a mapping of stage sections, such as `tokenize:` with its options."
         )
     return content
+
+
+def _explain_yaml(error: Exception) -> str:
+    """The line, the column and the problem; PyYAML's own text quotes lines and names no file."""
+    from yaml import MarkedYAMLError
+
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+    mark = error.problem_mark
+    text = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if error.context and error.context_mark:
+        text += f" ({error.context} from line {error.context_mark.line + 1})"
+    return text
 
 
 def read_section(path: Path, stage: str, sections: frozenset[str]) -> dict[str, Any]:
@@ -188,16 +202,23 @@ def read_section(path: Path, stage: str, sections: frozenset[str]) -> dict[str, 
     return section
 
 
-def reject_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> None:
+def reject_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
     """Raise `UsageError` naming the first unknown key."""
     for key in given:
         if key not in known:
-            raise UsageError(f"{where} `{key}` is unknown. Known: {', '.join(sorted(known))}.")
+            raise UsageError(f"{where} `{key}` is unknown. {suggest(key, known)}")
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Which name was probably meant, or all known names."""
+    if close := get_close_matches(name, known, n=1):
+        return f"Did you mean `{close[0]}`?"
+    return f"Known: {', '.join(sorted(known))}."
 
 
 def build_config(model: type[C], values: dict[str, Any], where: str = "") -> C:
     """Validate `values`; a `UsageError` names each invalid option, its value and the reason."""
-    reject_unknown(values, frozenset(model.model_fields), f"{where}option" if where else "option")
+    reject_unknown(values, model.model_fields, f"{where}option" if where else "option")
     try:
         return model(**values)
     except ValidationError as error:

@@ -7,10 +7,30 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
-from bert_pipeline.config import Choice, StageConfig, build_config, flag, read_section
+from bert_pipeline.config import (
+    Choice,
+    StageConfig,
+    build_config,
+    flag,
+    read_section,
+    reject_unknown,
+)
 from bert_pipeline.recipe import SECTIONS
 from bert_pipeline.stages import Stage
+
+
+class Commands(TyperGroup):
+    """The commands; errors of their options are without what pydantic puts before the reason."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the options of the command, and run it."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 def stage_command(app: typer.Typer, name: str, stage: Stage) -> None:
@@ -22,6 +42,7 @@ def stage_command(app: typer.Typer, name: str, stage: Stage) -> None:
 
     def command(config: Path | None = None, **options: Any) -> None:
         values = read_section(config, name, SECTIONS) if config else {}
+        reject_unknown(values, stage.config.model_fields, f"{config}, {name}: option")
         values |= {key: value for key, value in options.items() if value not in (None, [])}
         stage.run(build_config(stage.config, values))
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bert_pipeline.config import StageConfig, build_config, read_yaml, reject_unknown
+from bert_pipeline.config import (
+    StageConfig,
+    build_config,
+    read_yaml,
+    reject_unknown,
+    suggest,
+)
 from bert_pipeline.errors import UsageError
 from bert_pipeline.predict.load import MASK
 from bert_pipeline.progress import print_line
@@ -46,8 +52,8 @@ def find_recipe(name: str) -> Path:
     folder = next((folder for folder in folders if folder.is_dir()), None)
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
     if name not in shipped:
-        known = ", ".join(shipped) or "none found"
-        raise UsageError(f"{name}: neither a YAML file nor a shipped recipe ({known}).")
+        known = suggest(name, shipped) if shipped else "None is installed."
+        raise UsageError(f"{name}: neither a YAML file nor a shipped recipe. {known}")
     return shipped[name]
 
 
@@ -144,9 +150,10 @@ def _apply(content: dict[str, Any], setting: str) -> None:
 
     name, equals, value = setting.partition("=")
     stage, *fields = name.strip().replace("-", "_").split(".")
-    if not equals or not fields or stage not in STAGES:
-        known = ", ".join(STAGES)
-        raise UsageError(f"--set {setting}: write STAGE.FIELD=VALUE, with STAGE one of {known}.")
+    if not (equals and fields and all(fields)):
+        raise UsageError(f"--set {setting}: must be STAGE.FIELD=VALUE.")
+    reject_unknown([stage], STAGES, f"--set {setting}: stage")
+    reject_unknown(fields[:1], STAGES[stage].config.model_fields, f"--set {setting}: option")
     parent = content.setdefault(stage, {})
     for key in (stage, *fields[:-1])[1:]:
         parent = parent.setdefault(key, {}) if isinstance(parent, dict) else None

@@ -134,9 +134,21 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["run", "nonsense"],
             2,
-            "neither a YAML file nor a shipped recipe (bert-base, oscar-fa-roberta, quickstart)",
+            "a shipped recipe. Known: bert-base, oscar-fa-roberta, quickstart.",
         ),
-        (["run", "quickstart", "--set", "pretrain.colour=red"], 2, "colour"),
+        (["run", "quikstart"], 2, "shipped recipe. Did you mean `quickstart`?"),
+        (
+            ["run", "quickstart", "--set", "pretrain.optimiser=muon"],
+            2,
+            "--set pretrain.optimiser=muon: option `optimiser` is unknown. "
+            "Did you mean `optimizer`?",
+        ),
+        (
+            ["run", "quickstart", "--set", "pretain.seed=1"],
+            2,
+            "--set pretain.seed=1: stage `pretain` is unknown. Did you mean `pretrain`?",
+        ),
+        (["examples", "--objective", "nsp"], 2, "Invalid value for '--objective': 'nsp' is not"),
         (["run", "quickstart", "--set", "colour"], 2, "STAGE.FIELD=VALUE"),
         (["fill-mask", "nowhere", "a [MASK]"], 1, "no model found"),
         (["evaluate", "nowhere", "--examples", "nowhere"], 1, "nowhere"),

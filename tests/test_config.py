@@ -95,7 +95,7 @@ def test_invalid_recipe_is_rejected_and_the_option_named(tmp_path: Path, text: s
     [
         ("tokenize.vocab_size", "STAGE.FIELD=VALUE"),
         ("vocab_size=3", "STAGE.FIELD=VALUE"),
-        ("tokenise.vocab_size=300", "STAGE.FIELD=VALUE"),
+        ("tokenise.vocab_size=300", "stage `tokenise` is unknown. Did you mean `tokenize`"),
         ("tokenize.vocabulary=300", "`vocabulary`"),
         ("tokenize.vocab_size=[", "YAML"),
         ("tokenize.vocab_size.x=3", "--vocab-size"),

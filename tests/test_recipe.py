@@ -257,6 +257,11 @@ def test_changed_stage_is_rejected_with_a_diff_and_rebuilt_by_overwrite(tmp_path
     [
         ("corpus: {source: [python-docs], colour: red}", "option `colour` is unknown"),
         ("colour: {red: 1}", "section `colour` is unknown"),
+        (
+            "corpus: {surce: [python-docs]}",
+            "recipe.yaml, corpus: option `surce` is unknown. Did you",
+        ),
+        ("tokenise: {vocab_size: 1}", "recipe.yaml: section `tokenise` is unknown. Did you mean"),
         ("corpus: {source: [python-docs], out: x}", "remove `out`"),
         ("corpus: {source: [python-docs]}\npretrain: {max_steps: many}", "--max-steps"),
         (
@@ -270,7 +275,10 @@ def test_changed_stage_is_rejected_with_a_diff_and_rebuilt_by_overwrite(tmp_path
             "probes: [{text: a word, expect: b}]",
             "probes: 'a word' has no [MASK]",
         ),
-        ("corpus: {source: [python-docs", "not valid YAML"),
+        (
+            "corpus:\n  source: [python-docs\n",
+            "recipe.yaml: not valid YAML: line 3, column 1: expected ',' or ']'",
+        ),
         ("- corpus", "mapping"),
     ],
 )

@@ -34,7 +34,7 @@ from bert_pipeline.examples.shard import (
     open_store,
 )
 from bert_pipeline.examples.splits import Split, Splits
-from bert_pipeline.examples.summary import manifest_counts, print_summary
+from bert_pipeline.examples.summary import manifest_counts, print_note_on_words, print_summary
 from bert_pipeline.examples.token_store import TokenStore
 from bert_pipeline.progress import bar, count_of, print_line
 from bert_pipeline.ragged import Int64Array
@@ -68,6 +68,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
             print_line(f"examples: already complete in {config.out}", quiet=config.quiet)
             manifest = work.finished
         else:
+            print_note_on_words(corpus, loaded, config)
             with keep_processes():
                 counts, files = _make(work.folder, corpus, tokenizer, loaded, config)
             manifest = work.finish(counts, files)
@@ -127,7 +128,7 @@ def _make(
     save_array(counts_file, token_counts)
     forget_store()
     files = [*(job.path for job in jobs), counts_file]
-    return manifest_counts(totals, splits, loaded, config), files
+    return manifest_counts(totals, splits, loaded, corpus, config), files
 
 
 @contextmanager

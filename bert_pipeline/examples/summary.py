@@ -14,12 +14,26 @@ from bert_pipeline.tokenizer.load import LoadedTokenizer, hash_vocabulary
 MIN_USED_RATE = 0.8
 """A warning is printed if a smaller share of the training text reaches an example."""
 
+CHINESE = frozenset({"zh", "yue", "wuu", "lzh"})
+"""Chinese languages: some tokenizers, such as BERT's, make each character a word."""
+UNSPACED = {"ja": "Japanese", "km": "Khmer", "lo": "Lao", "my": "Burmese", "th": "Thai"}
+"""Other languages that are written without spaces between words."""
+
 
 def manifest_counts(
-    totals: Mapping[str, int], splits: Splits, loaded: LoadedTokenizer, config: ExamplesConfig
+    totals: Mapping[str, int],
+    splits: Splits,
+    loaded: LoadedTokenizer,
+    corpus: Manifest,
+    config: ExamplesConfig,
 ) -> dict[str, Any]:
-    """The manifest's counts: the totals, and the rates computed from them."""
+    """The manifest's counts: the totals, the rates computed from them, and the languages.
+
+    A corpus made by an earlier version has no `languages`: documents of each by its code.
+    """
     counts: dict[str, Any] = dict(sorted(totals.items()))
+    if "languages" in corpus.counts:
+        counts["languages"] = corpus.counts["languages"]
     counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
     counts["validation_share"] = 1 - totals["train_document_tokens"] / totals["tokens"]
     counts["train_used_rate"] = totals["train_tokens_used"] / totals["train_document_tokens"]
@@ -33,6 +47,28 @@ def manifest_counts(
                 counts[f"{split}_label_balance"] = totals[f"{split}_random_next"] / rows
     vocabulary = {"vocab_size": loaded.vocab_size, "vocabulary": hash_vocabulary(loaded.tokenizer)}
     return counts | vocabulary | {"special_ids": asdict(loaded.special)}
+
+
+def print_note_on_words(corpus: Manifest, loaded: LoadedTokenizer, config: ExamplesConfig) -> None:
+    """Say where the corpus has languages in which whole-word masking masks no words."""
+    if config.mask_unit != "whole-word":
+        return
+    languages = {code.partition("-")[0] for code in corpus.counts.get("languages", {})}
+    runs = [name for code, name in UNSPACED.items() if code in languages]
+    facts = []
+    if languages & CHINESE:
+        words = set(loaded.tokenizer.encode("中文", add_special_tokens=False).word_ids)
+        if len(words) == 2:
+            facts.append("in Chinese a word is one character, so it masks what `token` masks")
+        else:
+            runs.insert(0, "Chinese")
+    if runs:
+        facts.append(
+            f"in {', '.join(runs)} a word is all text between spaces or punctuation, often a "
+            "whole clause"
+        )
+    if facts:
+        print_line(f"note: --mask-unit whole-word: {'; '.join(facts)}", quiet=config.quiet)
 
 
 def print_summary(manifest: Manifest, config: ExamplesConfig) -> None:
@@ -54,7 +90,8 @@ def print_summary(manifest: Manifest, config: ExamplesConfig) -> None:
             "--dupe-factor or --max-seq-length"
         )
     if config.masks == "static" and (empty := counts["train_without_prediction"]):
-        lines.append(f"  {empty:,} examples have no masked token: --max-predictions is too small")
+        examples = count_of(empty, "example")
+        lines.append(f"  {examples} without a masked token: --max-predictions is too small")
     print_line("\n".join(lines), quiet=config.quiet)
     if config.verbose:
         print_pairs("Training examples", _details(counts, config), quiet=config.quiet)

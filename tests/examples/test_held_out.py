@@ -58,6 +58,7 @@ def test_random_next_sentence_is_from_another_divided_document(
     assert pairs > 100
 
 
+@pytest.mark.integration
 def test_divided_documents_give_the_same_bytes_for_any_workers(
     build: Build, tmp_path: Path
 ) -> None:

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining, BertModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    pipeline,
+)
 
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.config import PretrainConfig
@@ -96,6 +104,14 @@ def test_mlm_examples_train_a_masked_lm_without_pairs(
     run(mlm_examples_folder, wordpiece_folder, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"]
+    _, masked_lm = AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "out" / "model", output_loading_info=True
+    )
+    assert not any(masked_lm.values())
+    _, encoder = AutoModel.from_pretrained(
+        tmp_path / "out" / "model", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not encoder["missing_keys"]
     lines = metrics(tmp_path / "out")
     assert lines[0]["nsp_loss"] is None
     assert lines[-1]["eval_nsp_accuracy"] is None

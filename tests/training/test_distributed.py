@@ -99,7 +99,9 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
     """The weights of the exported model and of the last checkpoint."""
     checkpoint = max((run / "checkpoints").iterdir())
     files = [run / "model" / "model.safetensors", checkpoint / "model.safetensors"]
-    return {f"{file.parent.name}/{name}": v for file in files for name, v in load_file(file).items()}
+    return {
+        f"{file.parent.name}/{name}": v for file in files for name, v in load_file(file).items()
+    }
 
 
 def is_bf16(weight: torch.Tensor) -> bool:
