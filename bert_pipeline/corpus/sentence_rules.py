@@ -15,16 +15,17 @@ _INSIDE = tuple(",;:،؛，、；：」』》〉")
 _LIST_MARKER = re.compile(r"[(\[]?(?:\d{1,3}|[A-Za-zÀ-ÿͰ-ӿ]|[ivxlc]{2,6}|[IVXLC]{2,6})\.")
 
 # Japanese particles after a quotation, an exclamation or a name with a mark ("モーニング娘。は").
-# Left out are those that often begin a sentence, such as も in もう.
+# Left out are the beginnings of words that often begin a sentence: ところが, もう, はい, のち.
 _PARTICLE = re.compile(
-    r"と|って|っ[てた]|など|は(?![いじ])|が(?!、)|を|の(?!ち)|に(?!わ)|で(?![もは])|です|だっ"
+    r"と(?!ころ|ても|にかく|き|も|なり|りあえず|うとう|ある)|って|など|は(?![いじっやるた])"
+    r"|が(?![、っ])|を|の(?![ちんろ])|に(?![わやっ])|で(?![もはき])|だ(?:った|と)"
 )
 _NAME_WITH_MARK = re.compile(r"[ァ-ヶー]娘。$")
 
 # Each part of an abbreviation without spaces is short: "कि.मी.", "พ.ศ.", "GS.TS.", "U.S.A.".
 _SHORT_PART = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|(?<![^\s.])[^\s.]{1,2})\.$")
 
-_ADDRESS = re.compile(r"\S/\S*$")
+_ADDRESS = re.compile(r"[!-~]/[!-~]*$")
 
 # Korean verbs and particles of speech after a quotation.
 _KOREAN_SPEECH = re.compile(r"(?:이?라[고며는]|하[고며는]|했)")
