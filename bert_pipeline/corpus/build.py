@@ -23,7 +23,7 @@ from bert_pipeline.corpus.dedup.duplicates import (
     find_pairs,
     plan_comparisons,
 )
-from bert_pipeline.corpus.documents import Source
+from bert_pipeline.corpus.documents import Source, Task
 from bert_pipeline.corpus.finalize import Finalizer, shard_path
 from bert_pipeline.corpus.parts import Counts, PartsJob, Quota, read_parts
 from bert_pipeline.corpus.selection import (
@@ -35,6 +35,7 @@ from bert_pipeline.corpus.selection import (
     WriteKeptJob,
     write_kept,
 )
+from bert_pipeline.corpus.source_language import SourceLanguage, find_languages
 from bert_pipeline.corpus.sources.load import open_sources
 from bert_pipeline.corpus.stats import SAMPLES, CorpusStats
 from bert_pipeline.corpus.summary import print_cleaning, print_summary
@@ -43,7 +44,7 @@ from bert_pipeline.errors import BertpipeError, SourceUnreachable
 from bert_pipeline.progress import bar, human_bytes, print_line
 from bert_pipeline.storage.atomic import save_array
 from bert_pipeline.storage.manifest import Input, Manifest
-from bert_pipeline.storage.workspace import Workspace, finished_inputs, workspace
+from bert_pipeline.storage.workspace import finished_inputs, workspace
 
 STAGE = "corpus"
 PARTS = ".parts"
@@ -53,6 +54,7 @@ SKIPPED_ON_ERROR = (
     "skipped_no_text_field",
     "skipped_not_json",
     "skipped_not_text",
+    "skipped_unknown_language",
     "skipped_wrong_encoding",
 )
 """Counts of what `--on-error skip` skips and `fail` does not allow."""
@@ -73,7 +75,11 @@ def build_corpus(config: CorpusConfig) -> Manifest:
             if config.explain:
                 print_cleaning(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
-        jobs = _plan(work, sources, config)
+        tasks = {spec: source.tasks(config) for spec, source in sources.items()}
+        parts = work.folder / PARTS
+        parts.mkdir(exist_ok=True)
+        languages = find_languages(parts / "languages.json", tasks, config)
+        jobs = _plan(parts, tasks, languages, config)
         with keep_processes():
             stats, shards = _write_shards(work.folder, jobs, config)
         counts = stats.to_json()
@@ -83,7 +89,9 @@ def build_corpus(config: CorpusConfig) -> Manifest:
             raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
         skipped = counts.pop("source")
         _reject_skipped(skipped, config)
-        taken = {spec: source.describe() for spec, source in sources.items()}
+        taken = {
+            spec: source.describe() | languages[spec].describe() for spec, source in sources.items()
+        }
         manifest = work.finish(
             counts | skipped | {"taken": taken}, [shard_path(work.folder, n) for n in range(shards)]
         )
@@ -121,14 +129,20 @@ def _reject_skipped(counts: Counts, config: CorpusConfig) -> None:
         )
 
 
-def _plan(work: Workspace, sources: dict[str, Source], config: CorpusConfig) -> list[PartsJob]:
-    folder = work.folder / PARTS
-    folder.mkdir(exist_ok=True)
-    tasks = [task for source in sources.values() for task in source.tasks(config)]
+def _plan(
+    folder: Path,
+    tasks: dict[str, list[Task]],
+    languages: dict[str, SourceLanguage],
+    config: CorpusConfig,
+) -> list[PartsJob]:
+    planned = [(task, languages[spec].code) for spec, found in tasks.items() for task in found]
     if config.shuffle_buffer:
-        Random(config.seed).shuffle(tasks)
+        Random(config.seed).shuffle(planned)
     quota = Quota(config.max_documents or float("inf"), config.max_bytes or float("inf"))
-    return [PartsJob(folder, number, task, config, quota) for number, task in enumerate(tasks)]
+    return [
+        PartsJob(folder, number, task, config, quota, language)
+        for number, (task, language) in enumerate(planned)
+    ]
 
 
 def _write_shards(

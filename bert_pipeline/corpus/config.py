@@ -1,17 +1,19 @@
 """Options of `bertpipe corpus`."""
 
-import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bert_pipeline.config import OneOrMany, ShardedConfig
 from bert_pipeline.corpus.cleaning.registry import STEP_SETS, expand_step_sets
+from bert_pipeline.corpus.languages import GUESS, GUESS_EACH, normalize_language
 from bert_pipeline.corpus.sources.guess_encoding import find_codec
 from bert_pipeline.corpus.sources.registry import is_hub
 
 HUB_OPTIONS = frozenset({"split", "repository", "revision", "files"})
 """Options that apply only to sources on the Hugging Face Hub."""
+WITH_FIELDS = frozenset({"jsonl", "parquet"})
+"""Sources, beside those on the Hub, whose rows have fields."""
 ENCODED = frozenset({"text", "jsonl"})
 """Sources, beside those on the Hub, whose files have an encoding."""
 
@@ -41,9 +43,13 @@ class CorpusConfig(ShardedConfig):
     encoding: str | None = None
     """Encoding of text and jsonl files that are not UTF-8, such as `cp1251` or `gb18030`; a byte
     order mark goes before it."""
-    language: str = "en"
-    """ISO 639 code of the language. Selects the rules for sentence splitting and what the cleaning
-    step `language` keeps; `oscar:LANG` sets its own."""
+    language: OneOrMany = (GUESS,)
+    """ISO 639 code of the language, such as `fa`, `fas` or `pt-BR`; repeat it to give one for each
+    source, in the same order. It selects the rules for sentence splitting, and what the cleaning
+    step `language` keeps. `guess` finds it in the first documents of a source, `guess-each` in each
+    document; `oscar:LANG` sets its own."""
+    language_field: str | None = None
+    """Field or column with the language of a row, for jsonl, parquet and the Hub."""
     clean: Annotated[tuple[str, ...], BeforeValidator(_expand_step_sets)] = STEP_SETS["basic"]
     """Cleaning steps, comma-separated or repeated. Sets: `none`, `basic` (unicode, control,
     whitespace), `web` (all except c4 and fineweb). Steps, in the order in which they run: mojibake,
@@ -93,14 +99,35 @@ class CorpusConfig(ShardedConfig):
     def _normalize_encoding(cls, name: str | None) -> str | None:
         return name and find_codec(name)
 
+    @field_validator("language", mode="before")
+    @classmethod
+    def _reject_norway(cls, given: object) -> object:
+        if given is False:
+            raise ValueError('YAML reads no as false. Write "no" in quotes for Norwegian.')
+        return given
+
     @field_validator("language")
     @classmethod
-    def _normalize_language(cls, language: str) -> str:
-        """`fa` for `FA`; a region stays as it is."""
-        name, hyphen, region = language.partition("-")
-        if not re.fullmatch(r"[A-Za-z]{2,3}", name):
-            raise ValueError("expected an ISO 639 code, such as en or fa")
-        return name.lower() + hyphen + region
+    def _normalize_languages(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """`fa` for `FA` and `fas`; a region stays."""
+        return tuple(
+            code if code in (GUESS, GUESS_EACH) else normalize_language(code) for code in given
+        )
+
+    @model_validator(mode="after")
+    def _check_languages(self) -> "CorpusConfig":
+        if len(self.language) not in (1, len(self.source)):
+            raise ValueError(
+                f"--language: give one, or one for each --source, in the same order "
+                f"(sources: {len(self.source)}, languages: {len(self.language)})."
+            )
+        if self.language_field and not any(
+            is_hub(spec) or spec.partition(":")[0] in WITH_FIELDS for spec in self.source
+        ):
+            raise ValueError(
+                "--language-field: applies only to jsonl, parquet and the Hub, and none is given."
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_near_threshold(self) -> "CorpusConfig":

@@ -1,7 +1,7 @@
 """Documents, and the protocols of sources and tasks that yield them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol, TypeVar
@@ -23,33 +23,7 @@ class Document:
     text: str
     source: str
     language: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a source has at one place of a file: a document, or a value that is not text."""
-
-    place: str
-    """The place in the file, for the id."""
-    text: object
-
-
-def number_rows(texts: Iterable[object]) -> Iterator[Row]:
-    """Rows whose places are their numbers, from 0."""
-    return (Row(str(number), text) for number, text in enumerate(texts))
-
-
-def make_documents(
-    rows: Iterable[Row], name: str, source: str, language: str, counts: Counter[str]
-) -> Iterator[Document]:
-    """The rows of a file that have text; ids are `NAME#PLACE`. Counts the others as skipped."""
-    for row in rows:
-        if not isinstance(row.text, str):
-            counts["skipped_no_text"] += 1
-        elif not row.text or row.text.isspace():
-            counts["skipped_empty"] += 1
-        else:
-            yield Document(f"{name}#{row.place}", row.text, source, language)
+    """Its code; empty when the source does not tell it."""
 
 
 T = TypeVar("T")

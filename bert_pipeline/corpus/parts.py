@@ -7,7 +7,7 @@ of the finished parts, for any source.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from bert_pipeline.corpus.cleaning.cleaner import Cleaner, excerpt
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.dedup.fingerprints import Fingerprints
 from bert_pipeline.corpus.documents import SCHEMA, Document, Task
+from bert_pipeline.corpus.languages import GUESS_EACH, guess_language
 from bert_pipeline.corpus.stats import CorpusStats
 from bert_pipeline.storage.shards import finished_counts, write_shard
 
@@ -52,6 +53,8 @@ class PartsJob:
     task: Task
     config: CorpusConfig
     quota: Quota
+    language: str
+    """The language of documents whose source does not tell it; `guess-each` to identify it."""
 
     def path(self, part: int) -> Path:
         """The file of a part."""
@@ -98,7 +101,7 @@ def _is_enough(parts: list[Counts], quota: Quota) -> bool:
 
 def _documents(job: PartsJob, found: Counter[str]) -> Iterator[Document]:
     """The task's documents, shuffled with the buffer of `--shuffle-buffer`."""
-    documents = job.task.documents(found)
+    documents = _with_language(job, found)
     if job.config.shuffle_buffer is None:
         yield from documents
         return
@@ -110,6 +113,14 @@ def _documents(job: PartsJob, found: Counter[str]) -> Iterator[Document]:
         buffer[place] = document
     random.shuffle(buffer)
     yield from buffer
+
+
+def _with_language(job: PartsJob, found: Counter[str]) -> Iterator[Document]:
+    for document in job.task.documents(found):
+        language = document.language or job.language
+        if language == GUESS_EACH:
+            language = guess_language(document.text)
+        yield replace(document, language=language)
 
 
 def _write_part(
@@ -164,7 +175,7 @@ def _clean(document: Document, steps: tuple[str, ...], stats: CorpusStats) -> Do
     if cleaned.removed is not None:
         stats.count_removed(cleaned.removed, size, document.text)
         return None
-    stats.count_written(len(cleaned.text.encode()))
+    stats.count_written(len(cleaned.text.encode()), document.language)
     return Document(document.id, cleaned.text, document.source, document.language)
 
 

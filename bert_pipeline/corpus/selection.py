@@ -1,5 +1,6 @@
 """Which documents of the parts the corpus keeps, and shards of those documents."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bert_pipeline.corpus.documents import SCHEMA
+from bert_pipeline.corpus.stats import most_first
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.shards import finished_counts, read_columns, write_shard
@@ -101,6 +103,7 @@ def write_selected(
     counts = counts | {
         "documents": int(kept.sum()),
         "bytes": int(sizes[kept].sum()),
+        "languages": most_first(Counter(table["language"].filter(pa.array(kept)).to_pylist())),
         "removed": removed,
     }
     if target:

@@ -5,7 +5,7 @@ same for any number of workers. Samples are the first three of each step or reas
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 SAMPLES = 3
@@ -20,6 +20,7 @@ class CorpusStats:
         """Rows and files that the source skipped or replaced, by reason."""
         self.read: Counter[str] = Counter(documents=0, bytes=0)
         self.written: Counter[str] = Counter(documents=0, bytes=0)
+        self.languages: Counter[str] = Counter()
         self.changed: dict[str, dict[str, Any]] = {}
         self.removed: dict[str, dict[str, Any]] = {}
 
@@ -27,8 +28,9 @@ class CorpusStats:
         """Count a document of `size` bytes from the source."""
         self.read.update(documents=1, bytes=size)
 
-    def count_written(self, size: int) -> None:
+    def count_written(self, size: int, language: str) -> None:
         """Count a document of `size` bytes in the corpus."""
+        self.languages[language] += 1
         self.written.update(documents=1, bytes=size)
 
     def count_changed(self, step: str, sample: tuple[str, str] | None = None) -> None:
@@ -54,6 +56,7 @@ class CorpusStats:
         self.source.update(counts["source"])
         self.read.update(counts["read"])
         self.written.update(documents=counts["documents"], bytes=counts["bytes"])
+        self.languages.update(counts["languages"])
         for table, added in ((self.changed, counts["changed"]), (self.removed, counts["removed"])):
             for name, line in added.items():
                 _add(table, name, line["documents"], line["bytes"], line["samples"])
@@ -62,11 +65,17 @@ class CorpusStats:
         """JSON values for the footer of a part; `documents` and `bytes` are those written."""
         return {
             **self.written,
+            "languages": most_first(self.languages),
             "read": dict(self.read),
             "source": dict(sorted(self.source.items())),
             "changed": dict(sorted(self.changed.items())),
             "removed": dict(sorted(self.removed.items())),
         }
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts in descending order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _add(

@@ -6,6 +6,8 @@ from typing import Any
 
 from bert_pipeline.corpus.cleaning.registry import steps_with_action
 from bert_pipeline.corpus.config import CorpusConfig
+from bert_pipeline.corpus.languages import UNDETERMINED
+from bert_pipeline.corpus.stats import most_first
 from bert_pipeline.progress import human_bytes, print_line, print_table
 from bert_pipeline.storage.manifest import Manifest
 
@@ -22,6 +24,7 @@ def print_summary(manifest: Manifest, config: CorpusConfig) -> None:
         f"of text in {shards} shard{'s' * (shards != 1)} → {config.out}",
         quiet=config.quiet,
     )
+    _print_languages(counts, quiet=config.quiet)
     skipped = [
         f"{name.replace('_', ' ')}: {counts[name]:,}"
         for name in sorted(counts)
@@ -36,6 +39,21 @@ def print_summary(manifest: Manifest, config: CorpusConfig) -> None:
         print_line(f"  cleaning ({steps}): no documents removed", quiet=config.quiet)
     if config.verbose:
         _print_packages(counts["taken"], quiet=config.quiet)
+
+
+def _print_languages(counts: dict[str, Any], *, quiet: bool) -> None:
+    """The languages that were guessed, and how many documents each of several has."""
+    for spec, source in counts["taken"].items():
+        if source.get("language_guessed"):
+            code = source["language"]
+            how = "too little text to guess it" if code == UNDETERMINED else "guessed"
+            of_source = f" of {spec}" if len(counts["taken"]) > 1 else ""
+            line = f"  language{of_source}: {code} ({how}; set --language to change it)"
+            print_line(line, quiet=quiet)
+    languages = most_first(counts.get("languages", {}))
+    if len(languages) > 1:
+        shown = [f"{code} {documents:,}" for code, documents in languages.items()]
+        print_line(f"  documents by language: {', '.join(shown)}", quiet=quiet)
 
 
 def _print_packages(taken: dict[str, Any], *, quiet: bool) -> None:

@@ -162,4 +162,4 @@ def test_finished_corpus_is_accepted_when_its_source_does_not_respond(
     build_corpus(config)
     assert "is complete; its sources do not respond" in capsys.readouterr().out
     with pytest.raises(SourceUnreachable):
-        build_corpus(config.model_copy(update={"language": "fa"}))
+        build_corpus(config.model_copy(update={"language": ("fa",)}))

@@ -122,7 +122,7 @@ def test_summary_of_cleaning_without_removals_is_one_line(
 ):
     (tmp_path / "a.txt").write_text("One  text.", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    build(Path("out"), "text:a.txt", quiet=False)
+    build(Path("out"), "text:a.txt", quiet=False, language=("en",))
     assert capsys.readouterr().out.splitlines() == [
         "corpus: 1 document, 9 B of text in 1 shard → out",
         "  cleaning (unicode, control, whitespace): no documents removed",

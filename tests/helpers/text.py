@@ -79,7 +79,12 @@ def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
     size = max(file.stat().st_size for file in raw.iterdir()) / 1e6
     build_corpus(
         CorpusConfig(
-            out=folder, source=(f"jsonl:{raw}/*.jsonl",), shard_mb=size, workers=1, quiet=True
+            out=folder,
+            source=(f"jsonl:{raw}/*.jsonl",),
+            language=("en",),  # the words are of no language
+            shard_mb=size,
+            workers=1,
+            quiet=True,
         )
     )
     return folder

@@ -1,53 +1,35 @@
 """The step `language`: removes documents in another language."""
 
-import re
-from functools import cache
-
-from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
-
 from bert_pipeline.corpus.cleaning.cleaner import Filter
+from bert_pipeline.corpus.languages import (
+    UNDETERMINED,
+    can_identify,
+    is_possible,
+    known_languages,
+)
 from bert_pipeline.errors import UsageError
 
-_SAMPLE_CHARS = 700
-_MIN_RELATIVE_LIKELIHOOD = 0.1
-"""Likelihood that keeps a document, as a share of that of the likeliest language."""
-_ALIASES = {"cmn": "zh", "fil": "tl", "in": "id", "iw": "he", "nb": "no", "prs": "fa"}
+_MAX_REPLACED = 0.5
+"""Share of U+FFFD in the characters of a document from which it counts as undecodable."""
 
 
 def make_language_filter(language: str) -> Filter:
-    """Remove documents in another language, identified by py3langid in three samples of the text.
+    """Remove documents in another language, identified in three samples of the text.
 
     A document stays when the language is the likeliest one, or at least a tenth as likely: a few
-    words or numbers fit many languages, while a sentence or more has one clearly likeliest.
-    Identifier: Lui and Baldwin, 2012, "langid.py", https://aclanthology.org/P12-3005.
-    Raises `UsageError` for a language that py3langid does not know.
+    words or numbers fit many languages, while a sentence or more has one clearly likeliest. A
+    document that is mostly U+FFFD, the trace of a wrong encoding, is in no language.
+    Raises `UsageError` for a language that cannot be identified.
     """
-    identifier = _load_identifier()
-    code = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
-    expected = _ALIASES.get(code, code)
-    if expected not in identifier.labels:
-        known = " ".join(sorted(identifier.labels))
+    if language != UNDETERMINED and not can_identify(language):
         raise UsageError(
-            f"--clean language: {language} cannot be identified. Known languages: {known}."
+            f"--clean language: {language} cannot be identified. Known languages: "
+            f"{' '.join(known_languages())}."
         )
 
     def apply(text: str) -> tuple[str, str | None]:
-        likelihoods = dict(identifier.rank(_sample(text)))
-        likely = likelihoods[expected] >= _MIN_RELATIVE_LIKELIHOOD * max(likelihoods.values())
-        return text, None if likely else "language"
+        if text.count("\ufffd") > _MAX_REPLACED * len("".join(text.split())):
+            return text, "language: undecodable"
+        return text, None if is_possible(text, language) else "language"
 
     return apply
-
-
-@cache
-def _load_identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _sample(text: str) -> str:
-    if len(text) <= 3 * _SAMPLE_CHARS:
-        return text
-    middle = (len(text) - _SAMPLE_CHARS) // 2
-    return "\n".join(
-        (text[:_SAMPLE_CHARS], text[middle : middle + _SAMPLE_CHARS], text[-_SAMPLE_CHARS:])
-    )

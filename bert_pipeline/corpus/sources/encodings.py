@@ -24,6 +24,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WITHOUT_MARK = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+_MAX_CONTROLS = 0.05
+"""Share of control characters from which a file counts as binary data; of NUL, `MAX_INVALID`."""
 _PIECES_PER_CUT = 64
 _REPLACEMENT = "\ufffd".encode()
 """A replacement character that is in the file itself."""
@@ -152,8 +154,9 @@ def _find_binary(sample: bytes, encoding: str) -> str | None:
     """What kind of file it is when it is not text; else None."""
     kind = describe_binary(sample)
     if kind is None and guess_encoding(sample, by_text=False) is None:
-        controls = len(_CONTROL.findall(_Decoder(encoding, Counter()).decode(sample)))
-        if controls > MAX_INVALID * len(sample):
+        text = _Decoder(encoding, Counter()).decode(sample)
+        controls = len(_CONTROL.findall(text))
+        if text.count("\0") > MAX_INVALID * len(text) or controls > _MAX_CONTROLS * len(text):
             kind = "binary data"
     return kind and f"not text, but {kind}"
 

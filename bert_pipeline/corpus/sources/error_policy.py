@@ -1,4 +1,4 @@
-"""How files are read: `--text-field`, `--encoding` and `--on-error`."""
+"""How files are read: `--text-field`, `--language-field`, `--encoding` and `--on-error`."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -13,9 +13,10 @@ TEXT_FIELDS = ("text", "content")
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
-    """Which field holds the text, its encoding, and whether broken data ends the run."""
+    """Which fields hold text and language, the encoding, and whether broken data ends the run."""
 
     text_field: str | None
+    language_field: str | None
     encoding: str | None
     """The encoding of files that are not UTF-8."""
     on_error: str
@@ -25,7 +26,9 @@ class ErrorPolicy:
     @classmethod
     def from_config(cls, config: CorpusConfig, advice: str) -> "ErrorPolicy":
         """The policy that the options set."""
-        return cls(config.text_field, config.encoding, config.on_error, advice)
+        return cls(
+            config.text_field, config.language_field, config.encoding, config.on_error, advice
+        )
 
     def handle(self, problem: str, reason: str, counts: Counter[str]) -> None:
         """Raise `BertpipeError` (`--on-error fail`), or count `skipped_<reason>` (`skip`)."""
@@ -39,12 +42,23 @@ class ErrorPolicy:
         return next((field for field in candidates if field in fields), None)
 
     def choose_field(self, fields: Collection[str], where: str) -> str:
-        """The field that holds the text. Raises `BertpipeError` when there is none."""
-        if (field := self.find_field(fields)) is None:
-            raise BertpipeError(f"{where}: {self.describe_missing_field(fields)}")
+        """The field that holds the text.
+
+        Raises `BertpipeError` when there is none, or none for the language.
+        """
+        if problem := self.find_missing_field(fields):
+            raise BertpipeError(f"{where}: {problem}")
+        field = self.find_field(fields)
+        assert field is not None
         return field
 
-    def describe_missing_field(self, fields: Collection[str]) -> str:
-        """An error message that lists the fields that exist."""
-        expected = self.text_field or " or ".join(TEXT_FIELDS)
-        return f"no field {expected}; fields: {', '.join(fields)}. Choose one with --text-field."
+    def find_missing_field(self, fields: Collection[str]) -> str | None:
+        """What to say about a field that does not exist; else None."""
+        expected, option = None, ""
+        if self.find_field(fields) is None:
+            expected, option = self.text_field or " or ".join(TEXT_FIELDS), "--text-field"
+        elif self.language_field and self.language_field not in fields:
+            expected, option = self.language_field, "--language-field"
+        if expected is None:
+            return None
+        return f"no field {expected}; fields: {', '.join(fields)}. Choose one with {option}."

@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Document, Row, Task, make_documents, shuffled
+from bert_pipeline.corpus.documents import Document, Task, shuffled
 from bert_pipeline.corpus.sources.encodings import decode_text
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
+from bert_pipeline.corpus.sources.rows import Row, make_documents
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.storage.atomic import hash_file, hash_json
 
@@ -43,7 +44,6 @@ class FilesTask:
     spec: str
     base: Path
     files: tuple[Path, ...]
-    language: str
     policy: ErrorPolicy
     read: "Callable[[Path, FilesTask, Counter[str]], Iterator[Row]]"
     """The format's reader: yields the rows of one file."""
@@ -54,7 +54,7 @@ class FilesTask:
             # A file name may be bytes that are not valid UTF-8; an id is text.
             name = os.fsencode(os.path.relpath(file, self.base)).decode("utf-8", "replace")
             rows = self.read(file, self, counts)
-            yield from make_documents(rows, name, self.spec, self.language, counts)
+            yield from make_documents(rows, name, self.spec, self.policy, counts)
 
 
 class FileSource:
@@ -96,8 +96,7 @@ class FileSource:
             free -= size
         policy = ErrorPolicy.from_config(config, ADVICE)
         return [
-            FilesTask(self.spec, self.base, tuple(group), config.language, policy, self._read)
-            for group in groups
+            FilesTask(self.spec, self.base, tuple(group), policy, self._read) for group in groups
         ]
 
     def describe(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from typing import Any, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
@@ -24,12 +24,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from huggingface_hub import constants
 
-from bert_pipeline.corpus.documents import Document, Row, make_documents, number_rows
+from bert_pipeline.corpus.documents import Document
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.json_lines import read_json_lines
 from bert_pipeline.corpus.sources.parquet import batch_rows
 from bert_pipeline.corpus.sources.plain_text import cut_line, split_documents, split_rows
+from bert_pipeline.corpus.sources.rows import Row, make_documents, number_rows
 from bert_pipeline.hub.client import (
     PERMANENT_ERRORS,
     TRANSIENT_ERRORS,
@@ -77,6 +78,7 @@ class HubFileReader:
     repository: str
     commit: str
     language: str
+    """That of all rows; empty when it is not known."""
     policy: ErrorPolicy
     max_wait: float
     quiet: bool
@@ -135,8 +137,11 @@ class HubFileReader:
             except TRANSIENT_ERRORS as error:
                 backoff.wait(as_transient_error(error, self.url(path)))
 
-    def column(self, path: str) -> Iterator[Any]:
-        """The values of a parquet file's text column; other columns may have unsupported types."""
+    def columns(self, path: str) -> Iterator[tuple[Any, Any]]:
+        """Text and language of the rows of a parquet file.
+
+        Only these columns are read, because others may have unsupported types.
+        """
         import datasets
 
         metadata = next(
@@ -144,10 +149,11 @@ class HubFileReader:
         )
         schema = metadata.schema.to_arrow_schema()
         name = self.policy.choose_field(schema.names, self.url(path))
+        names = [name, *filter(None, [self.policy.language_field])]
         size = batch_rows(metadata, BATCH_ROWS)
         if _largest_row_group(metadata, name) > LARGE_ROW_GROUP_BYTES:
             yield from self._resume_after_errors(
-                path, lambda: _read_column(self._location(path), name, size)
+                path, lambda: _read_columns(self._location(path), names, size)
             )
             return
         scan = ds.ParquetFragmentScanOptions(
@@ -157,16 +163,16 @@ class HubFileReader:
             buffer_size=BUFFER_BYTES,
         )
         features = datasets.Features.from_arrow_schema(
-            pa.schema([schema.field(name).remove_metadata()])
+            pa.schema([schema.field(name).remove_metadata() for name in names])
         )
         options = {
-            "columns": [name],
+            "columns": names,
             "features": features,
             "batch_size": size,
             "fragment_scan_options": scan,
         }
         for row in self.rows(path, "parquet", **options):
-            yield row[name]
+            yield row[name], row[names[-1]] if names[1:] else None
 
     def _location(self, path: str) -> str:
         return f"hf://datasets/{self.repository}@{self.commit}/{path}"
@@ -186,7 +192,9 @@ class HubFilesTask:
             read = READERS[file_format(path)]
             with self.files.reading(path, counts):
                 rows = read(self.files, path, counts)
-                yield from make_documents(rows, path, self.files.spec, self.files.language, counts)
+                documents = make_documents(rows, path, self.files.spec, self.files.policy, counts)
+                for document in documents:
+                    yield replace(document, language=document.language or self.files.language)
 
 
 def file_format(path: str) -> str:
@@ -219,15 +227,18 @@ def _largest_row_group(metadata: pq.FileMetaData, name: str) -> int:
     )
 
 
-def _read_column(location: str, name: str, size: int) -> Iterator[Any]:
+def _read_columns(location: str, names: list[str], size: int) -> Iterator[tuple[Any, Any]]:
     options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": BUFFER_BYTES}
     with fsspec.open(location) as raw, pq.ParquetFile(raw, **options) as file:
-        for batch in file.iter_batches(size, columns=[name], use_threads=False):
-            yield from batch.column(0).to_pylist()
+        for batch in file.iter_batches(size, columns=names, use_threads=False):
+            texts = batch.column(names[0]).to_pylist()
+            languages = batch.column(names[-1]).to_pylist() if names[1:] else repeat(None)
+            yield from zip(texts, languages, strict=False)
 
 
 def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
-    yield from split_rows(number_rows(files.column(path)))
+    rows = enumerate(files.columns(path))
+    yield from split_rows(Row(str(number), text, language) for number, (text, language) in rows)
 
 
 def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
@@ -253,14 +264,14 @@ def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
 
 
 def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Row]:
-    yield from split_rows(number_rows(_read_field(files, path, builder, **options)))
+    yield from split_rows(_find_fields(files, path, files.rows(path, builder, **options)))
 
 
-def _read_field(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Any]:
+def _find_fields(files: HubFileReader, path: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
     field = None
-    for row in files.rows(path, builder, **options):
+    for number, row in enumerate(rows):
         field = field or files.policy.choose_field(row, files.url(path))
-        yield row.get(field)
+        yield Row(str(number), row.get(field), row.get(files.policy.language_field or ""))
 
 
 READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], Iterator[Row]]] = {

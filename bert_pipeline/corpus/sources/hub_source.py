@@ -47,11 +47,15 @@ class HubSource:
     """Files of a dataset on the Hub. The Hub is asked which they are when first needed."""
 
     is_wikitext = False
+    language = ""
+    """That of all documents; empty when it is not known."""
 
     def __init__(self, spec: str, dataset: DatasetSpec, config: CorpusConfig) -> None:
         self.spec = spec
         self.dataset = dataset
         self.config = config
+        if dataset.language:
+            self.language = dataset.language
 
     @cached_property
     def selection(self) -> Selection:
@@ -106,7 +110,7 @@ class HubSource:
             spec=self.spec,
             repository=self.selection.repository,
             commit=self.selection.commit,
-            language=self.dataset.language or config.language,
+            language=self.language,
             policy=ErrorPolicy.from_config(config, ADVICE),
             max_wait=config.max_wait,
             quiet=config.quiet,

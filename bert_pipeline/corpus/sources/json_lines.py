@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Row
 from bert_pipeline.corpus.sources.encodings import split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.files import (
@@ -16,6 +15,7 @@ from bert_pipeline.corpus.sources.files import (
     read_text,
 )
 from bert_pipeline.corpus.sources.plain_text import split_rows
+from bert_pipeline.corpus.sources.rows import Row
 
 
 def open_source(spec: str, config: CorpusConfig) -> FileSource:
@@ -45,8 +45,8 @@ def read_json_lines(
         except (ValueError, RecursionError) as error:
             policy.handle(f"{where}: not a JSON object ({error}).", "not_json", counts)
             continue
-        if (field := policy.find_field(row)) is None:
-            problem = f"{where}: {policy.describe_missing_field(row)}"
-            policy.handle(problem, "no_text_field", counts)
+        if problem := policy.find_missing_field(row):
+            policy.handle(f"{where}: {problem}", "no_text_field", counts)
         else:
-            yield Row(str(number), row[field])
+            language = row[policy.language_field] if policy.language_field else None
+            yield Row(str(number), row[policy.find_field(row)], language)

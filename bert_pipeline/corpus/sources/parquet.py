@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Row, number_rows
 from bert_pipeline.corpus.sources.encodings import decode_value
 from bert_pipeline.corpus.sources.files import (
     FileSource,
@@ -16,6 +16,7 @@ from bert_pipeline.corpus.sources.files import (
     handle_broken_file,
 )
 from bert_pipeline.corpus.sources.plain_text import split_rows
+from bert_pipeline.corpus.sources.rows import Row
 from bert_pipeline.errors import BertpipeError
 
 _BATCH_ROWS = 256
@@ -43,15 +44,20 @@ def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row
                 f"{path}: column {field} has type {' and '.join(map(str, kinds))}, not string; "
                 f"columns: {', '.join(schema.names)}. Choose one with --text-field."
             )
-        yield from split_rows(number_rows(_read_column(file, field, counts)))
+        columns = [field, *filter(None, [task.policy.language_field])]
+        yield from split_rows(_read_columns(file, columns, counts))
 
 
-def _read_column(file: pq.ParquetFile, field: str, counts: Counter[str]) -> Iterator[str | None]:
-    for batch in file.iter_batches(
-        batch_size=batch_rows(file.metadata, _BATCH_ROWS), columns=[field]
-    ):
-        for value in _as_bytes(batch.column(0)).to_pylist():
-            yield value if value is None else decode_value(value, counts)
+def _read_columns(file: pq.ParquetFile, columns: list[str], counts: Counter[str]) -> Iterator[Row]:
+    """Rows of a text column, and of a column of languages if there are two."""
+    number = 0
+    for batch in file.iter_batches(batch_rows(file.metadata, _BATCH_ROWS), columns=columns):
+        texts = _as_bytes(batch.column(columns[0])).to_pylist()
+        languages = batch.column(columns[-1]).to_pylist() if columns[1:] else repeat(None)
+        for raw, language in zip(texts, languages, strict=False):
+            text = raw if raw is None else decode_value(raw, counts)
+            yield Row(str(number), text, language)
+            number += 1
 
 
 def batch_rows(metadata: pq.FileMetaData, most: int) -> int:

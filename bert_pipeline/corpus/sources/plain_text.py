@@ -8,7 +8,6 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.documents import Row, number_rows
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.corpus.sources.encodings import split_lines
 from bert_pipeline.corpus.sources.files import (
@@ -17,6 +16,7 @@ from bert_pipeline.corpus.sources.files import (
     handle_broken_file,
     read_text,
 )
+from bert_pipeline.corpus.sources.rows import Row, number_rows
 from bert_pipeline.corpus.sources.wrapping import MAX_WIDTH, find_width, join_wrapped
 
 MAX_DOCUMENT_CHARS = 100_000

@@ -29,6 +29,7 @@ class WikiTextSource(HubSource):
     """WikiText, one document per article."""
 
     is_wikitext = True
+    language = "en"
 
     def _find_split(self, repository: Repository, split: str) -> tuple[str | None, list[HubFile]]:
         # The layout is known, which saves the request for the dataset card.
@@ -38,7 +39,7 @@ class WikiTextSource(HubSource):
 
     def tasks(self, config: CorpusConfig) -> list[Task]:
         """One task per file."""
-        files = self.file_reader(config)
+        files = self.file_reader(config.model_copy(update={"language_field": None}))
         paths = [file.path for file in self.selection.files]
         return [
             ArticlesTask(files, tuple(paths[start:]), start == 0) for start in range(len(paths))
@@ -72,7 +73,7 @@ class ArticlesTask:
             after_blank = False
             # Broken rows of a file are counted by the task that the file belongs to.
             with self.files.reading(path, counts if is_own else Counter()):
-                for line in self.files.column(path):
+                for line, _ in self.files.columns(path):
                     if not isinstance(line, str):
                         counts["skipped_no_text"] += is_own
                         continue

@@ -44,7 +44,6 @@ def join_wrapped(blocks: Sequence[Sequence[str]]) -> list[str]:
     When the document is wrapped, a line is joined with the next one unless it had room for its
     first word. So a poem in a novel keeps its lines. Otherwise each line is a paragraph.
     """
-    blocks = [[" ".join(line.split()) for line in block] for block in blocks]
     if (width := find_width(blocks)) is None:
         return [line for block in blocks for line in block]
     paragraphs: list[str] = []
@@ -95,7 +94,7 @@ def _continues(line: str, following: str, width: int) -> bool:
 def _is_full(line: str, following: str, width: float) -> bool:
     """Whether the first word of the following line would have exceeded the width."""
     is_unspaced = _UNSPACED.match(following)
-    word = _UNSPACED_WORD if is_unspaced else 1 + _width(following.split(" ", 1)[0])
+    word = _UNSPACED_WORD if is_unspaced else 1 + _width(following.split(maxsplit=1)[0])
     return _width(line) + word >= width
 
 
@@ -104,4 +103,5 @@ def _separator(line: str, following: str) -> str:
 
 
 def _width(line: str) -> int:
+    line = " ".join(line.split())
     return len(line) if line.isascii() else len(line) + len(_WIDE_CHARACTER.findall(line))
