@@ -71,7 +71,7 @@ def _measure(folder: Path, work: Path, vocab_size: int) -> list[str]:
     return [
         folder.name,
         f"{corpus.counts['bytes'] / 1e6:.2f} MB",
-        ", ".join(list(guessed.counts.get("languages", {}))[:2]),
+        ", ".join(list(guessed.counts["languages"])[:2]),
         f"{_share_changed(work / 'wordpiece', documents):.2%}",
         f"{max(f['unknown_characters'] for f in figures.values()):.2%}",
         *(f"{f['characters_per_token']:.2f}" for f in figures.values()),

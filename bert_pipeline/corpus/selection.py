@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from bert_pipeline.corpus.documents import SCHEMA
 from bert_pipeline.corpus.stats import most_first
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.shards import finished_counts, read_columns, write_shard
 
@@ -78,6 +78,8 @@ def read_part(path: Path) -> pa.Table:
     """
     try:
         return read_columns(path, SCHEMA.names)
+    except Stopped:
+        raise
     except BertpipeError:
         path.unlink(missing_ok=True)
         raise BertpipeError(

@@ -17,7 +17,7 @@ from bert_pipeline.corpus.languages import (
     is_possible,
     sample_text,
 )
-from bert_pipeline.errors import BertpipeError, SourceUnreachable
+from bert_pipeline.errors import BertpipeError, SourceUnreachable, Stopped
 from bert_pipeline.progress import err
 from bert_pipeline.storage.atomic import write_json
 
@@ -93,7 +93,7 @@ def _read_start(tasks: Sequence[Task]) -> str | None:
             size += len(samples[-1])
             if size >= _SAMPLE_CHARS:
                 break
-    except SourceUnreachable:
+    except (SourceUnreachable, Stopped):
         raise
     except BertpipeError:
         pass  # the complete reading reports broken data, after it has kept what is before
