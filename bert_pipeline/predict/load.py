@@ -1,13 +1,18 @@
 """Finding a model folder and loading it, safetensors only."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.storage.atomic import hash_file
+from bert_pipeline.storage.manifest import read_manifest_file
 from bert_pipeline.tokenizer.load import list_tokenizer_files
 
 MASK = "[MASK]"
 """Stands for the model's mask token in the texts of users."""
+MAX_NAMES = 3
+"""Names of weights in an error message."""
 
 
 def find_model(path: Path) -> Path:
@@ -29,22 +34,69 @@ def find_model(path: Path) -> Path:
 
 
 def load_model(folder: Path, auto_class: Any) -> Any:
-    """Load with an auto class of transformers; `BertpipeError` if the folder is incomplete."""
+    """Load with an auto class of transformers, without running code from the folder.
+
+    Raises `BertpipeError` if the folder is incomplete or damaged: transformers itself would fill
+    missing weights with random ones.
+    """
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    _check_hashes(folder)
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # no warnings about weights of heads that the class lacks
     try:
-        return auto_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BertpipeError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+        network, report = auto_class.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except BertpipeError:  # raised by a signal handler
+        raise
     except SafetensorError as error:
         raise BertpipeError(
             f"{folder}: its weights are damaged or incomplete ({error}). Copy or export them again."
         ) from None
+    except Exception as error:  # a malformed config.json can raise any class
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BertpipeError(f"{folder}: cannot be loaded ({detail}).") from None
     finally:
         logging.set_verbosity_warning()
+    _check_weights(folder, network, report)
+    return network
+
+
+def _check_weights(folder: Path, network: Any, report: Mapping[str, Any]) -> None:
+    unusable = {
+        "lacks": sorted(report["missing_keys"]),
+        "has weights of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
+        "has weights that are not finite": [
+            name for name, weight in network.named_parameters() if not weight.isfinite().all()
+        ],
+    }
+    for problem, names in unusable.items():
+        if names:
+            shown = ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
+            raise BertpipeError(
+                f"{folder}: as {type(network).__name__} it {problem}: {shown}. Use a complete "
+                "masked language model."
+            )
+
+
+def _check_hashes(folder: Path) -> None:
+    """Compare the model of a finished run with the hashes in the manifest of the run."""
+    manifest = read_manifest_file(folder.parent)
+    if manifest is None or manifest.stage != "pretrain":
+        return
+    for name, entry in manifest.files.items():
+        file = folder.parent / name
+        if file.parent == folder and file.is_file() and hash_file(file) != entry["sha256"]:
+            raise BertpipeError(
+                f"{file}: changed since it was written. Rebuild {folder.parent} with --overwrite, "
+                "or copy the folder elsewhere to use it as it is."
+            )
 
 
 def load_auto_tokenizer(folder: Path) -> Any:
@@ -53,8 +105,9 @@ def load_auto_tokenizer(folder: Path) -> Any:
 
     list_tokenizer_files(folder)  # without any, transformers makes an empty tokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BertpipeError(
-            f"{folder}: no tokenizer found ({str(error).splitlines()[0]})."
-        ) from None
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except BertpipeError:  # raised by a signal handler
+        raise
+    except Exception as error:  # the libraries raise any class for malformed files
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BertpipeError(f"{folder}: its tokenizer cannot be loaded ({detail}).") from None

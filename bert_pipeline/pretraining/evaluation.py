@@ -21,7 +21,7 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.pretraining.batches import Examples, chunks
-from bert_pipeline.progress import bar
+from bert_pipeline.progress import bar, err
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.manifest import Manifest, read_manifest
 from bert_pipeline.tokenizer.load import hash_vocabulary
@@ -146,8 +146,7 @@ def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[st
 
 def load_pretrained(folder: Path) -> Any:
     """Load a model folder with the heads that it was saved with."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or []
+    names = _read_architectures(folder)
     if "BertForPreTraining" in names:
         return load_model(folder, BertForPreTraining)
     if set(names) & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()):
@@ -156,6 +155,15 @@ def load_pretrained(folder: Path) -> Any:
     raise BertpipeError(
         f"{folder}: a BertForPreTraining or a masked LM was expected, but this model is {found}."
     )
+
+
+def _read_architectures(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    try:
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+        return [str(name) for name in names]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        raise BertpipeError(f"{path}: not the config of a transformers model.") from None
 
 
 def evaluate_folder(
@@ -171,6 +179,8 @@ def evaluate_folder(
     _check_match(model, folder, network, examples_folder, manifest)
     vocab_size = network.config.vocab_size
     examples = Examples.open(examples_folder, manifest, split, vocab_size, quiet=quiet)
+    if examples.has_pairs and not isinstance(network, BertForPreTraining) and not quiet:
+        err.print("Sentence pairs are not measured: the model has no head for them.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pretrained = PretrainingModel(network).to(device)
     unigram = unigram_log_probabilities(examples_folder)
