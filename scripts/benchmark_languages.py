@@ -126,7 +126,9 @@ def _train(work: Path, minutes: float) -> list[str]:
         if count > 0.05 * len(text)
     }
     share = sum(letters[script] for script in expected) / max(1, letters.total())
-    out.print(f"{work.name}: {_questions(work)[0]} → {filler.fill([_questions(work)[0]], 5)}")
+    question = _questions(work)[0]
+    answers = [answer["token_str"] for answer in filler.fill([question], 5)]
+    out.print(f"{work.name}: {question} → {', '.join(answers)}", markup=False)
     return [f"{share:.0%}", f"{manifest.counts['eval_bits_per_byte']:.3f}"]
 
 

@@ -120,7 +120,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["corpus", "--source", __file__, "--out", "x"],
             2,
-            f"For this file: --source text:{__file__}.",
+            f"Did you mean 'text:{__file__}'?",
         ),
         (["corpus", "--source", "python-docs", "--out", "x", "--workers", "0"], 2, "--workers"),
         (["corpus", "--source", "python-docs", "--out", "x", "--engine", "abacus"], 2, "abacus"),

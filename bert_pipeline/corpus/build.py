@@ -76,14 +76,14 @@ def build_corpus(config: CorpusConfig) -> Manifest:
                 print_cleaning(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
         tasks = {spec: source.tasks(config) for spec, source in sources.items()}
-        parts = work.folder / PARTS
-        parts.mkdir(exist_ok=True)
+        (parts := work.folder / PARTS).mkdir(exist_ok=True)
         languages = find_languages(parts / "languages.json", tasks, config)
         jobs = _plan(parts, tasks, languages, config)
         with keep_processes():
             stats, shards = _write_shards(work.folder, jobs, config)
         counts = stats.to_json()
         if not counts["documents"]:
+            shutil.rmtree(parts)  # the corrected command must not need --overwrite
             if config.explain:
                 print_cleaning(counts, config.clean, explain=True, quiet=config.quiet)
             raise BertpipeError(f"{', '.join(sources)}: {_why_empty(counts, config)}")
@@ -294,7 +294,7 @@ def _why_empty(counts: Counts, config: CorpusConfig) -> str:
     if reasons:
         message += f" Removed, skipped or replaced: {'; '.join(reasons)}."
     if counts["removed"]:
-        message += " Use fewer steps with --clean, or print samples with --explain (--overwrite)."
+        message += " Use fewer steps with --clean, or print samples with --explain."
     elif not counts["removed"] and not counts["source"]:
         message += " Check the files and --text-field."
     return message

@@ -52,9 +52,9 @@ class CorpusConfig(ShardedConfig):
     """Field or column with the language of a row, for jsonl, parquet and the Hub."""
     clean: Annotated[tuple[str, ...], BeforeValidator(_expand_step_sets)] = STEP_SETS["basic"]
     """Cleaning steps, comma-separated or repeated. Sets: `none`, `basic` (unicode, control,
-    whitespace), `web` (all except c4 and fineweb). Steps, in the order in which they run: mojibake,
-    html, unicode, control, whitespace, language, gopher-repetition, gopher-quality, c4, fineweb,
-    exact (deduplication), near (near-deduplication with MinHash)."""
+    whitespace), `web` (all except nfkc, c4 and fineweb). Steps, in the order in which they run:
+    mojibake, html, unicode, nfkc, control, whitespace, language, gopher-repetition,
+    gopher-quality, c4, fineweb, exact (deduplication), near (near-deduplication with MinHash)."""
     near_threshold: float = Field(0.8, gt=0, lt=1)
     """Jaccard similarity of the word 5-grams from which the step `near` treats two documents as
     duplicates."""

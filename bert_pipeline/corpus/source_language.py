@@ -34,8 +34,8 @@ class SourceLanguage:
     is_guessed: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest records."""
-        return {"language": self.code, "language_guessed": self.is_guessed} if self.code else {}
+        """What the manifest records beside the settings."""
+        return {"guessed_language": self.code} if self.is_guessed else {}
 
 
 def find_languages(

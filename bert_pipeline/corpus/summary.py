@@ -44,8 +44,7 @@ def print_summary(manifest: Manifest, config: CorpusConfig) -> None:
 def _print_languages(counts: dict[str, Any], *, quiet: bool) -> None:
     """The languages that were guessed, and how many documents each of several has."""
     for spec, source in counts["taken"].items():
-        if source.get("language_guessed"):
-            code = source["language"]
+        if code := source.get("guessed_language"):
             how = "too little text to guess it" if code == UNDETERMINED else "guessed"
             of_source = f" of {spec}" if len(counts["taken"]) > 1 else ""
             line = f"  language{of_source}: {code} ({how}; set --language to change it)"

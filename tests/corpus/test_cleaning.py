@@ -517,3 +517,43 @@ def test_excerpt_is_short_and_has_the_first_difference(head: str, tail: str, old
     assert shown_before in before
     assert shown_after in after
     assert (shown_before != shown_after) == (before != after)
+
+
+# The step `nfkc`
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ｐｙｔｈｏｎ３．１１", "Python3．11"),
+        ("ﾊﾟｿｺﾝのｶﾞｲﾄﾞ｡", "パソコンのガイド。"),
+        ("ﻛﺘﺎﺏ ﭘﻨﺞ ﻻ", "کتاب پنج لا".replace("ک", "ك", 1)),
+        ("ﬁnal oﬀer", "final offer"),
+        ("第Ⅲ章　㌔", "第III章 キロ"),
+    ],
+)
+def test_nfkc_replaces_other_forms_of_letters(text: str, expected: str):
+    assert clean(text, "nfkc") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "n² + m₃ = ½",
+        "（はい！）、「本当？」……",
+        "ㅋㅋㅋ",
+        "น้ำ ນ້ຳ",
+        "ﷺ",
+        "№ 5 ™ ①",
+        "a´b",
+    ],
+)
+def test_nfkc_keeps_what_has_a_meaning_of_its_own(text: str):
+    assert clean(text, "nfkc") == text
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"), [("ja", "12"), ("zh-Hant", "12"), ("ko", "12"), ("fa", "１２")]
+)
+def test_default_cleaning_narrows_digits_where_they_are_written_wide(language: str, expected: str):
+    assert clean("１２", "unicode", language=language) == expected

@@ -80,7 +80,11 @@ def error_of(read: Read, name: str, content: bytes, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("copies", [1, 200])
-@pytest.mark.parametrize(("text", "encoding", "named"), IN_ENCODINGS)
+@pytest.mark.parametrize(
+    ("text", "encoding", "named"),
+    IN_ENCODINGS,
+    ids=[case[1] + case[0][:2] for case in IN_ENCODINGS],
+)
 def test_other_encoding_is_refused_by_name_and_read_with_the_option(
     read: Read, text: str, encoding: str, named: str, copies: int
 ):
@@ -113,15 +117,17 @@ def test_json_lines_in_another_encoding(read: Read):
     assert read("a.jsonl", row.encode("koi8-r") * 2, encoding="KOI8-R") == [RUSSIAN] * 2
 
 
-def test_option_does_not_change_files_in_utf8(tmp_path: Path):
+@pytest.mark.parametrize("encoding", ["cp1251", "utf-16"])
+def test_option_does_not_change_files_in_utf8(tmp_path: Path, encoding: str):
     (tmp_path / "a.txt").write_text(RUSSIAN, encoding="utf-8")
-    (tmp_path / "b.txt").write_text(RUSSIAN, encoding="cp1251")
+    (tmp_path / "b.txt").write_text(RUSSIAN, encoding=encoding)
     (tmp_path / "c.txt").write_text(RUSSIAN, encoding="utf-16")
+    (tmp_path / "d.txt").write_text("Plain ASCII.", encoding="ascii")
     config = CorpusConfig(
-        out=tmp_path / "out", source=(f"text:{tmp_path}/*.txt",), encoding="cp1251", quiet=True
+        out=tmp_path / "out", source=(f"text:{tmp_path}/*.txt",), encoding=encoding, quiet=True
     )
     build_corpus(config)
-    assert texts_of(config.out) == [RUSSIAN] * 3
+    assert texts_of(config.out) == [RUSSIAN] * 3 + ["Plain ASCII."]
 
 
 @pytest.mark.parametrize(

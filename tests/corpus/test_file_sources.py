@@ -398,3 +398,66 @@ def test_pattern_without_files_is_an_error(tmp_path: Path, pattern: str, problem
 def test_unknown_source_lists_known_sources(tmp_path: Path):
     with pytest.raises(UsageError, match=r"nowhere: unknown source.*python-docs.*text:GLOB"):
         build_corpus(CorpusConfig(out=tmp_path / "corpus", source=("nowhere",), quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", "text"),
+        ("a.jsonl", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("README", "text"),
+        ("*.jsonl", "jsonl"),
+    ],
+)
+def test_file_without_source_kind_suggests_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+):
+    (tmp_path / name.replace("*", "b")).touch()
+    monkeypatch.chdir(tmp_path)
+    assert f"Did you mean '{kind}:{name}'?" in error_of_source(name)
+
+
+def test_folder_without_source_kind_suggests_a_pattern(tmp_path: Path):
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        (tmp_path / name).touch()
+    assert f"Did you mean 'jsonl:{tmp_path}/**/*.jsonl'?" in error_of_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("txt:a/*.txt", "Did you mean text:a/*.txt?"),
+        ("wikitext2", "Did you mean wikitext-2?"),
+        ("python-doc", "Did you mean python-docs?"),
+        ("oskar:fa", "Did you mean oscar:fa?"),
+        ("oscar", "Write oscar:LANG."),
+        ("data/a.csv", "Files in the format csv are not read"),
+    ],
+)
+def test_misspelt_source_suggests_the_near_one(spec: str, meant: str):
+    assert meant in error_of_source(spec)
+
+
+def error_of_source(spec: str) -> str:
+    with pytest.raises(UsageError, match="unknown source") as caught:
+        build_corpus(CorpusConfig(out=Path("unused"), source=(spec,), quiet=True))
+    return str(caught.value)
+
+
+def test_corrected_command_after_an_empty_corpus_needs_no_overwrite(tmp_path: Path):
+    write_jsonl(tmp_path / "a.jsonl", ["{ a curly bracket }", "lorem ipsum"])
+    config = CorpusConfig(
+        out=tmp_path / "out",
+        source=(f"jsonl:{tmp_path}/a.jsonl",),
+        clean=("c4",),
+        language=("en",),
+        workers=1,
+        quiet=True,
+    )
+    with pytest.raises(BertpipeError, match="no document with text"):
+        build_corpus(config)
+    build_corpus(config.model_copy(update={"clean": ("whitespace",)}))
+    assert texts_of(config.out) == ["{ a curly bracket }", "lorem ipsum"]

@@ -195,6 +195,18 @@ def test_other_columns_may_have_different_types_per_file(hub: LocalHub, read: Re
     assert read("hub:me/data").texts == ["one", "two"]
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_language_field_of_hub_files(hub: LocalHub, read: Read, form: str) -> None:
+    columns = {"text": ["One.", "Two."], "lang": ["per", "deu"]}
+    rows = [{"text": "One.", "lang": "per"}, {"text": "Two.", "lang": "deu"}]
+    hub.add(
+        "me/data", {f"train.{form}": to_parquet(columns) if form == "parquet" else to_jsonl(rows)}
+    )
+    reading = read("hub:me/data", language_field="lang")
+    assert [document.language for task in reading.tasks for document in task] == ["fa", "de"]
+    assert "no field langs" in read("hub:me/data", language_field="langs").error
+
+
 def test_text_field_of_hub_files(hub: LocalHub, read: Read) -> None:
     hub.add("me/data", {"train.parquet": to_parquet({"body": ["b"], "title": ["t"]})})
     hub.add("me/lines", {"train.jsonl": to_jsonl([{"content": "c"}, {"body": "b"}])})

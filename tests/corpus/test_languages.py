@@ -123,15 +123,14 @@ def test_each_source_has_its_guessed_language(tmp_path: Path):
     found, counts = build(tmp_path, [write_texts(tmp_path, code) for code in ("fa", "de", "zh")])
     assert found == ["fa", "de", "zh"]
     assert counts["languages"] == {"de": 1, "fa": 1, "zh": 1}
-    taken = counts["taken"][f"text:{tmp_path}/fa.txt"]
-    assert (taken["language"], taken["language_guessed"]) == ("fa", True)
+    assert counts["taken"][f"text:{tmp_path}/fa.txt"]["guessed_language"] == "fa"
 
 
 def test_languages_are_given_to_sources_in_their_order(tmp_path: Path):
     sources = [write_texts(tmp_path, "hi"), write_texts(tmp_path, "de")]
     found, counts = build(tmp_path, sources, language=["mar", "de-AT"])
     assert found == ["mr", "de-AT"]
-    assert not counts["taken"][sources[0]]["language_guessed"]
+    assert "guessed_language" not in counts["taken"][sources[0]]
 
 
 def rows_of(languages: Sequence[str]) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def test_find_kind_of_source(spec: str, name: str | None):
         ("none", ()),
         ("basic", ("unicode", "control", "whitespace")),
         (["near,html", "basic"], ("html", "unicode", "control", "whitespace", "near")),
-        ("web", tuple(name for name in CLEANING_STEPS if name not in ("c4", "fineweb"))),
+        ("web", tuple(name for name in CLEANING_STEPS if name not in ("nfkc", "c4", "fineweb"))),
     ],
 )
 def test_clean_option_accepts_sets_lists_and_commas(clean: object, expected: tuple[str, ...]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from bert_pipeline.corpus.cleaning.registry import CLEANING_STEPS, CleaningStep
+from bert_pipeline.corpus.cleaning.registry import CLEANING_STEPS
 
 EXCERPT_CHARS = 80
 
@@ -50,9 +50,10 @@ class Cleaner:
         self._filters: list[tuple[str, Filter]] = []
         for step in CLEANING_STEPS.values():
             if step.name in steps and step.action == "edit":
-                self._edits.append((step.name, _load(step)))
+                base = language.partition("-")[0]
+                self._edits.append((step.name, _load(step.functions.get(base, step.function))))
             elif step.name in steps and step.action == "filter":
-                self._filters.append((step.name, _load(step)(language)))
+                self._filters.append((step.name, _load(step.function)(language)))
 
     def clean(self, text: str) -> Cleaned:
         """Run the steps in order; the result can always be encoded as UTF-8.
@@ -83,8 +84,8 @@ class Cleaner:
         return Cleaned(text, removed, tuple(changes.values()))
 
 
-def _load(step: CleaningStep) -> Any:
-    module, _, name = step.function.partition(":")
+def _load(function: str) -> Any:
+    module, _, name = function.partition(":")
     return getattr(import_module(f"bert_pipeline.corpus.cleaning.{module}"), name)
 
 

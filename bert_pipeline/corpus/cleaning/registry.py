@@ -4,7 +4,8 @@ To add a step, write its function (see `CleaningStep.function`), and add one lin
 `CLEANING_STEPS` at the place where it should run.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -23,6 +24,8 @@ class CleaningStep:
     filter, which is a function from text to the text, possibly edited, and the reason to remove the
     document or None.
     Deduplication is in `bert_pipeline.corpus.dedup`."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """Functions for some languages, instead of `function`."""
 
 
 CLEANING_STEPS = {
@@ -30,7 +33,13 @@ CLEANING_STEPS = {
     for step in (
         CleaningStep("mojibake", "edit", "mojibake:fix_mojibake"),
         CleaningStep("html", "edit", "html:strip_html"),
-        CleaningStep("unicode", "edit", "characters:normalize_nfc"),
+        CleaningStep(
+            "unicode",
+            "edit",
+            "characters:normalize_nfc",
+            dict.fromkeys(("ja", "ko", "yue", "zh"), "characters:normalize_nfkc"),
+        ),
+        CleaningStep("nfkc", "edit", "characters:normalize_nfkc"),
         CleaningStep("control", "edit", "characters:remove_controls"),
         CleaningStep("whitespace", "edit", "characters:normalize_whitespace"),
         CleaningStep("language", "filter", "language:make_language_filter"),
@@ -47,7 +56,7 @@ CLEANING_STEPS = {
 STEP_SETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "basic": ("unicode", "control", "whitespace"),
-    "web": tuple(name for name in CLEANING_STEPS if name not in ("c4", "fineweb")),
+    "web": tuple(name for name in CLEANING_STEPS if name not in ("nfkc", "c4", "fineweb")),
 }
 """Names that `--clean` accepts for several steps."""
 

@@ -139,15 +139,17 @@ def _find_encoding(sample: bytes, given: str | None) -> tuple[str, bytes]:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if sample.startswith(mark):
             return encoding, mark
-    if given is None or _is_utf8(sample):
+    if given is None or _is_utf8(sample, given):
         return "utf-8", b""
     return _WITHOUT_MARK.get(given, given), b""
 
 
-def _is_utf8(sample: bytes) -> bool:
+def _is_utf8(sample: bytes, given: str) -> bool:
+    """Whether it can only be UTF-8. ASCII may be the start of text in most other encodings."""
     decoder = _Decoder("utf-8", Counter())
     decoder.decode(sample)
-    return not sample.isascii() and not decoder.replaced
+    is_other = b"\0" in sample if given.startswith(("utf-16", "utf-32")) else sample.isascii()
+    return not is_other and not decoder.replaced
 
 
 def _find_binary(sample: bytes, encoding: str) -> str | None:

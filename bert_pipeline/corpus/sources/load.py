@@ -7,6 +7,7 @@ from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Source
 from bert_pipeline.corpus.sources.files import FileSource
 from bert_pipeline.corpus.sources.registry import SOURCES, find_kind
+from bert_pipeline.corpus.sources.suggest import suggest
 from bert_pipeline.errors import UsageError
 
 
@@ -31,8 +32,7 @@ def open_source(spec: str, config: CorpusConfig) -> Source:
     kind = find_kind(spec)
     if kind is None:
         known = ", ".join(kind.usage for kind in SOURCES.values())
-        hint = f" For this file: --source text:{spec}." if Path(spec).is_file() else ""
-        raise UsageError(f"--source {spec}: unknown source. Known sources: {known}.{hint}")
+        raise UsageError(f"--source {spec}: unknown source.{suggest(spec)} Known sources: {known}.")
     module = import_module(f"bert_pipeline.corpus.sources.{kind.module}")
     source: Source = module.open_source(spec, config)
     return source

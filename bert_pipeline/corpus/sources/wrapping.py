@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 
-MAX_WIDTH = 120
+MAX_WIDTH = 160
 """Longer lines are paragraphs. In columns: an ideograph takes two."""
 
 _MIN_FULL = 0.7
