@@ -56,6 +56,8 @@ class PretrainConfig(TrainConfig):
     """Share of the run, at its end, that trains on --long-examples."""
     long_batch_size: int | None = Field(None, ge=1)
     """Examples per step of --long-examples; by default --batch-size."""
+    save_backbone: bool = False
+    """Save the encoder without its heads too, in `model/backbone`."""
     evaluate_rows: int = Field(512, ge=1)
     """Held-out examples per evaluation during training; the final one uses all."""
 

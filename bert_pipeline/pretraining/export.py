@@ -1,6 +1,7 @@
 """Export of the trained weights as a plain Hugging Face model folder."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.storage.atomic import atomic_folder
 from bert_pipeline.tokenizer.save import save_pretrained, use_examples_layout
 from bert_pipeline.training.position import Position
+
+BACKBONE = "backbone"
+"""Folder in the model folder of the encoder without its heads."""
 
 
 def export_model(
@@ -31,7 +35,23 @@ def export_model(
             for name, parameter in network.named_parameters():
                 parameter.copy_(weights[name])
         network.save_pretrained(temporary)
-        positions = count_positions(inputs.model_config)
-        save_pretrained(*use_examples_layout(inputs.tokenizer), temporary, positions)
+        _save_tokenizer(temporary, network, inputs)
+        if config.save_backbone:
+            backbone = temporary / BACKBONE
+            network.base_model.save_pretrained(backbone)
+            _save_tokenizer(backbone, network, inputs)
         write_model_card(temporary, config, inputs.examples, position, metrics)
-    return sorted(folder.iterdir())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _save_tokenizer(folder: Path, network: Any, inputs: Inputs) -> None:
+    has_segments = (
+        "token_type_ids" in signature(network.forward).parameters
+        and getattr(network.config, "type_vocab_size", 0) > 1
+    )
+    save_pretrained(
+        *use_examples_layout(inputs.tokenizer),
+        folder,
+        count_positions(inputs.model_config),
+        has_segments=has_segments,
+    )
