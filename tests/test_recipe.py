@@ -364,6 +364,7 @@ def test_long_examples_train_the_last_share_of_the_run(
         rows, _ = draw_rows(len(lengths["examples-long"]), step * 5, 5, seed=0, phase=1)
         expected.append(lengths["examples-long"][rows].sum())
     assert tokens.tolist() == expected
+    assert "eval_long_mlm_loss" in [line for line in lines if "eval_mlm_loss" in line][-1]
     pretrained = read_manifest(folder / "out/pretrain", "pretrain")
     assert pretrained.inputs["long_examples"].fingerprint == made.fingerprint
     assert not (folder / "out/pretrain/.examples").exists()

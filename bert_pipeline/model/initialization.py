@@ -22,6 +22,7 @@ NEIGHBOURS = (-1, 1, -2, 2)
 COUNTED_TOKENS = 4_000_000
 CONTEXTS = 2048
 TABLE_ENTRIES = 2**26  # of a token × context table: 256 MiB
+ROWS_AT_A_TIME = 1024
 SHRINKAGE = 10.0
 CONTEXT_SMOOTHING = 0.75
 
@@ -83,8 +84,10 @@ def embed_contexts(
     contexts = np.argsort(-counts, kind="stable")[:limit]
     column = np.full(vocab_size, -1)
     column[contexts] = np.arange(len(contexts))
-    # One table of counts [vocab_size, contexts] per relative position.
-    tables = []
+    # One table of counts [vocab_size, contexts] per relative position, side by side.
+    width = len(contexts)
+    table = torch.empty(vocab_size, 4 * width)
+    number = 0
     for distance in (1, 2):
         near = ids[:-distance]
         far = ids[distance:]
@@ -92,12 +95,12 @@ def embed_contexts(
         paired = same_example & ordinary[:-distance] & ordinary[distance:]
         for token, context in ((near, far), (far, near)):
             counted = paired & (column[context] >= 0)
-            cells = token[counted] * len(contexts) + column[context[counted]]
-            counted_cells = np.bincount(cells, minlength=vocab_size * len(contexts))
-            table = torch.from_numpy(counted_cells.reshape(vocab_size, -1)).float()
-            tables.append(_positive_information(table))
+            part = table[:, number * width : (number + 1) * width]
+            _count_cells(part, token[counted], column[context[counted]])
+            _to_positive_information(part)
+            number += 1
     # Factor, centre and normalize.
-    factors = _factor(torch.cat(tables, 1), size)
+    factors = _factor(table, size)
     known = torch.from_numpy(counts > 0) & (factors.norm(dim=1) > 1e-6)
     result = torch.randn(vocab_size, size) * EMBEDDING_RMS
     centred = factors[known] - factors[known].mean(0)
@@ -132,12 +135,26 @@ def _orthonormalize(columns: torch.Tensor) -> torch.Tensor:
     return columns @ scaled.float()
 
 
-def _positive_information(table: torch.Tensor) -> torch.Tensor:
-    """Shrunk positive pointwise mutual information of counts `[tokens, contexts]`."""
+def _count_cells(table: torch.Tensor, tokens: Int64Array, contexts: Int64Array) -> None:
+    """Fill a table `[tokens, contexts]` with the numbers of the pairs, some rows at a time."""
+    width = table.shape[1]
+    order = np.argsort(tokens, kind="stable")
+    cells = tokens[order] * width + contexts[order]
+    for first in range(0, len(table), ROWS_AT_A_TIME):
+        last = min(len(table), first + ROWS_AT_A_TIME)
+        begin, end = np.searchsorted(cells, (first * width, last * width))
+        counts = np.bincount(cells[begin:end] - first * width, minlength=(last - first) * width)
+        table[first:last] = torch.from_numpy(counts.reshape(-1, width))
+
+
+def _to_positive_information(table: torch.Tensor) -> None:
+    """Replace counts `[tokens, contexts]` by shrunk positive pointwise mutual information."""
     of_token = table.sum(1, keepdim=True).clamp(min=1)
     of_context = table.sum(0, keepdim=True).clamp(min=1) ** CONTEXT_SMOOTHING
-    expected = of_token * (of_context / of_context.sum())
-    return (table / expected).clamp(min=1).log() * (of_token / (of_token + SHRINKAGE))
+    table /= of_token
+    table /= of_context / of_context.sum()
+    table.clamp_(min=1).log_()
+    table *= of_token / (of_token + SHRINKAGE)
 
 
 def _sinusoids(positions: int, size: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from bert_pipeline.examples.dynamic_masking import DynamicMasks
 from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.memmap_rows import SplitFiles, StoredRows, open_rows
+from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.ragged import Array, BoolArray, Int32Array, Int64Array, expand, offsets_of
 from bert_pipeline.storage.manifest import Manifest
 
@@ -101,20 +102,22 @@ class Examples:
         """Number of tokens of the rows."""
         return int(self._rows.tokens.lengths(rows).sum())
 
-    def unmasked(self, limit: int) -> tuple[Int32Array, Int64Array]:
-        """The original tokens of the first rows, at least `limit` if there are as many.
+    def sample_unmasked(self, tokens: int) -> tuple[Int32Array, Int64Array]:
+        """The original tokens of a fixed random sample of rows, about `tokens` in total.
 
         Returns them end to end, and the offsets at which the rows begin and the last one ends.
         """
         stored = self._rows.tokens
         masked = self._rows.masked_positions
-        rows = min(len(self), max(1, int(np.searchsorted(stored.offsets, limit))))
-        offsets = stored.offsets[: rows + 1]
-        tokens = stored.values[: offsets[-1]].astype(np.int32)
-        row_starts = np.repeat(offsets[:-1], np.diff(masked.offsets[: rows + 1]))
-        count = len(row_starts)
-        tokens[row_starts + masked.values[:count]] = self._rows.masked_labels[:count]
-        return tokens, offsets
+        rows = choose_rows(len(self), max(1, tokens * len(self) // max(1, len(stored.values))))
+        lengths = stored.lengths(rows)
+        offsets = offsets_of(lengths)
+        ids = stored.values[expand(stored.offsets[rows], lengths)].astype(np.int32)
+        predictions = masked.lengths(rows)
+        places = expand(masked.offsets[rows], predictions)
+        row_starts = np.repeat(offsets[:-1], predictions)
+        ids[row_starts + masked.values[places]] = self._rows.masked_labels[places]
+        return ids, offsets
 
     def collate(
         self, rows: Int64Array, subset: MaskSubset | None = None, epochs: Int64Array | None = None

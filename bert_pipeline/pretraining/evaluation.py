@@ -84,9 +84,9 @@ def _sum_batch(
     scores, pair_scores = model.score(batch)
     logits = scores.float()
     labels = batch.masked_labels
-    # Masked tokens. NaN compares false, so a label with NaN scores is never counted as correct.
+    # Masked tokens. The rank of a label counts equal scores, and NaN, before it.
     own = logits.gather(1, labels[:, None])
-    better = (~(logits <= own)).sum(1)
+    rank = (~(logits < own)).sum(1)
     # Sentence pairs.
     pairs_correct = torch.zeros((), device=logits.device)
     pairs = 0
@@ -95,8 +95,8 @@ def _sum_batch(
         pairs = len(pair_scores)
     sums = {
         "mlm_loss": F.cross_entropy(logits, labels, reduction="sum"),
-        "top1_correct": (better < 1).sum(),
-        "top5_correct": (better < 5).sum(),
+        "top1_correct": (rank <= 1).sum(),
+        "top5_correct": (rank <= 5).sum(),
         "unigram_loss": -unigram[labels].sum(),
         "masked_tokens": torch.tensor(len(labels)),
         "pairs_correct": pairs_correct,

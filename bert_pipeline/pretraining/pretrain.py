@@ -160,6 +160,8 @@ def make_trainer(
         compiled=should_compile(config.compile, device, steps, config.max_minutes),
     )
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
+    if ranks.world_size > 1:
+        task.freeze_unused()
     model = distribute(task.model, task.model.layers, ranks, find_strategy(config))
     # 3. Optimizer and checkpoints.
     network = task.model.network

@@ -1,4 +1,4 @@
-"""The sampler: which examples each step takes.
+"""The sampler: which examples each step takes, and which an evaluation takes.
 
 Pure functions of the seed and of a few numbers, so a resumed run needs no replay, on any number of
 processes.
@@ -17,6 +17,8 @@ from bert_pipeline.ragged import Int64Array
 
 BLOCK = 1 << 14
 """Places of the permutation that are computed together: one by one they cost many times more."""
+SAMPLE_SEED = 0
+"""Seed of samples that are the same in all runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +119,14 @@ def draw_rows(
 def _draw_block(count: int, number: int, seed: int, phase: int, epoch: int) -> Int64Array:
     places = np.arange(number * BLOCK, min(count, (number + 1) * BLOCK))
     return Permutation(count, "training", seed, phase, epoch).at(places)
+
+
+def choose_rows(count: int, limit: int) -> Int64Array:
+    """At most `limit` of `count` rows, a fixed random sample, ascending.
+
+    The first rows would be those of the first source alone.
+    """
+    if count <= limit:
+        return np.arange(count)
+    random = np.random.default_rng(SAMPLE_SEED)
+    return np.sort(random.choice(count, limit, replace=False, shuffle=False))

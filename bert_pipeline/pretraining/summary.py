@@ -38,7 +38,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     metrics = {
         name.removeprefix(prefix): value
         for name, value in counts.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
     }
     lines = describe(Evaluation(**metrics)) if metrics else []
     lines += _describe_speed(counts)

@@ -17,18 +17,22 @@ from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import (
     ROWS_PER_BATCH,
+    Evaluation,
     compute_metrics,
     sum_metrics,
     unigram_log_probabilities,
 )
 from bert_pipeline.pretraining.memmap_rows import FOLDER as STORE
 from bert_pipeline.pretraining.preflight import Inputs
-from bert_pipeline.pretraining.sampler import Cursor, Sampler, draw_rows
+from bert_pipeline.pretraining.sampler import Cursor, Sampler, choose_rows, draw_rows
 from bert_pipeline.pretraining.skipped_batches import write_skipped_batch
 from bert_pipeline.progress import print_line
 from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
+
+PROBED_ROWS = 4
+"""Examples with which unused parameters are found."""
 
 
 class PretrainingTask:
@@ -45,9 +49,12 @@ class PretrainingTask:
         self.examples = [
             inputs.open(phase, "train", config, store) for phase in range(len(inputs.phases))
         ]
-        self.validation: Examples | None = None
-        if inputs.examples.counts.get("validation_rows"):
-            self.validation = inputs.open(0, "validation", config, store)
+        self.validation: list[Examples | None] = [
+            inputs.open(phase, "validation", config, store)
+            if examples.counts.get("validation_rows")
+            else None
+            for phase, (_, examples) in enumerate(inputs.phases)
+        ]
         rates = [examples.config["mask_rate"] for _, examples in inputs.phases]
         self._final_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
         self._sampler = Sampler.from_config(config)
@@ -63,15 +70,32 @@ class PretrainingTask:
         network: PreTrainedModel = make_network(
             self.inputs.model_config, with_pairs=self.inputs.has_pairs
         )
-        if self.config.initialization == "informed":
-            tokens, offsets = self.examples[0].unmasked(COUNTED_TOKENS)
+        # The other processes get the weights of the main one, and need no memory for the counts.
+        if self.config.initialization == "informed" and self.ranks.is_main:
+            tokens, offsets = self.examples[0].sample_unmasked(COUNTED_TOKENS)
             special = self.inputs.tokenizer.special
             initialize_informed(network, tokens, offsets, self._unigram, special)
         return network
 
+    def freeze_unused(self) -> None:
+        """Freeze the parameters that the loss does not depend on, such as ESM's contact head.
+
+        DDP would wait for their gradients.
+        """
+        examples = self.examples[0]
+        batch = examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
+        device = self.ranks.accelerator.device
+        losses = self.model.to(device)(batch.to(device))
+        torch.autograd.backward(torch.stack(losses).sum())
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+
     def initial_weights(self) -> Mapping[str, torch.Tensor]:
         """The weights that the run started from."""
-        return dict(self.make_network().named_parameters())
+        return self.ranks.broadcast_tensors(
+            {name: value.detach() for name, value in self.make_network().named_parameters()}
+        )
 
     def make_step(self, position: Position, progress: float) -> StepInputs:
         """This rank's micro-batches of the step at a position."""
@@ -131,27 +155,38 @@ class PretrainingTask:
         )
 
     def evaluate(self, *, final: bool) -> Mapping[str, Any]:
-        """Metrics on held-out examples with the prefix `eval_`; empty without any."""
-        if self.validation is None:
-            return {}
+        """Metrics on held-out examples with the prefix `eval_`; empty without any.
+
+        Once the run trains on longer examples, theirs too, with the prefix `eval_long_`.
+        """
+        metrics: dict[str, Any] = {}
+        for phase, prefix in enumerate(("eval_", "eval_long_")[: len(self.validation)]):
+            validation = self.validation[phase]
+            if validation is None or (phase and not final and not self._phase):
+                continue
+            evaluation = self._evaluate(validation, final=final)
+            if not final and self.ranks.is_main:
+                print_line(
+                    f"  held out{' (longer examples)' if phase else ''}: masked-LM loss "
+                    f"{evaluation.mlm_loss:.3f} (unigram {evaluation.unigram_loss:.3f}), top-1 "
+                    f"{evaluation.top1_accuracy:.1%}",
+                    quiet=self.config.quiet,
+                )
+            metrics |= {f"{prefix}{name}": value for name, value in asdict(evaluation).items()}
+        return metrics
+
+    def _evaluate(self, validation: Examples, *, final: bool) -> Evaluation:
         ranks = self.ranks
-        count = len(self.validation)
-        rows = np.arange(count if final else min(count, self.config.evaluate_rows))
+        count = len(validation)
+        rows = choose_rows(count, count if final else self.config.evaluate_rows)
         # All ranks evaluate the same number of batches, the last perhaps without effect: a sharded
         # model is gathered for each.
         batches = math.ceil(len(rows) / ranks.world_size / ROWS_PER_BATCH)
         parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
         with ranks.accelerator.autocast():
-            sums = [self._sum(self.validation, part, rows) for part in parts]
+            sums = [self._sum(validation, part, rows) for part in parts]
         total = ranks.sum(torch.stack(sums).sum(0))
-        evaluation = compute_metrics(total, self.validation.bytes_per_token)
-        if not final and ranks.is_main:
-            print_line(
-                f"  held out: masked-LM loss {evaluation.mlm_loss:.3f} (unigram "
-                f"{evaluation.unigram_loss:.3f}), top-1 {evaluation.top1_accuracy:.1%}",
-                quiet=self.config.quiet,
-            )
-        return {f"eval_{name}": value for name, value in asdict(evaluation).items()}
+        return compute_metrics(total, validation.bytes_per_token)
 
     def _sum(self, validation: Examples, part: Any, rows: Any) -> torch.Tensor:
         own = part if len(part) else rows[:1]

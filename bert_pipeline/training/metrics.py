@@ -45,6 +45,10 @@ def _step_of(line: str) -> float:
         return math.inf  # truncated by a kill
 
 
+WARM_UP_STEPS = 3
+"""Steps of a process that its figures of speed leave out."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepTotals:
     """Totals over steps, without evaluations and checkpoints."""
@@ -63,6 +67,17 @@ class StepTotals:
             self.seconds + other.seconds,
             self.waiting + other.waiting,
             self.tokens + other.tokens,
+            flops,
+        )
+
+    def minus(self, part: "StepTotals") -> "StepTotals":
+        """The rest after the steps of `part`."""
+        is_known = self.flops is not None and part.flops is not None
+        flops = (self.flops or 0.0) - (part.flops or 0.0) if is_known else None
+        return StepTotals(
+            self.seconds - part.seconds,
+            self.waiting - part.waiting,
+            self.tokens - part.tokens,
             flops,
         )
 
@@ -87,9 +102,17 @@ class Meter:
         """`peak` is the FLOP/s of all devices together, if known."""
         self._task = task
         self._peak = peak
-        self.total = StepTotals()
-        """Since the start of this process."""
+        self._total = StepTotals()
+        self._warm_up = StepTotals()
+        self._timed_steps = 0
+        self._updates = 0
         self._clear()
+
+    @property
+    def total(self) -> StepTotals:
+        """Since the start of this process, without the first steps, which compile kernels."""
+        has_more = self._updates > WARM_UP_STEPS
+        return self._total.minus(self._warm_up) if has_more else self._total
 
     def _clear(self) -> None:
         self._interval = StepTotals()
@@ -99,7 +122,11 @@ class Meter:
 
     def add_time(self, seconds: float, waiting: float) -> None:
         """Add the time of a step."""
-        self._interval = self._interval.plus(StepTotals(seconds, waiting))
+        step = StepTotals(seconds, waiting)
+        self._interval = self._interval.plus(step)
+        if self._timed_steps < WARM_UP_STEPS:
+            self._warm_up = self._warm_up.plus(step)
+        self._timed_steps += 1
 
     def add_step(
         self,
@@ -112,7 +139,11 @@ class Meter:
     ) -> None:
         """Add a step that updated the weights: summed losses and their terms over all ranks."""
         self._last = (inputs, learning_rate, grad_norm)
-        self._interval = self._interval.plus(StepTotals(tokens=inputs.tokens, flops=flops))
+        step = StepTotals(tokens=inputs.tokens, flops=flops)
+        self._interval = self._interval.plus(step)
+        if self._updates < WARM_UP_STEPS:
+            self._warm_up = self._warm_up.plus(step)
+        self._updates += 1
         self._sums = [total + value for total, value in zip(self._sums, sums, strict=True)]
         self._terms = [total + value for total, value in zip(self._terms, terms, strict=True)]
 
@@ -121,7 +152,7 @@ class Meter:
 
         Each loss is per term, None without terms.
         """
-        self.total = self.total.plus(self._interval)
+        self._total = self._total.plus(self._interval)
         if self._last is None:
             self._clear()
             return None

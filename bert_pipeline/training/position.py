@@ -26,5 +26,7 @@ class Position:
     """Whether the run was rolled back to its last regular checkpoint since that was written."""
     best: float | None = None
     """The best value so far of the metric that selects checkpoints."""
+    precision: str = ""
+    """The precision that `--precision auto` stood for."""
     is_best: bool = False
     """Whether its checkpoint has the best value so far."""

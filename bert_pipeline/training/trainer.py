@@ -74,6 +74,8 @@ class Trainer:
         peak = find_peak(device, bf16=ranks.accelerator.mixed_precision == "bf16")
         self.peak_flops = peak and peak * ranks.world_size
         """FLOP/s of all devices together, if known."""
+        self.precision = "bf16" if ranks.accelerator.mixed_precision == "bf16" else "fp32"
+        """The precision of the matrix products, as resolved for this machine."""
         self.length = config.length()
         self.position = Position()
         self._meter = Meter(task, self.peak_flops)
@@ -90,7 +92,7 @@ class Trainer:
 
     @property
     def totals(self) -> StepTotals:
-        """Totals of the steps since this process started."""
+        """Totals of the steps since this process started, without the first ones."""
         return self._meter.total
 
     def train(self) -> Position:
@@ -102,7 +104,13 @@ class Trainer:
         """
         config = self.config
         is_quiet = config.quiet or not self.ranks.is_main
-        start = self.state.load_newest(quiet=config.quiet) or Position()
+        start = self.state.load_newest(quiet=config.quiet) or Position(precision=self.precision)
+        if start.precision != self.precision:
+            raise BertpipeError(
+                f"The run was trained in {start.precision} up to step {start.step:,}; here "
+                f"--precision {config.precision} is {self.precision}. Resume where it is "
+                f"{start.precision}, or start again with --overwrite."
+            )
         if start.step:
             print_line(f"  resuming from step {start.step:,}", quiet=is_quiet)
         self._start(start)

@@ -88,7 +88,7 @@ def test_heads_attend_to_neighbours_and_the_bias_is_the_log_frequency() -> None:
 def test_unmasked_tokens_are_counted(examples_folder: Path) -> None:
     examples = load_examples(examples_folder)
     for limit, rows in ((1 << 40, len(examples)), (1, 1)):
-        tokens, offsets = examples.unmasked(limit)
+        tokens, offsets = examples.sample_unmasked(limit)
         counts = np.bincount(tokens, minlength=400)
         assert counts[SPECIAL.mask] == 0
         assert counts[SPECIAL.cls] == len(offsets) - 1 == rows

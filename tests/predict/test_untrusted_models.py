@@ -126,6 +126,12 @@ def test_pairs_are_said_to_be_not_measured_without_a_head(
     assert "Sentence pairs are not measured" in capsys.readouterr().err
 
 
+def test_equal_scores_do_not_count_as_right(model: Path, examples_folder: Path) -> None:
+    edit_weights(model, lambda weights: [weight.zero_() for weight in weights.values()])
+    evaluation = evaluate_folder(model, examples_folder, "validation", quiet=True)
+    assert (evaluation.top1_accuracy, evaluation.top5_accuracy) == (0.0, 0.0)
+
+
 def test_changed_byte_in_the_model_of_a_run_is_named(
     tmp_path: Path, examples_folder: Path, wordpiece_folder: Path
 ) -> None:

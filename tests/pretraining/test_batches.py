@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.memmap_rows import SplitFiles, open_rows, remove_store
 from bert_pipeline.pretraining.preflight import Inputs
+from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.training.distributed import Ranks, make_accelerator
@@ -184,16 +186,25 @@ def test_share_of_kept_masks(examples_folder: Path) -> None:
     assert len(set(kept)) > 10
 
 
-@pytest.mark.parametrize("limit", [0, 1, 6, 7, 10, 11, 12, 1000])
-def test_unmasked_returns_the_original_tokens_of_the_first_rows(
-    limit: int, make_source: Callable[..., SplitFiles]
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 1), (5, 1), (10, 2), (15, 3), (1000, 3)])
+def test_sample_has_the_original_tokens_of_some_rows(
+    tokens: int, rows: int, make_source: Callable[..., SplitFiles]
 ) -> None:
-    tokens, offsets = Examples(open_rows(make_source(ROWS[:1], ROWS[1:]))).unmasked(limit)
-    whole = [2, 10, 3, 8, 11, 3, 2, 4, 3, 5, 3, 2, 3, 12, 3]
-    ends = [0, 6, 11, 15]
-    rows = next((row for row in (1, 2, 3) if ends[row] >= limit), 3)
-    assert offsets.tolist() == ends[: rows + 1]
-    assert tokens.tolist() == whole[: ends[rows]]
+    examples = Examples(open_rows(make_source(ROWS[:1], ROWS[1:])))
+    ids, offsets = examples.sample_unmasked(tokens)
+    found = [ids[a:b].tolist() for a, b in pairwise(offsets.tolist())]
+    whole = [[2, 10, 3, 8, 11, 3], [2, 4, 3, 5, 3], [2, 3, 12, 3]]
+    assert len(found) == rows
+    assert found == [row for row in whole if row in found]
+
+
+def test_evaluated_rows_are_a_fixed_sample_of_all() -> None:
+    """The first 512 of 10,000 rows would be those of one source."""
+    rows = choose_rows(10_000, 512)
+    assert rows.tolist() == choose_rows(10_000, 512).tolist() == sorted(set(rows.tolist()))
+    # 512 draws in ten equal parts: each part has 51.2 on average, five standard deviations are 34.
+    assert all(abs(np.sum(rows // 1000 == part) - 51.2) < 34 for part in range(10))
+    assert choose_rows(3, 512).tolist() == [0, 1, 2]
 
 
 # Ranks

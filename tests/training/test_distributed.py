@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,19 @@ def test_two_processes_equal_one(
         compare_weights(tmp_path / "one", tmp_path / "two")
     rounded = [name for name, value in read_weights(tmp_path / "two").items() if is_bf16(value)]
     assert not rounded, "checkpoints and the exported model have fp32 weights"
+
+
+@pytest.mark.slow
+def test_parameters_without_gradient_do_not_stop_two_processes(
+    make_examples: Callable[..., Path], wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """ESM has a contact head that masked LM does not use."""
+    examples = make_examples("mlm-unused", objective="mlm")
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    model = shape | {"model_type": "esm", "intermediate_size": 16, "max_position_embeddings": 70}
+    given = options(examples, wordpiece_folder, tmp_path / "run", model=model, max_steps=2)
+    launch(STAGES["pretrain"].entry, PretrainConfig(**given | {"num_processes": 2}))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

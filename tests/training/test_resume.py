@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +312,22 @@ def test_changed_settings_or_examples_are_rejected_at_resume(
     wait_for(lambda: len(metrics(out)) > before)
     again.kill()
     again.join()
+
+
+@pytest.mark.integration
+def test_run_is_not_resumed_in_another_precision(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    """`--precision auto` is bf16 on one machine and fp32 on this one."""
+    out = tmp_path / "out"
+    process = fork_run(options(examples_folder, wordpiece_folder, out, max_steps=100_000))
+    wait_for(lambda: any(out.glob("checkpoints/step-*")))
+    process.terminate()
+    process.join()
+    found = load_newest(out / "checkpoints")
+    assert found is not None
+    assert found.position.precision == "fp32"
+    elsewhere = replace(found.position, step=found.position.step + 1, precision="bf16")
+    save_checkpoint(out / "checkpoints", elsewhere, found.model, found.optimizer, keep=9)
+    with pytest.raises(BertpipeError, match=r"trained in bf16 up to step .* auto is fp32"):
+        run(examples_folder, wordpiece_folder, out, max_steps=100_000)
