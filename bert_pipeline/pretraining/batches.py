@@ -18,6 +18,9 @@ from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.ragged import Array, BoolArray, Int32Array, Int64Array, expand, offsets_of
 from bert_pipeline.storage.manifest import Manifest
 
+LENGTH_SAMPLE = 1 << 18
+"""Rows among which the longest are searched for."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskSubset:
@@ -101,6 +104,12 @@ class Examples:
     def count_tokens(self, rows: Int64Array) -> int:
         """Number of tokens of the rows."""
         return int(self._rows.tokens.lengths(rows).sum())
+
+    def longest(self, count: int) -> Int64Array:
+        """The `count` longest rows of a large sample; repeated if there are fewer."""
+        rows = choose_rows(len(self), LENGTH_SAMPLE)
+        order = np.argsort(-self._rows.tokens.lengths(rows), kind="stable")
+        return np.resize(rows[order[:count]], count)
 
     def sample_unmasked(self, tokens: int) -> tuple[Int32Array, Int64Array]:
         """The original tokens of a fixed random sample of rows, about `tokens` in total.

@@ -45,6 +45,8 @@ CONNECTION_ERRORS = (
     "roken pipe",
 )
 """Parts of what gloo and NCCL report when a process they communicate with has gone."""
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""Part of what torch reports when an allocation on the CPU fails."""
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -62,12 +64,10 @@ def pretrain(config: PretrainConfig) -> None:
         ranks.accelerator.end_training()
         raise
     except torch.OutOfMemoryError as error:
-        raise BertpipeError(
-            "The GPU ran out of memory. Run the same command with "
-            f"--accumulate {2 * config.accumulate} (smaller micro-batches) or "
-            "--checkpoint-activations; or start again (--overwrite) with a smaller --batch-size."
-        ) from error
+        raise _explain_memory("The GPU", config) from error
     except RuntimeError as error:
+        if CPU_OUT_OF_MEMORY in str(error):
+            raise _explain_memory("This machine", config) from error
         if ranks.world_size == 1 or not any(part in str(error) for part in CONNECTION_ERRORS):
             raise
         raise LostRank(
@@ -76,6 +76,14 @@ def pretrain(config: PretrainConfig) -> None:
             f"({str(error).splitlines()[0][:200]})"
         ) from error
     ranks.accelerator.end_training()
+
+
+def _explain_memory(device: str, config: PretrainConfig) -> BertpipeError:
+    return BertpipeError(
+        f"{device} ran out of memory. Run the same command with "
+        f"--accumulate {2 * config.accumulate} (smaller micro-batches) or "
+        "--checkpoint-activations; or start again (--overwrite) with a smaller --batch-size."
+    )
 
 
 def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:

@@ -82,6 +82,10 @@ class Sampler:
             long_size=config.long_batch_size or config.batch_size,
         )
 
+    def largest_size(self, phase: int) -> int:
+        """The largest batch size of a phase."""
+        return self.long_size if phase else self.size
+
     def plan(self, cursor: Cursor, progress: float) -> StepPlan:
         """The step at `cursor`, after the share `progress` of the run."""
         is_long = self.long_share > 0 and progress >= 1 - self.long_share

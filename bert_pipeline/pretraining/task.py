@@ -1,7 +1,7 @@
 """BERT pretraining as a task of the training engine: batches, evaluation, skipped batches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
+from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import (
@@ -76,6 +77,13 @@ class PretrainingTask:
             special = self.inputs.tokenizer.special
             initialize_informed(network, tokens, offsets, self._unigram, special)
         return network
+
+    def largest_batches(self) -> Iterator[PretrainingBatch]:
+        """A micro-batch of the longest examples for each phase."""
+        parts = self.config.accumulate * self.ranks.world_size
+        for phase, examples in enumerate(self.examples):
+            size = self._sampler.largest_size(phase)
+            yield examples.collate(examples.longest(math.ceil(size / parts)))
 
     def freeze_unused(self) -> None:
         """Freeze the parameters that the loss does not depend on, such as ESM's contact head.

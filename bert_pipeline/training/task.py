@@ -1,6 +1,6 @@
 """What the training engine trains: the interface between `training/` and its users."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -57,6 +57,9 @@ class TrainingTask(Protocol):
 
     def make_step(self, position: Position, progress: float) -> StepInputs:
         """This rank's inputs of the step at a position: a pure function of its arguments."""
+
+    def largest_batches(self) -> Iterable[Any]:
+        """A micro-batch as large as any of this rank in the run, for each phase of the run."""
 
     def initial_weights(self) -> Mapping[str, torch.Tensor]:
         """The weights that the run started from."""

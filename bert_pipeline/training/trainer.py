@@ -114,6 +114,7 @@ class Trainer:
         if start.step:
             print_line(f"  resuming from step {start.step:,}", quiet=is_quiet)
         self._start(start)
+        self._try_largest_batches()
         progress_bar = bar("training", 1.0, quiet=is_quiet, counted=False)
         with closing(self.state), progress_bar as self._bar, self._stop:
             while not self._train_until_rollback():
@@ -173,6 +174,16 @@ class Trainer:
                 self._meter.add_time(time.perf_counter() - step_started, waited)
                 # 4. Log, evaluate and save at their intervals.
                 self._between_steps()
+
+    def _try_largest_batches(self) -> None:
+        """Run out of memory now rather than late in the run, where longer examples begin."""
+        self.model.train()
+        for batch in self.task.largest_batches():
+            with self.ranks.accelerator.autocast():
+                losses = self.model(batch.to(self.ranks.accelerator.device))
+            self.ranks.accelerator.backward(torch.stack(losses).sum())
+            for parameter in self.model.parameters():
+                parameter.grad = None
 
     def train_step(self, inputs: StepInputs, all_ranks: AllRanks, progress: float) -> StepResult:
         """Update the weights, unless a loss or the gradient is not finite.
