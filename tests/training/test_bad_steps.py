@@ -15,6 +15,7 @@ from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.examples.schema import SCHEMA
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.storage.shards import read_columns
+from bert_pipeline.training.trainer import Trainer
 from tests.helpers.training_runs import SHAPE, counts, metrics, run, weights
 
 pytestmark = pytest.mark.integration
@@ -29,6 +30,16 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     It returns a list to which every training step appends the weights that it starts from.
     """
     forward = PretrainingModel.forward
+    try_largest_batches = Trainer._try_largest_batches
+    trials: list[bool] = []
+
+    def try_unchanged(self: Trainer) -> None:
+        """The batches that are tried before the first step are no steps."""
+        trials.append(True)
+        try_largest_batches(self)
+        trials.clear()
+
+    monkeypatch.setattr(Trainer, "_try_largest_batches", try_unchanged)
 
     def arrange(
         steps: Collection[int], stop_in: int | None = None
@@ -37,7 +48,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
 
         def poisoned(self: PretrainingModel, batch: Any, *, logits: bool = False) -> Any:
             result = forward(self, batch, logits=logits)
-            if logits or not self.training:
+            if logits or trials or not self.training:
                 return result
             seen.append(
                 {name: value.detach().clone() for name, value in self.network.named_parameters()}
