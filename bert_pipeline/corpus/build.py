@@ -39,12 +39,13 @@ from bert_pipeline.corpus.source_language import SourceLanguage, find_languages
 from bert_pipeline.corpus.sources.load import open_sources
 from bert_pipeline.corpus.stats import SAMPLES, CorpusStats
 from bert_pipeline.corpus.summary import print_cleaning, print_summary
+from bert_pipeline.engine.clusters import cancel_earlier_run
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
 from bert_pipeline.progress import bar, human_bytes, print_line
 from bert_pipeline.storage.atomic import save_array
 from bert_pipeline.storage.manifest import Input, Manifest
-from bert_pipeline.storage.workspace import finished_inputs, workspace
+from bert_pipeline.storage.workspace import Working, finished_inputs, workspace
 
 STAGE = "corpus"
 PARTS = ".parts"
@@ -67,7 +68,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
     """
     sources = open_sources(config)
     inputs = _describe_inputs(sources, config)
-    with workspace(STAGE, config, inputs) as work:
+    with workspace(STAGE, config, inputs, Working((PARTS,), cancel_earlier_run)) as work:
         if work.finished:
             shutil.rmtree(config.out / PARTS, ignore_errors=True)
             _reject_skipped(work.finished.counts, config)

@@ -4,7 +4,6 @@ A plan is written before the parts of a task are renamed. So a run that was kill
 finishes the renaming first, and never repeats the reading of finished shards.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from bert_pipeline.corpus.selection import (
     write_selected,
 )
 from bert_pipeline.corpus.stats import CorpusStats
-from bert_pipeline.storage.atomic import write_json
+from bert_pipeline.storage.atomic import read_checked_json, rename_checked, write_checked_json
 from bert_pipeline.storage.shards import finished_counts
 
 
@@ -41,14 +40,13 @@ class Finalizer:
 
     def resume(self, job: PartsJob) -> bool:
         """Finish renaming the parts of a task after a kill; False when the task must be read."""
-        path = _plan_path(job)
-        if not path.is_file():
+        try:
+            plan = read_checked_json(_plan_path(job))
+        except (FileNotFoundError, ValueError):
             return False
-        plan = json.loads(path.read_text(encoding="utf-8"))
         for part, number in plan["shards"]:
-            if job.path(part).exists():
-                continue
-            if finished_counts(shard_path(self.folder, number)) is None:
+            path = job.path(part)
+            if finished_counts(path if path.exists() else self._shard(number)) is None:
                 return False  # removed or damaged since
         self._rename(job, plan)
         return True
@@ -73,17 +71,20 @@ class Finalizer:
                 plan["shards"].append([number, self.shards + len(plan["shards"])])
             if plan["is_full"]:
                 break
-        write_json(_plan_path(job), plan)
+        write_checked_json(_plan_path(job), plan)
         self._rename(job, plan)
 
     def _rename(self, job: PartsJob, plan: dict[str, Any]) -> None:
         for part, number in plan["shards"]:
             if job.path(part).exists():
-                job.path(part).replace(shard_path(self.folder, number))
+                rename_checked(job.path(part), self._shard(number))
         self.shards += len(plan["shards"])
         for counts in plan["counts"]:
             self.stats.add(counts)
         self.is_full = plan["is_full"]
+
+    def _shard(self, number: int) -> Path:
+        return shard_path(self.folder, number)
 
 
 def _plan_path(job: PartsJob) -> Path:

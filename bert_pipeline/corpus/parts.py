@@ -18,10 +18,15 @@ import pyarrow as pa
 
 from bert_pipeline.corpus.cleaning.cleaner import Cleaner, excerpt
 from bert_pipeline.corpus.config import CorpusConfig
-from bert_pipeline.corpus.dedup.fingerprints import Fingerprints
+from bert_pipeline.corpus.dedup.fingerprints import (
+    Fingerprints,
+    fingerprint_kinds,
+    fingerprint_path,
+)
 from bert_pipeline.corpus.documents import SCHEMA, Document, Task
 from bert_pipeline.corpus.languages import GUESS_EACH, guess_language
 from bert_pipeline.corpus.stats import CorpusStats
+from bert_pipeline.storage.atomic import is_intact
 from bert_pipeline.storage.shards import finished_counts, write_shard
 
 BATCH_ROWS = 256
@@ -83,9 +88,11 @@ def _finished_parts(job: PartsJob) -> list[Counts]:
     Without those beyond the quota, so that the result depends on the quota only.
     """
     parts: list[Counts] = []
+    kinds = fingerprint_kinds(job.config.clean)
     while not _is_enough(parts, job.quota):
-        counts = finished_counts(job.path(len(parts)))
-        if counts is None:
+        path = job.path(len(parts))
+        counts = finished_counts(path)
+        if counts is None or not all(is_intact(fingerprint_path(path, kind)) for kind in kinds):
             break
         parts.append(counts)
     return parts

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from bert_pipeline.corpus.documents import SCHEMA
 from bert_pipeline.corpus.stats import most_first
-from bert_pipeline.errors import BertpipeError, Stopped
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.shards import finished_counts, read_columns, write_shard
 
@@ -62,9 +62,7 @@ def write_kept(job: WriteKeptJob) -> dict[str, Any]:
     """Write the shard unless it is finished already; returns its counts."""
     if job.target and (finished := finished_counts(job.target)) is not None:
         return finished
-    counts = finished_counts(job.part)
-    assert counts is not None, job.part
-    table = read_part(job.part)
+    table, counts = _read_finished(job.part)
     all_status = np.load(job.status, mmap_mode="r", allow_pickle=False)
     status = np.array(all_status[job.start : job.start + len(table)])
     return write_selected(job.target, table, status, counts)
@@ -76,15 +74,18 @@ def read_part(path: Path) -> pa.Table:
     Raises `BertpipeError` when it is damaged, and removes it so that the next run reads it again
     from its source.
     """
-    try:
-        return read_columns(path, SCHEMA.names)
-    except Stopped:
-        raise
-    except BertpipeError:
+    return _read_finished(path)[0]
+
+
+def _read_finished(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The documents and the counts of a part."""
+    counts = finished_counts(path)
+    if counts is None:
         path.unlink(missing_ok=True)
         raise BertpipeError(
             f"{path}: damaged, and removed. Rerun the same command to read it again."
-        ) from None
+        )
+    return read_columns(path, SCHEMA.names), counts
 
 
 def write_selected(

@@ -29,12 +29,17 @@ from bert_pipeline.engine.processes import (
     exit_with_parent,
     prepare_worker,
     run_in_processes,
+    without_main,
 )
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.atomic import write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+HUB_KEYS = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME")
+"""Variables of the Hub's client that tasks on Ray get; Slurm passes the whole environment."""
 
 
 class MappedFunction(Generic[T, R]):
@@ -125,6 +130,23 @@ class LocalExecutor(PipelineExecutor):  # type: ignore[misc]
         return {}
 
 
+class HubEnvironment:
+    """The variables of the Hub's client, for tasks on other nodes.
+
+    They may have secrets. Ray logs the variables of a runtime environment, and datatrove writes the
+    attributes of an executor to a file, so this object has no attribute: its values exist only in
+    what Ray sends to a task, whose process sets them.
+    """
+
+    def __reduce__(self) -> tuple[Any, tuple[dict[str, str]]]:
+        return _set_environment, ({key: os.environ[key] for key in HUB_KEYS if key in os.environ},)
+
+
+def _set_environment(variables: Mapping[str, str]) -> "HubEnvironment":
+    os.environ.update(variables)
+    return HubEnvironment()
+
+
 class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
     """Tasks on a Ray cluster; `run` exits when the process that made the object has ended."""
 
@@ -155,6 +177,7 @@ class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
         timeout.start()
         ray.init(include_dashboard=False, log_to_driver=False)
         timeout.cancel()
+        self._environment = HubEnvironment()  # not before, because the executor is in a file
         super().run()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
@@ -163,11 +186,12 @@ class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
         prepare_worker(os.getppid())
         # With datatrove's base class, because its class for Ray logs to a folder in /tmp that
         # several users cannot share.
-        context = multiprocessing.get_context("fork")
-        process = context.Process(
-            target=PipelineExecutor._run_for_rank, args=(self, rank, local_rank, node_rank)
-        )
-        process.start()
+        # It is spawned, because the Hub's client reads the environment on import.
+        with without_main():
+            process = multiprocessing.get_context("spawn").Process(
+                target=PipelineExecutor._run_for_rank, args=(self, rank, local_rank, node_rank)
+            )
+            process.start()
         process.join()
         if process.exitcode:
             if process.exitcode < 0:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_pipeline.config import flags
+from bert_pipeline.engine.clusters import cancel_earlier_run
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
@@ -40,7 +41,8 @@ from bert_pipeline.progress import bar, count_of, print_line
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.atomic import save_array
 from bert_pipeline.storage.manifest import Manifest, describe_input, read_manifest
-from bert_pipeline.storage.workspace import workspace
+from bert_pipeline.storage.removal import remove_written
+from bert_pipeline.storage.workspace import Working, workspace
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 
 STORE = ".tokens"
@@ -63,7 +65,7 @@ def build_examples(config: ExamplesConfig) -> Manifest:
         "corpus": describe_input(config.out, config.corpus, corpus),
         "tokenizer": describe_input(config.out, tokenizer, loaded.manifest),
     }
-    with workspace(STAGE, config, inputs) as work:
+    with workspace(STAGE, config, inputs, Working((STORE,), cancel_earlier_run)) as work:
         if work.finished:
             print_line(f"examples: already complete in {config.out}", quiet=config.quiet)
             manifest = work.finished
@@ -140,9 +142,7 @@ def _clean_up_on_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except BertpipeError:
-        shutil.rmtree(folder / STORE)
-        for shard in folder.glob("*.parquet"):
-            shard.unlink()
+        remove_written(folder, (STORE,))
         raise
 
 

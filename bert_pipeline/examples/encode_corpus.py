@@ -3,7 +3,6 @@
 A corpus shard is one piece, or several pieces where the corpus has few shards.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from bert_pipeline.corpus.sentences import split_running
-from bert_pipeline.examples.token_store import piece_path, write_piece
+from bert_pipeline.examples.token_store import finished_piece_counts, piece_path, write_piece
 from bert_pipeline.ragged import Array, offsets_of
 from bert_pipeline.storage.manifest import Manifest
-from bert_pipeline.storage.shards import COUNTS, count_rows, iterate_range
+from bert_pipeline.storage.shards import count_rows, iterate_range
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import load_tokenizer
 
@@ -66,7 +64,7 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
 
     The counts are `documents`, `sentences`, `tokens`, `unknown` (tokens) and `bytes` of text.
     """
-    if (finished := _finished_counts(job.path)) is not None:
+    if (finished := finished_piece_counts(job.path)) is not None:
         return finished
     encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_word_starts)
     ids = [np.empty(0, np.int32)]
@@ -120,15 +118,6 @@ def _open_encoder(
 def forget_encoder() -> None:
     """Clear the cache: the next build may find another tokenizer at the same path."""
     _open_encoder.cache_clear()
-
-
-def _finished_counts(path: Path) -> dict[str, int] | None:
-    try:
-        with pa.memory_map(str(path)) as file:
-            counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
-            return counts
-    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None  # missing or damaged: it is written again
 
 
 def _read_sentences(job: EncodeJob, text_prefix: str) -> Iterator[tuple[list[str], list[int]]]:

@@ -23,6 +23,7 @@ from bert_pipeline.examples.segments import SegmentedIds, Segments
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.token_store import TokenStore
 from bert_pipeline.ragged import Array, BoolArray, Int64Array, expand
+from bert_pipeline.storage.atomic import is_intact
 from bert_pipeline.storage.shards import finished_counts, list_column, write_shard
 from bert_pipeline.tokenizer.load import SpecialIds
 
@@ -78,7 +79,7 @@ def shard_schema(config: ExamplesConfig, split: Split) -> pa.Schema:
 def make_shard(job: ExampleJob) -> dict[str, int]:
     """Write one shard of examples, unless it already exists; return its counts."""
     finished = finished_counts(job.path)
-    if finished is not None and (job.coverage is None or job.coverage.exists()):
+    if finished is not None and (job.coverage is None or is_intact(job.coverage)):
         return finished
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     write_shard(

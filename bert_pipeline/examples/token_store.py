@@ -24,7 +24,7 @@ from bert_pipeline.ragged import (
     expand,
     offsets_of,
 )
-from bert_pipeline.storage.atomic import atomic
+from bert_pipeline.storage.atomic import checked, is_intact
 from bert_pipeline.storage.shards import COUNTS
 
 NO_TAILS: Int64Array = np.empty((0, 2), dtype=np.int64)
@@ -42,8 +42,17 @@ def write_piece(path: Path, arrays: dict[str, Array], counts: dict[str, int]) ->
     ]
     batch = pa.record_batch(columns, names=list(arrays))
     schema = batch.schema.with_metadata({COUNTS: json.dumps(counts)})
-    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+    with checked(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def finished_piece_counts(path: Path) -> dict[str, int] | None:
+    """The counts of a piece that an earlier run wrote; None when it must be written."""
+    if not is_intact(path):
+        return None
+    with pa.memory_map(str(path)) as file:
+        counts: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[COUNTS])
+        return counts
 
 
 class Piece:

@@ -23,14 +23,23 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
 from bert_pipeline.examples.splits import Split
+from bert_pipeline.pretraining.row_checks import check_rows
 from bert_pipeline.progress import bar
-from bert_pipeline.ragged import Array, BoolArray, Int64Array, expand, offsets_of
-from bert_pipeline.storage.atomic import atomic_folder
+from bert_pipeline.ragged import Array, BoolArray, Int64Array, offsets_of
+from bert_pipeline.storage.atomic import (
+    atomic_folder,
+    hash_file,
+    read_checked_json,
+    write_checked_json,
+)
+from bert_pipeline.storage.locks import LockFile
 from bert_pipeline.storage.manifest import Manifest
 from bert_pipeline.storage.shards import read_columns
 
 FOLDER = ".examples"
 """The store's folder, in the folder of the run."""
+HASHES = "hashes.json"
+"""File in a store: the hash of each array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,8 @@ class StoredRows:
     """None without sentence pairs."""
     word_starts: BoolArray | None
     """Aligned with the values of `tokens`; None if no masking needs them."""
+    in_use: LockFile
+    """The lock that tells other processes that the store has been verified."""
 
     def __len__(self) -> int:
         return len(self.first_segment)
@@ -130,14 +141,11 @@ def open_rows(files: SplitFiles, folder: Path | None = None, *, quiet: bool = Fa
         # Mapped files stay until they are unmapped.
         with tempfile.TemporaryDirectory(prefix="bertpipe-") as temporary:
             return open_rows(files, Path(temporary), quiet=quiet)
-    folder.mkdir(parents=True, exist_ok=True)
     complete = folder / files.key
-    with (folder / f"{files.key}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.is_dir():
-            _write(files, complete, quiet)
+    in_use = _prepare(files, complete, quiet)
     found = {name: _map(complete, name) for name in files.dtypes()}
     return StoredRows(
+        in_use=in_use,
         tokens=RaggedColumn(found["tokens"], found["offsets"]),
         first_segment=found["first_segment"],
         masked_positions=RaggedColumn(found["masked_positions"], found["masked_offsets"]),
@@ -145,6 +153,42 @@ def open_rows(files: SplitFiles, folder: Path | None = None, *, quiet: bool = Fa
         is_random_next=found.get("is_random_next"),
         word_starts=found.get("word_starts"),
     )
+
+
+def _prepare(files: SplitFiles, complete: Path, quiet: bool) -> LockFile:
+    """Write the store unless it is there; returns the lock to keep while the store is used.
+
+    Only the first process that uses the store reads it completely, to compare its hashes: the
+    others would take as long again.
+    """
+    complete.parent.mkdir(parents=True, exist_ok=True)
+    file = LockFile(complete.with_name(f"{complete.name}.lock"))
+    is_ready = False
+    while not is_ready:
+        if file.lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            try:
+                if not _is_intact(files, complete, quiet):
+                    _write(files, complete, quiet)
+            finally:
+                file.lock(fcntl.LOCK_UN)
+        file.lock(fcntl.LOCK_SH)  # waits for the first process
+        is_ready = complete.is_dir()  # else that process was killed while it wrote
+    return file
+
+
+def _is_intact(files: SplitFiles, complete: Path, quiet: bool) -> bool:
+    try:
+        hashes = read_checked_json(complete / HASHES)
+    except (FileNotFoundError, ValueError):
+        return False
+    names = files.dtypes()
+    with bar("verifying the laid out examples", len(names), quiet=quiet) as progress:
+        for name in names:
+            path = _file(complete, name)
+            if not path.is_file() or hash_file(path) != hashes.get(name):
+                return False
+            progress.advance()
+    return True
 
 
 def remove_store(folder: Path) -> None:
@@ -166,17 +210,19 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _write(files: SplitFiles, complete: Path, quiet: bool) -> None:
-    """Write all arrays of a store."""
-    with (
-        atomic_folder(complete) as temporary,
-        bar("laying out examples", len(files.shards), quiet=quiet) as progress,
-        ExitStack() as arrays,
-    ):
-        appends = {
-            name: arrays.enter_context(_growing(_file(temporary, name), dtype))
-            for name, dtype in files.dtypes().items()
-        }
-        _append_shards(files, appends, progress.advance)
+    """Write all arrays of a store, and their hashes."""
+    with atomic_folder(complete) as temporary:
+        with (
+            bar("laying out examples", len(files.shards), quiet=quiet) as progress,
+            ExitStack() as arrays,
+        ):
+            appends = {
+                name: arrays.enter_context(_growing(_file(temporary, name), dtype))
+                for name, dtype in files.dtypes().items()
+            }
+            _append_shards(files, appends, progress.advance)
+        hashes = {name: hash_file(_file(temporary, name)) for name in files.dtypes()}
+        write_checked_json(temporary / HASHES, hashes)
     pa.default_memory_pool().release_unused()
 
 
@@ -221,7 +267,7 @@ def _flatten(table: pa.Table, path: Path, files: SplitFiles) -> dict[str, Array]
     positions = columns["masked_positions"]
     labels = columns["masked_labels"]
     first_segment = np.diff(offsets_of(segment_ids.values == 0)[segment_ids.offsets])
-    _check(path, files, tokens, segment_ids.values, first_segment, positions, labels)
+    check_rows(path, files, tokens, segment_ids.values, first_segment, positions, labels)
     arrays = {
         "tokens": tokens.values,
         "offsets": tokens.offsets,
@@ -235,47 +281,6 @@ def _flatten(table: pa.Table, path: Path, files: SplitFiles) -> dict[str, Array]
     if files.with_starts:
         arrays["word_starts"] = columns[WORD_STARTS.name].values
     return arrays
-
-
-def _check(
-    path: Path,
-    files: SplitFiles,
-    tokens: RaggedColumn,
-    segment_ids: Array,
-    first_segment: Int64Array,
-    positions: RaggedColumn,
-    labels: RaggedColumn,
-) -> None:
-    """Reject rows that would fail, or be misread, during training."""
-    lengths = np.diff(tokens.offsets)
-    masked = np.diff(positions.offsets)
-    rows = np.arange(len(lengths) + 1)
-
-    def reject_if(wrong: BoolArray, offsets: Int64Array, why: str) -> None:
-        if wrong.any():
-            row = int(np.searchsorted(offsets, wrong.argmax(), side="right")) - 1
-            raise BertpipeError(
-                f"{path}, row {row}: {why}. Run `bertpipe examples` again with --overwrite."
-            )
-
-    reject_if(
-        lengths > files.max_seq_length,
-        rows,
-        f"longer than its folder's {files.max_seq_length} tokens",
-    )
-    for ids in (tokens, labels):
-        unknown = (ids.values < 0) | (ids.values >= files.vocab_size)
-        reject_if(
-            unknown,
-            ids.offsets,
-            f"has a token id outside of the model's vocabulary of {files.vocab_size}",
-        )
-    second = expand(np.zeros_like(lengths), lengths) >= np.repeat(first_segment, lengths)
-    reject_if(segment_ids != second, tokens.offsets, "its segment ids are not 0, then 1")
-    differs = masked != np.diff(labels.offsets)
-    reject_if(differs, rows, "has different numbers of masked labels and positions")
-    outside = (positions.values < 0) | (positions.values >= np.repeat(lengths, masked))
-    reject_if(outside, positions.offsets, "has a masked position outside of its tokens")
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from bert_pipeline.pretraining.export import export_model
 from bert_pipeline.pretraining.memmap_rows import FOLDER as STORE
 from bert_pipeline.pretraining.memmap_rows import remove_store
 from bert_pipeline.pretraining.preflight import Inputs
+from bert_pipeline.pretraining.skipped_batches import FOLDER as SKIPPED
 from bert_pipeline.pretraining.summary import announce, print_summary
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.progress import print_line
-from bert_pipeline.storage.workspace import Workspace, workspace
+from bert_pipeline.storage.workspace import Working, Workspace, workspace
 from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
@@ -31,13 +32,23 @@ from bert_pipeline.training.distributed import (
 from bert_pipeline.training.hardware import peak_memory
 from bert_pipeline.training.optimizers.combined import Optimizer
 from bert_pipeline.training.optimizers.groups import group_parameters
+from bert_pipeline.training.profile import FOLDER as PROFILE
+from bert_pipeline.training.profile import OPERATORS, TRACE
 from bert_pipeline.training.state import TrainingState
+from bert_pipeline.training.trackers import FOLDER as TRACKERS
 from bert_pipeline.training.trackers import check_trackers
-from bert_pipeline.training.trainer import Trainer
+from bert_pipeline.training.trainer import METRICS, Trainer
 
 STAGE = "pretrain"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+WORKING = (
+    *(STORE, METRICS, TRACKERS, f"{CHECKPOINTS}/step-*"),
+    *(f"{SKIPPED}/step-*.parquet", f"{PROFILE}/{OPERATORS}", f"{PROFILE}/{TRACE}"),
+    # A run that was killed after the export has no manifest that lists them.
+    *(f"{MODEL}/config.json", f"{MODEL}/model.safetensors"),
+)
+"""What a run writes besides the files of its manifest, as globs."""
 CONNECTION_ERRORS = (
     "onnection closed by peer",
     "onnection reset by peer",
@@ -93,7 +104,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
         nonlocal work
         check_trackers(config.tracker)
         inputs = Inputs.check(config).describe(config.out)
-        work = stack.enter_context(workspace(STAGE, config, inputs))
+        work = stack.enter_context(workspace(STAGE, config, inputs, Working(WORKING)))
         return work.folder, work.finished is not None
 
     _check_same_options(config, ranks)
@@ -215,5 +226,5 @@ def finish(
         "peak_memory_bytes": peak_memory(trainer.ranks.accelerator.device),
         **metrics,
     }
-    work.finish(counts, files)
+    work.finish(counts, [*files, work.folder / METRICS])
     print_summary(counts, config)

@@ -6,12 +6,14 @@ A stage writes its data files under temporary names, renames each when it is com
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.progress import bar
+from bert_pipeline.storage.atomic import hash_file, hash_json, write_checked_json
 
 FORMAT = 3
 """Increased when the same settings give other files than before."""
@@ -95,6 +97,19 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[Path]:
     ]
 
 
+def changed_files(folder: Path, manifest: Manifest, *, quiet: bool = False) -> list[Path]:
+    """The files of the manifest that are missing or have another content; reads all of them."""
+    changed = damaged_files(folder, manifest)
+    total = sum(entry["bytes"] for entry in manifest.files.values())
+    with bar(f"verifying {folder.name}", total, quiet=quiet, counted=False) as progress:
+        for name, entry in manifest.files.items():
+            file = folder / name
+            if file not in changed and hash_file(file) != entry["sha256"]:
+                changed.append(file)
+            progress.advance(entry["bytes"])
+    return changed
+
+
 def describe_input(out: Path, folder: Path, manifest: Manifest) -> Input:
     """The record of an input for the manifest of the artifact at `out`."""
     return Input(
@@ -109,13 +124,38 @@ def read_manifest_file(folder: Path) -> Manifest | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        # Manifests of earlier versions have no hash of their own.
+        if (recorded := raw.pop("sha256", None)) is not None and recorded != hash_json(raw):
+            raise ValueError("its hash does not match")
+        _check_files(path, raw["files"])
         inputs = {name: Input(**entry) for name, entry in raw.pop("inputs").items()}
         return Manifest(**raw, inputs=inputs)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BertpipeError(
-            f"{path}: not a valid manifest for bertpipe {installed_versions()['bertpipe']}. Remove "
-            "its folder."
+            f"{path}: damaged, or not a manifest of bertpipe {installed_versions()['bertpipe']}. "
+            "Remove its folder, and make it again."
         ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, which completes the artifact in `folder`."""
+    write_checked_json(folder / MANIFEST, asdict(manifest))
+
+
+def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raise `BertpipeError` for an entry that leaves the folder, `TypeError` for a malformed one.
+
+    A forged manifest must not make bertpipe read or remove files elsewhere.
+    """
+    for name, entry in files.items():
+        listed = PurePath(name)
+        if listed.is_absolute() or ".." in listed.parts or not listed.parts:
+            raise BertpipeError(
+                f"{path}: lists {name!r}, which is not in its folder. Remove the folder, and make "
+                "it again."
+            )
+        if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+            raise TypeError(f"{name} has no size or hash")
 
 
 def installed_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import Array, Int64Array
-from bert_pipeline.storage.atomic import atomic
+from bert_pipeline.storage.atomic import checked, is_intact
 
 COUNTS = b"bertpipe.counts"
 """Key of the counts in the footer."""
@@ -22,10 +22,11 @@ def write_shard(
 ) -> None:
     """Write `batches` as one parquet file, with the result of `count()` in the footer.
 
-    `count` is called after the last batch, and returns a JSON value.
+    Its hash is recorded (`checked`), so that a resumed run can trust it. `count` is called after
+    the last batch, and returns a JSON value.
     """
     with (
-        atomic(path) as temporary,
+        checked(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for batch in batches:
@@ -34,13 +35,13 @@ def write_shard(
 
 
 def finished_counts(path: Path) -> dict[str, Any] | None:
-    """The counts of a finished shard; None when it must be written."""
-    if not path.is_file():
+    """The counts of a finished shard of an unfinished artifact; None when it must be written."""
+    if not is_intact(path):
         return None
     try:
         counts: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[COUNTS])
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError):
-        return None  # damaged or not from bertpipe: it is written again
+        return None  # not a shard of bertpipe: it is written again
     return counts
 
 

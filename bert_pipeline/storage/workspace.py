@@ -2,33 +2,42 @@
 
 `.unfinished.json` records the settings and inputs: the same command resumes, changed settings are
 rejected with a diff. `--overwrite` writes to a hidden folder next to the old one, and swaps the two
-at the end.
+at the end. Files that bertpipe did not write stay in the folder.
 """
 
-import fcntl
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bert_pipeline.config import StageConfig
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.storage.atomic import hash_file, hash_json, write_json
+from bert_pipeline.storage.atomic import (
+    hash_file,
+    hash_json,
+    read_checked_json,
+    recorded_hash,
+    sync,
+    write_checked_json,
+)
+from bert_pipeline.storage.locks import locked_folder
 from bert_pipeline.storage.manifest import (
     FORMAT,
     MANIFEST,
     UNFINISHED,
     Input,
     Manifest,
-    damaged_files,
+    changed_files,
     installed_versions,
     read_manifest,
     read_manifest_file,
+    write_manifest,
 )
+from bert_pipeline.storage.removal import remove_checksums, remove_leftovers, remove_written
+from bert_pipeline.storage.swap import finish_swap, new_folder, swap
 
 
 def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
@@ -39,11 +48,30 @@ def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What a stage writes to an unfinished folder and its manifest does not list."""
+
+    patterns: Sequence[str] = ()
+    """Globs of files and folders, besides the files that have a recorded hash."""
+    cancel: Callable[[Path], None] = lambda folder: None
+    """Cancels the jobs on a cluster that may still write to an unfinished folder."""
+
+    def remove(self, folder: Path) -> None:
+        """Remove what the stage wrote to a folder; other files stay."""
+        remove_written(folder, self.patterns)
+
+
 class Workspace:
     """An unfinished or finished artifact, under a lock."""
 
     def __init__(
-        self, folder: Path, target: Path, record: dict[str, Any], finished: Manifest | None
+        self,
+        folder: Path,
+        target: Path,
+        record: dict[str, Any],
+        working: Working,
+        finished: Manifest | None = None,
     ) -> None:
         self.folder = folder
         """The folder to write to: the final one, or a hidden one next to it with `--overwrite`."""
@@ -51,13 +79,14 @@ class Workspace:
         """The manifest when the artifact is already complete, else None."""
         self._target = target
         self._record = record
+        self._working = working
 
     def finish(self, counts: Mapping[str, Any], files: Iterable[Path]) -> Manifest:
-        """Hash the data files, write the manifest, and swap in the folder; returns the manifest."""
-        listed = {
-            str(f.relative_to(self.folder)): {"bytes": f.stat().st_size, "sha256": hash_file(f)}
-            for f in files
-        }
+        """Hash the data files, write the manifest, and swap in the folder; returns the manifest.
+
+        Raises `BertpipeError` when a file has changed since it was written.
+        """
+        listed = {str(file.relative_to(self.folder)): _list_file(file) for file in files}
         fingerprint = hash_json(
             {"stage": self._record["stage"], "config": self._record["config"], "files": listed}
         )
@@ -68,59 +97,91 @@ class Workspace:
             versions=installed_versions(),
             fingerprint=fingerprint,
         )
-        write_json(self.folder / MANIFEST, asdict(manifest))
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        write_manifest(self.folder, manifest)
+        _remove_marks(self.folder)
         if self.folder != self._target:
-            _swap(self._target)
+            swap(self._target, self._working.patterns)
         return manifest
 
 
 @contextmanager
-def workspace(stage: str, config: StageConfig, inputs: Mapping[str, Input]) -> Iterator[Workspace]:
+def workspace(
+    stage: str,
+    config: StageConfig,
+    inputs: Mapping[str, Input],
+    working: Working = Working(),
+) -> Iterator[Workspace]:
     """Lock `config.out` and open it: complete already, to be resumed, or new.
 
     Raises `BertpipeError` when another process has the lock, when the folder has other content, or,
     with a diff, when it was made with other settings.
     """
-    target = config.out
+    # The folder that a link points to is locked and replaced, and the link stays.
+    target = Path(os.path.realpath(config.out)) if config.out.is_symlink() else config.out
     record = {
         "stage": stage,
         "config": config.content(),
         "inputs": {name: inputs[name] for name in sorted(inputs)},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
-        _finish_swap(target)
+    with locked_folder(target):
+        finish_swap(target, working.patterns)
         existing = read_manifest_file(target)
         if existing:
-            yield _reopen(target, record, existing, config.overwrite)
+            yield _reopen(target, record, working, existing, config)
         else:
             _check_other_files(target)
-            yield _start(target, target, record, config.overwrite)
+            yield _start(target, target, record, working, config.overwrite)
 
 
-def _reopen(target: Path, record: dict[str, Any], existing: Manifest, overwrite: bool) -> Workspace:
+def _list_file(file: Path) -> dict[str, Any]:
+    """The manifest's entry of a file, which is on the disk afterwards."""
+    sync(file)
+    found = hash_file(file)
+    if recorded_hash(file) not in (None, found):
+        file.unlink()
+        raise BertpipeError(
+            f"{file}: changed since it was written, and removed. Run the same command again to "
+            "make it again."
+        )
+    return {"bytes": file.stat().st_size, "sha256": found}
+
+
+def _remove_marks(folder: Path) -> None:
+    """Remove what marks an unfinished folder, when its manifest is written."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    remove_checksums(folder)
+
+
+def _reopen(
+    target: Path,
+    record: dict[str, Any],
+    working: Working,
+    existing: Manifest,
+    config: StageConfig,
+) -> Workspace:
     """The workspace of a folder that has a manifest."""
     if existing.stage != record["stage"]:
-        raise BertpipeError(
-            f"{target}: made by `bertpipe {existing.stage}`, which `bertpipe {record['stage']}` "
-            "does not replace. Choose another --out."
-        )
+        raise BertpipeError(_explain_other_stage(target, existing.stage, record["stage"]))
     is_same = not _differences(_request(existing), _plain(record))
-    if is_same and not (overwrite and damaged_files(target, existing)):
-        (target / UNFINISHED).unlink(missing_ok=True)  # left by a kill after the manifest
-        return Workspace(target, target, record, read_manifest(target, existing.stage))
-    if not overwrite:
+    # Reading all files takes time, so it is done where their damage would have no other way out.
+    if is_same and not (config.overwrite and changed_files(target, existing, quiet=config.quiet)):
+        _remove_marks(target)  # left by a kill after the manifest
+        finished = read_manifest(target, existing.stage)
+        return Workspace(target, target, record, working, finished)
+    if not config.overwrite:
         raise BertpipeError(_explain_differences(target, _request(existing), _plain(record)))
-    replacement = read_manifest_file(_new(target))
+    new = new_folder(target)
+    replacement = read_manifest_file(new)
     if (
         replacement
         and not _differences(_request(replacement), _plain(record))
-        and not damaged_files(_new(target), replacement)
+        and not changed_files(new, replacement, quiet=config.quiet)
     ):
-        _swap(target)  # the earlier run was killed just before
-        return Workspace(target, target, record, read_manifest(target, replacement.stage))
-    return _start(_new(target), target, record, overwrite=True)
+        _remove_marks(new)
+        swap(target, working.patterns)  # the earlier run was killed just before
+        return Workspace(target, target, record, working, read_manifest(target, replacement.stage))
+    return _start(new, target, record, working, overwrite=True)
 
 
 def _check_other_files(target: Path) -> None:
@@ -137,27 +198,49 @@ def _check_other_files(target: Path) -> None:
     raise BertpipeError(f"{target}: has files that are not from bertpipe. Choose another --out.")
 
 
-def _start(folder: Path, target: Path, record: dict[str, Any], overwrite: bool) -> Workspace:
+def _start(
+    folder: Path, target: Path, record: dict[str, Any], working: Working, overwrite: bool
+) -> Workspace:
     """Prepare `folder` for writing; keeps the finished files of an earlier run."""
     marker = folder / UNFINISHED
     request = _plain(record)
-    if marker.exists():
-        earlier = json.loads(marker.read_text(encoding="utf-8"))
-        if _differences(earlier, request):
-            # A run that failed before its first file has nothing to lose.
-            if not overwrite and _has_finished_files(folder):
-                raise BertpipeError(_explain_differences(folder, earlier, request))
-            shutil.rmtree(folder)
-    elif folder != target and folder.exists():
-        shutil.rmtree(folder)
+    if folder.exists():
+        working.cancel(folder)
+    if not _can_resume(folder, request, overwrite):
+        working.remove(folder)
+        (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier replacement
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
-    write_json(marker, request)
-    return Workspace(folder, target, record, None)
+    remove_leftovers(folder)
+    write_checked_json(marker, request)
+    return Workspace(folder, target, record, working)
+
+
+def _can_resume(folder: Path, request: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether an unfinished folder has the same request.
+
+    Raises `BertpipeError` when it has another one, and something would be lost without
+    `--overwrite`.
+    """
+    marker = folder / UNFINISHED
+    if not marker.exists():
+        return False
+    try:
+        earlier = read_checked_json(marker)
+    except ValueError:
+        problem = (
+            f"{marker}: damaged, so this unfinished folder cannot be resumed. Use --overwrite to "
+            "start again, or another --out."
+        )
+    else:
+        if not _differences(earlier, request):
+            return True
+        problem = _explain_differences(folder, earlier, request)
+        if earlier["stage"] != request["stage"] and _has_finished_files(folder):
+            raise BertpipeError(_explain_other_stage(folder, earlier["stage"], request["stage"]))
+    # A run that failed before its first file has nothing to lose.
+    if not overwrite and _has_finished_files(folder):
+        raise BertpipeError(problem)
+    return False
 
 
 def _has_finished_files(folder: Path) -> bool:
@@ -207,52 +290,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _explain_other_stage(folder: Path, old: str, new: str) -> str:
+    return (
+        f"{folder}: made by `bertpipe {old}`, which `bertpipe {new}` does not replace. Choose "
+        "another --out."
+    )
+
+
 def _explain_differences(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changes = "\n  ".join(_differences(old, new))
     return (
         f"{folder}: made with other settings:\n  {changes}\n"
         "Use --overwrite to replace it, or another --out to keep both."
     )
-
-
-def _new(target: Path) -> Path:
-    return target.with_name(f".{target.name}.new")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
-
-
-def _swap(target: Path) -> None:
-    target.rename(_old(target))
-    _new(target).rename(target)
-    shutil.rmtree(_old(target))
-
-
-def _finish_swap(target: Path) -> None:
-    """Finish a swap that was killed, whichever of its renames were done."""
-    if not target.exists():
-        for folder in (_new(target), _old(target)):
-            if (folder / MANIFEST).exists():
-                folder.rename(target)
-                break
-    if target.exists() and _old(target).exists():
-        shutil.rmtree(_old(target))
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    path = target.with_name(f".{target.name}.lock")
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                raise OSError("the previous owner has just removed this lock file")
-        except OSError:
-            raise BertpipeError(
-                f"{target}: another bertpipe process writes this folder. Wait for it or stop it."
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,10 @@ def build_in_steps(out: Path, source: str, target: str, **options: Any) -> int:
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("bert_pipeline.corpus.finalize.write_json", {"max_bytes": 1000, "shard_mb": 0.0005}),
+        (
+            "bert_pipeline.corpus.finalize.write_checked_json",
+            {"max_bytes": 1000, "shard_mb": 0.0005},
+        ),
         (
             "bert_pipeline.corpus.parts.write_shard",
             {"max_documents": 4, "clean": "exact", "shard_mb": 0.0004},
@@ -229,17 +233,32 @@ def test_kill_at_every_write_resumes_to_the_same_bytes(
     assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "complete")
 
 
-def test_damaged_part_is_read_again(tmp_path: Path):
-    source, texts = big_rows(tmp_path, files=1)
-    options = {"clean": "exact", "shard_mb": 16.0}
+def stop_before_writing(out: Path, source: str, **options: Any) -> Path:
+    """A run that is stopped when all parts are compared; returns the folder of the parts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bert_pipeline.corpus.build.write_kept", None)
         with pytest.raises(TypeError):
-            build(tmp_path / "out", source, **options)
-    part = tmp_path / "out" / ".parts" / "00000-00000.parquet"
-    content = bytearray(part.read_bytes())
-    content[300] ^= 1
-    part.write_bytes(content)
-    with pytest.raises(BertpipeError, match=r"damaged, and removed\. Rerun the same command"):
-        build(tmp_path / "out", source, **options)
+            build(out, source, **options)
+    return out / ".parts"
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b""), Path.unlink])
+@pytest.mark.parametrize("kind", ["parquet", "npy", "pairs", "sha256"])
+def test_damaged_working_files_are_written_again(
+    tmp_path: Path, kind: str, damage: Callable[[Path], None]
+):
+    source, texts = big_rows(tmp_path, files=1)
+    options = {"clean": "near", "shard_mb": 16.0}
+    parts = stop_before_writing(tmp_path / "out", source, **options)
+    damaged = [path for path in parts.iterdir() if path.name.endswith(f".{kind}")]
+    assert damaged
+    for path in damaged:
+        damage(path)
     assert build(tmp_path / "out", source, **options)[0] == texts

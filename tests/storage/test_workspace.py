@@ -18,7 +18,7 @@ from bert_pipeline.config import StageConfig
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.storage.atomic import atomic, hash_file, hash_json
+from bert_pipeline.storage.atomic import atomic, checked, hash_file, hash_json
 from bert_pipeline.storage.manifest import Input, read_manifest
 from bert_pipeline.storage.shards import read_columns
 from bert_pipeline.storage.workspace import workspace
@@ -129,9 +129,9 @@ def test_overwrite_keeps_old_folder_until_new_is_complete(tmp_path: Path):
 def begin(config: StageConfig, name: str) -> None:
     with workspace("boat", config, GIVEN) as work:
         assert work.finished is None
-        with atomic(work.folder / name) as temporary:
+        with checked(work.folder / name) as temporary:
             temporary.write_text(name, encoding="utf-8")
-        (work.folder / ".mast.txt.1.tmp").write_text("half", encoding="utf-8")
+        (work.folder / ".mast.txt.0123456789ab.tmp").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
 
@@ -145,6 +145,7 @@ def test_interrupted_run_resumes_with_finished_files(tmp_path: Path):
         build(config.model_copy(update={"sails": 3}))
     with workspace("boat", config, GIVEN) as work:
         assert sorted(path.name for path in work.folder.iterdir()) == [
+            ".hull.txt.sha256",
             ".unfinished.json",
             "hull.txt",
         ]

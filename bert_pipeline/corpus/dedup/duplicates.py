@@ -26,7 +26,7 @@ from bert_pipeline.corpus.selection import (
 )
 from bert_pipeline.corpus.stats import shorten
 from bert_pipeline.ragged import BoolArray, FloatArray, Int64Array, UInt64Array, offsets_of
-from bert_pipeline.storage.atomic import save_array
+from bert_pipeline.storage.atomic import is_intact, save_array
 
 SORT_CHUNK_DOCUMENTS = 1 << 24
 """Hashes sorted together; of a larger corpus, those with the same remainder of the hash."""
@@ -83,7 +83,7 @@ class PairsJob:
 
 def find_pairs(job: PairsJob) -> int:
     """Write pairs `(later, earlier)` of duplicates, of shape (pairs, 2); returns their number."""
-    if not job.path.exists():
+    if not is_intact(job.path):
         pairs = (
             _exact_pairs(job.parts)
             if job.band is None

@@ -105,6 +105,13 @@ class Fingerprints:
             _save(part, "signatures", signatures.astype(np.uint16))
 
 
+def fingerprint_kinds(steps: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of fingerprints that a part has with these cleaning steps."""
+    if "near" in steps:
+        return ("records", "bands", "signatures")
+    return ("records",) if "exact" in steps else ()
+
+
 def fingerprint_path(part: Path, kind: str) -> Path:
     """The file with a part's fingerprints of one kind."""
     return part.with_suffix(f".{kind}.npy")

@@ -1,0 +1,65 @@
+"""Removal of what bertpipe wrote to a folder, and of nothing else."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bert_pipeline.storage.atomic import CHECKSUM, checksum_path, recorded_hash
+from bert_pipeline.storage.manifest import UNFINISHED, read_manifest_file
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+"""Names of the temporary files of `atomic`."""
+
+
+def remove_written(folder: Path, working: Sequence[str]) -> None:
+    """Remove the files of the manifest, files with a recorded hash, and `working` (globs).
+
+    Other files stay, and so does the manifest: a removal that was killed can be repeated. Folders
+    in which nothing is left are removed.
+    """
+    manifest = read_manifest_file(folder)
+    for name in manifest.files if manifest else ():
+        _remove(folder / name, folder)
+    for file in _checked_files(folder):
+        _remove(file, folder)
+        _remove(checksum_path(file), folder)
+    for pattern in working:
+        for path in list(folder.glob(pattern)):
+            _remove(path, folder)
+    remove_leftovers(folder)
+    _remove(folder / UNFINISHED, folder)
+
+
+def remove_checksums(folder: Path) -> None:
+    """Remove the recorded hashes of the files in a folder, when its manifest has them."""
+    for file in _checked_files(folder):
+        checksum_path(file).unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed run left."""
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in list(folder.glob(pattern)):
+            if path.is_dir() or LEFTOVER.fullmatch(path.name):
+                _remove(path, folder)
+
+
+def _checked_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder that have a recorded hash."""
+    for path in list(folder.glob(f".*{CHECKSUM}")):
+        file = path.with_name(path.name[1 : -len(CHECKSUM)])
+        if recorded_hash(file) is not None:
+            yield file
+
+
+def _remove(path: Path, folder: Path) -> None:
+    """Remove a file or folder, and the folders up to `folder` that are then empty."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    parent = path.parent
+    while parent.is_relative_to(folder) and parent.is_dir() and not any(parent.iterdir()):
+        parent.rmdir()
+        parent = parent.parent
