@@ -16,7 +16,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import huggingface_hub
@@ -28,26 +27,37 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, httpx, parse_ratelimit_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars, httpx  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
 
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
+from bert_pipeline.hub.responses import (
+    SlowBody,
+    SteadyStream,
+    find_problem,
+    is_expired,
+    retry_after_s,
+)
 from bert_pipeline.progress import err
 
 INITIAL_BACKOFF_S = 0.25
 """Wait before the first retry; each further wait is twice as long."""
 MAX_BACKOFF_S = 30.0
 """Longest wait between two retries."""
+RATE_LIMIT_WINDOW_S = 300
+"""The Hub counts requests in windows of this length, and asks to wait for the end of one."""
+MAX_ASKED_WAIT_S = 3 * RATE_LIMIT_WINDOW_S
+"""Total of such waits without success."""
 MAX_RETRIES_IN_THREAD = 3
 """Retries in a thread that Ctrl-C cannot interrupt, 1.75 s in total, before it raises the error."""
 BUFFERED_BODY_BYTES = 32_000_000
 """Smaller bodies are read completely, so that a connection that breaks is retried."""
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 NETWORK_ERRORS = (
     httpx.TimeoutException,
     httpx.NetworkError,
     httpx.RemoteProtocolError,
     httpx.ProxyError,
+    httpx.DecodingError,
 )
 PERMANENT_ERRORS = (httpx.HTTPError, OfflineModeIsEnabled)
 """Errors that remain after the retries; `HfHubHTTPError` is one of them, and also an `OSError`."""
@@ -70,6 +80,10 @@ class TransientHubError(Exception):
         """Seconds that the failed request took."""
 
 
+class ExpiredUrl(TransientHubError):
+    """A signed URL is no longer valid; a library must ask the Hub for another."""
+
+
 TRANSIENT_ERRORS = (TransientHubError, *NETWORK_ERRORS, ConnectionError, TimeoutError)
 """Temporary failures, in the types that the libraries raise."""
 
@@ -86,17 +100,39 @@ class Backoff:
         """A request succeeded: start again with the shortest wait and the full time limit."""
         self.retries = 0
         self.elapsed_s = 0.0
+        self.asked_s = 0.0
 
     def wait(self, error: TransientHubError) -> None:
-        """Sleep before the next retry. Raises `SourceUnreachable` when `max_wait` is used up."""
+        """Sleep before the next retry. Raises `SourceUnreachable` when `max_wait` is used up.
+
+        A wait that the Hub asks for does not count, because the Hub does respond.
+        """
         self.retries += 1
         self.elapsed_s += error.elapsed_s
         left = self.max_wait - self.elapsed_s
         where = f"{error.url}: {error.reason}"
+        asked = error.retry_after_s
+        is_allowed = 0 < asked <= RATE_LIMIT_WINDOW_S and self.asked_s < MAX_ASKED_WAIT_S
+        self._give_up(where, 0 if is_allowed else asked, left)
+        # Random jitter, so that workers that were rejected together do not retry together.
+        pause = INITIAL_BACKOFF_S * 2 ** (self.retries - 1) * random.uniform(0.75, 1.25)
+        pause = max(min(pause, MAX_BACKOFF_S, left), asked)
+        if not self.quiet:
+            err.print(
+                f"{where}; retrying in {pause:.1f} s, giving up after {left:.0f} s.", markup=False
+            )
+        time.sleep(pause)
+        if is_allowed:
+            self.asked_s += pause
+        else:
+            self.elapsed_s += pause
+
+    def _give_up(self, where: str, asked: float, left: float) -> None:
+        """Raise `SourceUnreachable` when no time is left, or less than the Hub asks to wait."""
         advice = "Finished parts are kept: rerun the same command to resume"
-        if error.retry_after_s > left > 0:
+        if asked > left > 0:
             raise SourceUnreachable(
-                f"{where}. The Hub asks to wait {error.retry_after_s:.0f} s, longer than "
+                f"{where}. The Hub asks to wait {asked:.0f} s, longer than "
                 f"--max-wait {self.max_wait:g} allows. {advice} (anonymous requests have the "
                 "lowest rate limit: see `hf auth login`)."
             )
@@ -105,15 +141,6 @@ class Backoff:
                 f"{where}. No success within {self.elapsed_s:.0f} s "
                 f"(--max-wait {self.max_wait:g}). {advice}, later or with a longer --max-wait."
             )
-        # Random jitter, so that workers that were rejected together do not retry together.
-        pause = INITIAL_BACKOFF_S * 2 ** (self.retries - 1) * random.uniform(0.75, 1.25)
-        pause = min(max(min(pause, MAX_BACKOFF_S), error.retry_after_s), left)
-        if not self.quiet:
-            err.print(
-                f"{where}; retrying in {pause:.1f} s, giving up after {left:.0f} s.", markup=False
-            )
-        time.sleep(pause)
-        self.elapsed_s += pause
 
 
 class RetryingClient(httpx.Client):
@@ -134,6 +161,8 @@ class RetryingClient(httpx.Client):
         while True:
             try:
                 return self._send_once(request, stream, options)
+            except ExpiredUrl:
+                raise
             except TransientHubError as error:
                 if threading.current_thread() is threading.main_thread():
                     backoff.wait(error)
@@ -154,21 +183,21 @@ class RetryingClient(httpx.Client):
         start = time.monotonic()
         try:
             response = super().send(request, stream=True, **options)
+            response.stream = SteadyStream(response.stream, timeout)
             length = int(response.headers.get("Content-Length", BUFFERED_BODY_BYTES))
             if not stream or length < BUFFERED_BODY_BYTES:
                 response.read()
         except NETWORK_ERRORS as error:
             elapsed_s = time.monotonic() - start
             raise TransientHubError(url, _describe(error, timeout), 0, elapsed_s) from error
-        if response.status_code in TRANSIENT_STATUS:
-            reason = f"{response.status_code} {response.reason_phrase}"
-        else:
-            reason = "" if stream else _find_wrong_range(response)
-        if not reason:
+        if not (reason := find_problem(response)):
             return response
         response.close()
+        kind = TransientHubError
+        if is_expired(response) and not response.history:
+            kind = ExpiredUrl
         elapsed_s = time.monotonic() - start
-        raise TransientHubError(url, reason, _retry_after_s(response.headers), elapsed_s)
+        raise kind(url, reason, retry_after_s(response.headers), elapsed_s)
 
 
 def connect(max_wait: float, quiet: bool) -> None:
@@ -252,37 +281,11 @@ def _raise_when_offline(request: httpx.Request) -> None:
         raise OfflineModeIsEnabled(f"Cannot reach {request.url}: HF_HUB_OFFLINE is set.")
 
 
-def _find_wrong_range(response: httpx.Response) -> str:
-    """What is wrong with the response to a range request; empty when it is right.
-
-    huggingface_hub does not check which bytes it received.
-    """
-    first, _, last = response.request.headers.get("Range", "").removeprefix("bytes=").partition("-")
-    if not last or response.status_code not in (200, 206):
-        return ""
-    is_range = response.status_code == 206 or first == "0"
-    received = len(response.content)
-    if is_range and received == int(last) - int(first) + 1:
-        return ""
-    return f"wrong range: received {received} bytes instead of bytes {first} to {last}"
-
-
-def _retry_after_s(headers: httpx.Headers) -> float:
-    """Seconds to wait, from `Retry-After` (a number or a date) or the Hub's `RateLimit` header."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0)
-    except ValueError:
-        return 0
-
-
 def _describe(error: BaseException, timeout: float) -> str:
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, SlowBody):
         return f"timeout after {timeout:g} s without data"
+    if isinstance(error, SlowBody):
+        return str(error)
     return f"{type(error).__name__} ({_first_line(error)})"
 
 

@@ -222,7 +222,86 @@ def test_wrong_range_response_is_retried(hub: LocalHub, read: Read) -> None:
     hub.plant("no-range", "/cdn/", times=2, spared=1)
     reading = read("hub:me/data")
     assert reading.texts == texts
-    assert re.findall(r"wrong range: received \d+ bytes instead of bytes ", reading.printed)
+    assert re.findall(r"wrong range: received the complete file instead of bytes ", reading.printed)
+
+
+@pytest.mark.parametrize(
+    ("form", "spared"), [("jsonl.gz", 0), pytest.param("parquet", 1, marks=pytest.mark.slow)]
+)
+def test_range_that_starts_early_is_retried(
+    hub: LocalHub, read: Read, form: str, spared: int
+) -> None:
+    """It has the right length, so rows would repeat some bytes and lose others."""
+    texts = long_texts()
+    hub.add("me/data", {f"data/train-0.{form}": pack(texts, form)})
+    hub.plant("early", "/cdn/", times=2, spared=spared)
+    reading = read("hub:me/data", on_error="skip")
+    assert reading.texts == texts
+    assert not reading.counts
+    assert not hub.faults[0].times
+    assert "wrong range: received bytes" in reading.printed
+
+
+def test_expired_download_url_is_asked_for_again(hub: LocalHub, read: Read) -> None:
+    hub.add("me/data", {"train.jsonl.gz": pack(TEXTS, "jsonl.gz")})
+    expired = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"
+    hub.plant("status", "/cdn/", status=403, times=2, body=expired)
+    reading = read("hub:me/data")
+    assert reading.texts == TEXTS
+    asked = [request for request in hub.log if "/resolve/" in request.path and request.range]
+    assert len(asked) == 3
+    assert "403 Forbidden; retrying" in reading.printed
+    assert "xml" not in reading.printed
+
+
+@pytest.mark.parametrize("status", [520, 524])
+def test_status_of_an_unreachable_origin_is_retried(hub: LocalHub, read: Read, status: int) -> None:
+    hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl"), "README.md": f"# {status}\n"})
+    hub.plant("status", "train|/api/", status=status, times=2)
+    assert read("hub:me/data").texts == TEXTS
+
+
+def test_body_that_trickles_is_retried(hub: LocalHub, read: Read) -> None:
+    hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl")})
+    hub.plant("trickle", "resolve/.*train", after=20, min_size=20_000)
+    reading = read("hub:me/data", max_wait=4)
+    assert reading.texts == TEXTS
+    assert re.search(r"received only \d+ bytes in \d s; retrying", reading.printed)
+
+
+def test_wait_that_the_hub_asks_for_does_not_end_the_run(hub: LocalHub, read: Read) -> None:
+    """Its rate limit has windows of 300 seconds, more than the default of --max-wait."""
+    hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl")})
+    hub.plant("status", "train", status=429, headers={"Retry-After": "2"}, min_size=20_000)
+    assert read("hub:me/data", max_wait=1).texts == TEXTS
+
+
+PORTAL = b"<html><title>Welcome to the hotel</title></html>"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "problem"),
+    [
+        ("/api/datasets/me/data", PORTAL, {"Content-Type": "text/html"}, "an HTML page instead of"),
+        ("/api/datasets/me/data", PORTAL, {}, f"{len(PORTAL)} bytes that are not JSON"),
+        ("README.md", PORTAL, {"Content-Type": "text/html; charset=utf-8"}, "an HTML page"),
+        ("README.md", b"Please log in.", {}, "14 bytes without an ETag"),
+        ("README.md", b"# Shor", {"ETag": f'"{"0" * 40}"'}, "6 bytes that differ from the hash"),
+    ],
+)
+def test_page_of_another_server_is_retried_and_named(
+    hub: LocalHub, read: Read, path: str, body: bytes, headers: dict[str, str], problem: str
+) -> None:
+    readme = f"# {len(body)} {path} {headers}\n"  # a commit that is in no cache
+    hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl"), "README.md": readme})
+    hub.plant("status", path, status=200, body=body, headers=headers, times=2)
+    assert read("hub:me/data").texts == TEXTS
+    assert not hub.faults[0].times
+    hub.plant("status", path, status=200, body=body, headers=headers, times=FOREVER)
+    hub.add("me/data", {"README.md": readme + "\n"})
+    error = read("hub:me/data", max_wait=1).error
+    assert problem in error
+    assert "<" not in error
 
 
 @pytest.mark.parametrize("refuses", [True, pytest.param(False, marks=pytest.mark.slow)])

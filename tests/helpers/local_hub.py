@@ -26,8 +26,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-Kind = Literal["status", "reset", "cut", "stall", "no-range"]
-"""Another status; the connection reset, closed early or stalled; the complete file for a range."""
+Kind = Literal["status", "reset", "cut", "stall", "trickle", "no-range", "early", "flip"]
+"""Another status; the connection reset, closed early or stalled, or a few bytes per second; the
+complete file for a range, a range of the right length that starts too early, one bit changed."""
+TRICKLE_BYTES = 2
+EARLY_BYTES = 7
+BODY_FAULTS: tuple[Kind, ...] = ("status", "reset", "cut", "stall", "trickle", "flip")
 LFS_SUFFIXES = (".parquet", ".gz", ".zst", ".arrow")
 PAGE = 1000
 
@@ -73,8 +77,10 @@ class Fault:
     """Matching requests that succeed before the first fault."""
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b'{"error": "planted"}'
+    """The body of another status."""
     after: int = 0
-    """Bytes of the body that are sent before a reset, cut or stall."""
+    """Bytes of the body that are sent before a reset, cut, stall or trickle, or before the bit."""
     min_size: int = 0
     """Only bodies of at least this many bytes."""
 
@@ -169,9 +175,9 @@ class LocalHub:
                     return fault
         return None
 
-    def stall(self) -> None:
-        """Keep a client waiting until the end of the test."""
-        self._closing.wait(60)
+    def stall(self, seconds: float = 60) -> bool:
+        """Keep a client waiting; returns whether the test has ended."""
+        return self._closing.wait(seconds)
 
 
 class _Commit:
@@ -434,6 +440,9 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= size:
             self._send(416, b"", {"Content-Range": f"bytes */{size}"})
             return
+        if first and self.hub.take_fault(self.command, self.path, last - first + 1, "early"):
+            first -= EARLY_BYTES
+            last -= EARLY_BYTES
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         with path.open("rb") as file:
             file.seek(first)
@@ -446,13 +455,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
     ):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        fault = self.hub.take_fault(
-            self.command, self.path, len(content), "status", "reset", "cut", "stall"
-        )
+        fault = self.hub.take_fault(self.command, self.path, len(content), *BODY_FAULTS)
         if fault and fault.kind == "status":
             status = fault.status
-            content = b'{"error": "planted"}'
+            content = fault.body
             headers = fault.headers
+            fault = None
+        if fault and fault.kind == "flip":
+            flipped = bytes([content[fault.after] ^ 1])
+            content = content[: fault.after] + flipped + content[fault.after + 1 :]
             fault = None
         if fault and not fault.after:
             self._break(fault)
@@ -465,8 +476,17 @@ class _Handler(BaseHTTPRequestHandler):
             with suppress(OSError):
                 self.wfile.write(content[: fault.after] if fault else content)
                 self.wfile.flush()
-        if fault:
+        if fault and fault.kind == "trickle":
+            self._trickle(content[fault.after :])
+        elif fault:
             self._break(fault)
+
+    def _trickle(self, content: bytes) -> None:
+        with suppress(OSError):
+            for start in range(0, len(content), TRICKLE_BYTES):
+                self.wfile.write(content[start : start + TRICKLE_BYTES])
+                if self.hub.stall(1):
+                    return
 
     def _break(self, fault: Fault) -> None:
         if fault.kind == "stall":
