@@ -81,12 +81,11 @@ def _verify(folder: Path, quiet: bool) -> Verified:
     changed = changed_files(folder, manifest, quiet=quiet)
     problems += [f"{path.relative_to(folder)} is missing or changed" for path in changed]
     size = human_bytes(sum(entry["bytes"] for entry in manifest.files.values()))
-    try:
-        inputs = dict(_compare_inputs(folder, manifest))
-    except BertpipeError as error:
-        return Verified(folder, "", (*problems, str(error)))
+    inputs = dict(_compare_inputs(folder, manifest))
     problems += [f"{name} changed since ({path})" for name, path in inputs.items() if path]
-    notes = tuple(f"{name} not found to compare" for name, path in inputs.items() if path is None)
+    notes = tuple(
+        f"{name} not found, not compared" for name, path in inputs.items() if path is None
+    )
     content = f"{count_of(len(manifest.files), 'file')}, {size}{checkpoints}"
     return Verified(folder, content, tuple(problems), notes)
 
@@ -114,11 +113,12 @@ def _compare_inputs(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Pat
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """The fingerprint of an input: a stage's folder, or a tokenizer; None if it is not there."""
-    if manifest := read_manifest_file(folder):
-        return manifest.fingerprint
-    if not folder.is_dir():
-        return None
+    """The fingerprint of an input: a stage's folder, or a tokenizer; None if there is none."""
     from bert_pipeline.tokenizer.load import load_tokenizer
 
-    return load_tokenizer(folder).manifest.fingerprint
+    try:
+        if manifest := read_manifest_file(folder):
+            return manifest.fingerprint
+        return load_tokenizer(folder).manifest.fingerprint if folder.is_dir() else None
+    except BertpipeError:
+        return None

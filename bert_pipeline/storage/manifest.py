@@ -133,7 +133,7 @@ def read_manifest_file(folder: Path) -> Manifest | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BertpipeError(
             f"{path}: damaged, or not a manifest of bertpipe {installed_versions()['bertpipe']}. "
-            "Remove its folder, and make it again."
+            "Make its folder again with --overwrite."
         ) from None
 
 
@@ -151,8 +151,8 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
         listed = PurePath(name)
         if listed.is_absolute() or ".." in listed.parts or not listed.parts:
             raise BertpipeError(
-                f"{path}: lists {name!r}, which is not in its folder. Remove the folder, and make "
-                "it again."
+                f"{path}: lists {name!r}, which is not in its folder. Make the folder again with "
+                "--overwrite."
             )
         if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
             raise TypeError(f"{name} has no size or hash")

@@ -2,24 +2,23 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bert_pipeline.storage.atomic import checked_files, checksum_path
-from bert_pipeline.storage.manifest import UNFINISHED, read_manifest_file
+from bert_pipeline.storage.manifest import UNFINISHED
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Names of the temporary files of `atomic`."""
 
 
-def remove_written(folder: Path, working: Sequence[str]) -> None:
-    """Remove the files of the manifest, files with a recorded hash, and `working` (globs).
+def remove_written(folder: Path, working: Sequence[str], listed: Iterable[str] = ()) -> None:
+    """Remove the `listed` files, files with a recorded hash, and `working` (globs).
 
     Other files stay, and so does the manifest: a removal that was killed can be repeated. Folders
     in which nothing is left are removed.
     """
-    manifest = read_manifest_file(folder)
-    for name in manifest.files if manifest else ():
+    for name in listed:
         _remove(folder / name, folder)
     for file in checked_files(folder):
         _remove(file, folder)

@@ -484,6 +484,23 @@ def test_mapped_rows_stay_readable_after_the_store_is_removed(
     remove_store(store)
 
 
+@pytest.mark.parametrize("name", ["tokens.npy", "masked_offsets.npy", "hashes.json"])
+def test_damaged_store_is_written_again(
+    name: str, make_source: Callable[..., SplitFiles], tmp_path: Path
+) -> None:
+    """A resumed run would train on other tokens."""
+    source = make_source(ROWS)
+    file = tmp_path / "store" / "some" / name
+    for damage in (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""):
+        rows = open_rows(source, tmp_path / "store")
+        assert rows.tokens.values[:6].tolist() == ROWS[0]["tokens"]
+        del rows
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        open_rows(source, tmp_path / "store")
+        assert file.read_bytes() == content
+
+
 def test_rows_are_memory_mapped(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:
     rows = open_rows(make_source(ROWS), tmp_path / "store")
     maps = Path("/proc/self/maps").read_text()
