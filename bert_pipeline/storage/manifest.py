@@ -110,6 +110,17 @@ def changed_files(folder: Path, manifest: Manifest, *, quiet: bool = False) -> l
     return changed
 
 
+def verify_file(file: Path, sha256: str) -> None:
+    """Raise `BertpipeError` if a file has another hash than its manifest lists.
+
+    The checksums of Parquet cover the data of pages, but neither their headers nor the footer.
+    """
+    if hash_file(file) != sha256:
+        raise BertpipeError(
+            f"{file}: damaged, its hash does not match. Make its folder again with --overwrite."
+        )
+
+
 def describe_input(out: Path, folder: Path, manifest: Manifest) -> Input:
     """The record of an input for the manifest of the artifact at `out`."""
     return Input(

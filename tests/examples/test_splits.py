@@ -319,6 +319,7 @@ def stored(
             job = EncodeJob(
                 piece_path(folder, len(counts)),
                 folder / f"{number}.parquet",
+                hash_file(folder / f"{number}.parquet"),
                 first,
                 end,
                 tokenizer_folder,

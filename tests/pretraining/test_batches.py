@@ -25,6 +25,7 @@ from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.memmap_rows import SplitFiles, open_rows, remove_store
 from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.pretraining.task import PretrainingTask
+from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.training.distributed import Ranks, make_accelerator
 from bert_pipeline.training.position import Position
@@ -56,14 +57,15 @@ def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., SplitFil
     """A function that writes shards of some rows, with the limits of their folder."""
     schema = pq.read_schema(next(examples_folder.glob("train-*")))
 
-    def make(*shards: Rows, **changes: Any) -> SplitFiles:
-        paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(shards))]
-        for path, rows in zip(paths, shards, strict=True):
+    def make(*parts: Rows, **changes: Any) -> SplitFiles:
+        paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(parts))]
+        for path, rows in zip(paths, parts, strict=True):
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True
             )
+        shards = {path: hash_file(path) for path in paths}
         source = SplitFiles(
-            paths, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
+            shards, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
         )
         return replace(source, **changes)
 
@@ -354,9 +356,10 @@ def test_invalid_row_is_rejected_with_its_file_and_number(
 
 def test_damaged_shard_is_named(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:
     source = make_source(ROWS, ROWS * 50)
-    raw = bytearray(source.shards[1].read_bytes())
+    damaged = list(source.shards)[1]
+    raw = bytearray(damaged.read_bytes())
     raw[200] ^= 1
-    source.shards[1].write_bytes(raw)
+    damaged.write_bytes(raw)
     with pytest.raises(BertpipeError, match=r"train-00001\.parquet: damaged"):
         open_rows(source, tmp_path / "store")
 
