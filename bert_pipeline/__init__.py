@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         pretrain,
         run_recipe,
         train_tokenizer,
+        verify,
     )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "pretrain",
     "run_recipe",
     "train_tokenizer",
+    "verify",
 ]
 
 

@@ -25,6 +25,7 @@ from bert_pipeline.tokenizer.config import TokenizeConfig
 
 if TYPE_CHECKING:
     from bert_pipeline.pretraining.evaluation import Evaluation
+    from bert_pipeline.verification import Verified
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -117,6 +118,17 @@ def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) 
     from bert_pipeline.predict.fill_mask import MaskFiller
 
     return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
+
+
+def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":
+    """Verify the folder of a stage, or all of them in the folder of a run (`bertpipe verify`).
+
+    Reads every file and checkpoint, and compares the inputs. Returns what was found in each folder,
+    with its `problems`. Raises `BertpipeError` if there is no folder to verify.
+    """
+    from bert_pipeline.verification import verify_folders
+
+    return verify_folders(Path(folder), quiet=quiet)
 
 
 def _run(name: str, config_class: type[C], config: C | None, options: dict[str, Any]) -> Manifest:

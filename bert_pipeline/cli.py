@@ -150,6 +150,26 @@ def fill_mask(
         print_line("\n".join([text, *format_candidates(masks)]))
 
 
+@app.command("verify")
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a stage, or of a run.", show_default=False)
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Compare every file and checkpoint with its hash, and the inputs with the manifests."""
+    from bert_pipeline.progress import count_of, print_line
+
+    found = api.verify(folder, quiet=quiet)
+    for verified in found:
+        print_line(verified.describe(), quiet=quiet and not verified.problems)
+    if damaged := [verified for verified in found if verified.problems]:
+        raise BertpipeError(
+            f"{len(damaged)} of {count_of(len(found), 'folder')} damaged or out of date. Run the "
+            "command that makes it again: with --overwrite if it was finished."
+        )
+
+
 def main() -> None:
     """Run the command line; every expected error ends here, as one message and an exit code."""
     # The training loop installs its own handlers, which save first.

@@ -17,6 +17,11 @@ from bert_pipeline.errors import BertpipeError
 
 T = TypeVar("T")
 
+RESULTS = "results"
+"""Folder of the results in the folder of a job."""
+RUNNING = "running.lock"
+"""File in the folder of a job, locked by each task while it runs."""
+
 
 class ClusterJob(ABC):
     """Some tasks on a cluster, and the driver process that runs datatrove's executor for them.
@@ -31,7 +36,7 @@ class ClusterJob(ABC):
         self.folder = folder
         self.name = name
         self.count = count
-        self.results = folder / "results"
+        self.results = folder / RESULTS
         self._executor = folder / "driver.pik"
         self._log = folder / "driver.log"
         self._driver: subprocess.Popen[bytes] | None = None

@@ -3,6 +3,7 @@
 This process, the driver and the nodes exchange files in a hidden folder of the artifact.
 """
 
+import fcntl
 import json
 import shutil
 import tempfile
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 
 from bert_pipeline.config import ShardedConfig
 from bert_pipeline.engine import timeouts
-from bert_pipeline.engine.cluster_job import ClusterJob
+from bert_pipeline.engine.cluster_job import RESULTS, RUNNING, ClusterJob
 from bert_pipeline.engine.ray_cluster import RayJob
 from bert_pipeline.engine.slurm import SlurmJob, cancel_and_wait, missing_commands
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.atomic import hash_json
+from bert_pipeline.storage.locks import LockFile
 
 T = TypeVar("T")
 
@@ -60,11 +62,30 @@ def run_on_cluster(
 
 
 def cancel_earlier_run(folder: Path) -> None:
-    """Cancel tasks that a killed run may have left on a cluster, and remove their results."""
+    """Cancel tasks that a killed run may have left on a cluster, and remove their results.
+
+    Raises `BertpipeError` when they do not end.
+    """
     place = folder / ENGINE_FOLDER
     if place.exists() and not missing_commands():
         cancel_and_wait(_job_name(folder))
+    for job in place.glob("*/"):
+        _wait_for_tasks(job)
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _wait_for_tasks(job: Path) -> None:
+    """Wait until no task of a job is running; tasks of Ray end soon after their driver."""
+    shutil.rmtree(job / RESULTS, ignore_errors=True)  # without it no other task starts
+    running = LockFile(job / RUNNING)
+    end = time.monotonic() + timeouts.SHARED_FILES_S
+    while not running.lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if time.monotonic() >= end:
+            raise BertpipeError(
+                f"{job}: tasks of an earlier run are still running. Stop them on the cluster, and "
+                "run the same command again."
+            )
+        time.sleep(timeouts.RESULTS_POLL_S)
 
 
 def _collect_results(job: ClusterJob) -> Iterator[tuple[int, Any]]:

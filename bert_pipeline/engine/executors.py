@@ -6,6 +6,7 @@ completion markers do not record the settings, so they are used only within one 
 new folder, and finished shards are found by their footers.
 """
 
+import fcntl
 import multiprocessing
 import os
 import shlex
@@ -24,21 +25,22 @@ from datatrove.utils.stats import PipelineStats
 
 from bert_pipeline.config import SLURM_SETTINGS
 from bert_pipeline.engine import timeouts
+from bert_pipeline.engine.cluster_job import RUNNING
 from bert_pipeline.engine.processes import (
     WORKER_KILLED,
     exit_with_parent,
     prepare_worker,
     run_in_processes,
-    without_main,
 )
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.atomic import write_json
+from bert_pipeline.storage.locks import LockFile
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-HUB_KEYS = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME")
+HUB_KEYS = ("HF_ENDPOINT", "HF_HOME")
 """Variables of the Hub's client that tasks on Ray get; Slurm passes the whole environment."""
 
 
@@ -79,6 +81,10 @@ class RecordedFunction(MappedFunction[T, R]):
                 f"{self._folder}: not found on {socket.gethostname()}; all nodes must share it"
             )
         try:
+            running = LockFile(
+                self._folder.with_name(RUNNING)
+            )  # until this task ends, or is killed
+            running.lock(fcntl.LOCK_SH)
             os.chdir(self._working_directory)
             self._record(rank, {"result": self.call_for(rank)()})
         except Exception as error:
@@ -130,21 +136,22 @@ class LocalExecutor(PipelineExecutor):  # type: ignore[misc]
         return {}
 
 
-class HubEnvironment:
-    """The variables of the Hub's client, for tasks on other nodes.
+class HubToken:
+    """HF_TOKEN, for tasks on other nodes.
 
-    They may have secrets. Ray logs the variables of a runtime environment, and datatrove writes the
-    attributes of an executor to a file, so this object has no attribute: its values exist only in
-    what Ray sends to a task, whose process sets them.
+    Ray logs the variables of a runtime environment, and datatrove writes the attributes of an
+    executor to a file. So this object has no attribute: the token exists only in what Ray sends to
+    a task, whose process sets it.
     """
 
-    def __reduce__(self) -> tuple[Any, tuple[dict[str, str]]]:
-        return _set_environment, ({key: os.environ[key] for key in HUB_KEYS if key in os.environ},)
+    def __reduce__(self) -> tuple[Any, tuple[str | None]]:
+        return _set_token, (os.environ.get("HF_TOKEN"),)
 
 
-def _set_environment(variables: Mapping[str, str]) -> "HubEnvironment":
-    os.environ.update(variables)
-    return HubEnvironment()
+def _set_token(token: str | None) -> HubToken:
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+    return HubToken()
 
 
 class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
@@ -175,9 +182,11 @@ class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
         # Ray itself has no timeout for connecting.
         timeout = threading.Timer(timeouts.RAY_CONNECT_S, _exit_unconnected)
         timeout.start()
-        ray.init(include_dashboard=False, log_to_driver=False)
+        # The Hub's client reads these on import, so they must be set when a task's process starts.
+        variables = {key: os.environ[key] for key in HUB_KEYS if key in os.environ}
+        ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
         timeout.cancel()
-        self._environment = HubEnvironment()  # not before, because the executor is in a file
+        self._token = HubToken()  # not before, because the executor was pickled to a file
         super().run()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
@@ -186,12 +195,11 @@ class RayExecutor(RayPipelineExecutor):  # type: ignore[misc]
         prepare_worker(os.getppid())
         # With datatrove's base class, because its class for Ray logs to a folder in /tmp that
         # several users cannot share.
-        # It is spawned, because the Hub's client reads the environment on import.
-        with without_main():
-            process = multiprocessing.get_context("spawn").Process(
-                target=PipelineExecutor._run_for_rank, args=(self, rank, local_rank, node_rank)
-            )
-            process.start()
+        context = multiprocessing.get_context("fork")
+        process = context.Process(
+            target=PipelineExecutor._run_for_rank, args=(self, rank, local_rank, node_rank)
+        )
+        process.start()
         process.join()
         if process.exitcode:
             if process.exitcode < 0:

@@ -15,7 +15,7 @@ import numpy as np
 from bert_pipeline.corpus.sentences import split_running
 from bert_pipeline.examples.token_store import finished_piece_counts, piece_path, write_piece
 from bert_pipeline.ragged import Array, offsets_of
-from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.manifest import Manifest, verify_file
 from bert_pipeline.storage.shards import count_rows, iterate_range
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import load_tokenizer
@@ -36,6 +36,8 @@ class EncodeJob:
 
     path: Path
     corpus_shard: Path
+    sha256: str
+    """The hash of the shard."""
     first: int
     end: int
     tokenizer: Path
@@ -50,12 +52,13 @@ def plan_pieces(
     shards = max(1, len(manifest.files))
     shard_bytes = manifest.counts["bytes"] / shards
     pieces_per_shard = max(1, min(-(-MIN_PIECES // shards), int(shard_bytes / MIN_PIECE_BYTES)))
-    for name in manifest.files:
+    for name, entry in manifest.files.items():
         rows = count_rows(corpus / name)
         edges = [rows * number // pieces_per_shard for number in range(pieces_per_shard + 1)]
         for first, end in pairwise(edges):
             path = piece_path(folder, len(jobs))
-            jobs.append(EncodeJob(path, corpus / name, first, end, tokenizer, with_word_starts))
+            shard = (corpus / name, entry["sha256"])
+            jobs.append(EncodeJob(path, *shard, first, end, tokenizer, with_word_starts))
     return jobs
 
 
@@ -66,6 +69,7 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
     """
     if (finished := finished_piece_counts(job.path)) is not None:
         return finished
+    verify_file(job.corpus_shard, job.sha256)
     encoder, unk, vocab_size = _open_encoder(job.tokenizer, job.with_word_starts)
     ids = [np.empty(0, np.int32)]
     sentence_lengths = [np.zeros(0, np.int64)]

@@ -23,7 +23,7 @@ from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.pretraining.batches import Examples, chunks
 from bert_pipeline.progress import bar, err
 from bert_pipeline.ragged import Int64Array
-from bert_pipeline.storage.manifest import Manifest, read_manifest
+from bert_pipeline.storage.manifest import Manifest, read_manifest, verify_file
 from bert_pipeline.tokenizer.load import hash_vocabulary
 
 ROWS_PER_BATCH = 64
@@ -57,7 +57,9 @@ class Evaluation:
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
     """Add-one smoothed log-frequencies of the training tokens, float32 `[vocab_size]`."""
-    counts = np.load(examples_folder / TOKEN_COUNTS, allow_pickle=False)
+    path = examples_folder / TOKEN_COUNTS
+    verify_file(path, read_manifest(examples_folder, STAGE).files[TOKEN_COUNTS]["sha256"])
+    counts = np.load(path, allow_pickle=False)
     smoothed = torch.from_numpy(counts).double() + 1
     return (smoothed / smoothed.sum()).log().float()
 

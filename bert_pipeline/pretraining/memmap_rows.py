@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from bert_pipeline.storage.atomic import (
     write_checked_json,
 )
 from bert_pipeline.storage.locks import LockFile
-from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.manifest import Manifest, verify_file
 from bert_pipeline.storage.shards import read_columns
 
 FOLDER = ".examples"
@@ -91,7 +91,8 @@ class StoredRows:
 class SplitFiles:
     """The shards of one split, and the limits that their rows must respect."""
 
-    shards: Sequence[Path]
+    shards: Mapping[Path, str]
+    """The files and their hashes."""
     key: str
     """Identifies the content."""
     vocab_size: int
@@ -107,7 +108,11 @@ class SplitFiles:
         config = examples.config
         is_masked_later = config["masks"] == "dynamic" and config["mask_unit"] != "token"
         return cls(
-            shards=[folder / name for name in examples.files if name.startswith(f"{split}-")],
+            shards={
+                folder / name: entry["sha256"]
+                for name, entry in examples.files.items()
+                if name.startswith(f"{split}-")
+            },
             key=f"{examples.fingerprint[:16]}-{split}",
             vocab_size=vocab_size,
             max_seq_length=config["max_seq_length"],
@@ -233,7 +238,8 @@ def _append_shards(
     for name in ends:
         append[name](np.zeros(1, np.int64))
     rows = 0
-    for path in files.shards:
+    for path, sha256 in files.shards.items():
+        verify_file(path, sha256)
         names = [*SCHEMA.names, *([WORD_STARTS.name] if files.with_starts else [])]
         table = read_columns(path, names)
         rows += table.num_rows

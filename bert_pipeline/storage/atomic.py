@@ -67,6 +67,14 @@ def checked(path: Path) -> Iterator[Path]:
         _record_hash(path, hash_file(temporary))
 
 
+def checked_files(folder: Path, below: str = "") -> Iterator[Path]:
+    """The files in a folder that have a recorded hash; with `**/` also in folders below."""
+    for path in list(folder.glob(f"{below}.*{CHECKSUM}")):
+        file = path.with_name(path.name[1 : -len(CHECKSUM)])
+        if file.exists() and recorded_hash(file) is not None:
+            yield file
+
+
 def rename_checked(path: Path, target: Path) -> None:
     """Rename a working file, so that it is intact at every moment under one of the names."""
     if (recorded := recorded_hash(path)) is not None:

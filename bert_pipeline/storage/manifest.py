@@ -110,6 +110,17 @@ def changed_files(folder: Path, manifest: Manifest, *, quiet: bool = False) -> l
     return changed
 
 
+def verify_file(file: Path, sha256: str) -> None:
+    """Raise `BertpipeError` if a file has another hash than its manifest lists.
+
+    The checksums of Parquet cover the data of pages, but neither their headers nor the footer.
+    """
+    if hash_file(file) != sha256:
+        raise BertpipeError(
+            f"{file}: damaged, its hash does not match. Make its folder again with --overwrite."
+        )
+
+
 def describe_input(out: Path, folder: Path, manifest: Manifest) -> Input:
     """The record of an input for the manifest of the artifact at `out`."""
     return Input(
@@ -133,7 +144,7 @@ def read_manifest_file(folder: Path) -> Manifest | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BertpipeError(
             f"{path}: damaged, or not a manifest of bertpipe {installed_versions()['bertpipe']}. "
-            "Remove its folder, and make it again."
+            "Make its folder again with --overwrite."
         ) from None
 
 
@@ -151,8 +162,8 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
         listed = PurePath(name)
         if listed.is_absolute() or ".." in listed.parts or not listed.parts:
             raise BertpipeError(
-                f"{path}: lists {name!r}, which is not in its folder. Remove the folder, and make "
-                "it again."
+                f"{path}: lists {name!r}, which is not in its folder. Make the folder again with "
+                "--overwrite."
             )
         if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
             raise TypeError(f"{name} has no size or hash")

@@ -2,26 +2,25 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bert_pipeline.storage.atomic import CHECKSUM, checksum_path, recorded_hash
-from bert_pipeline.storage.manifest import UNFINISHED, read_manifest_file
+from bert_pipeline.storage.atomic import checked_files, checksum_path
+from bert_pipeline.storage.manifest import UNFINISHED
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Names of the temporary files of `atomic`."""
 
 
-def remove_written(folder: Path, working: Sequence[str]) -> None:
-    """Remove the files of the manifest, files with a recorded hash, and `working` (globs).
+def remove_written(folder: Path, working: Sequence[str], listed: Iterable[str] = ()) -> None:
+    """Remove the `listed` files, files with a recorded hash, and `working` (globs).
 
     Other files stay, and so does the manifest: a removal that was killed can be repeated. Folders
     in which nothing is left are removed.
     """
-    manifest = read_manifest_file(folder)
-    for name in manifest.files if manifest else ():
+    for name in listed:
         _remove(folder / name, folder)
-    for file in _checked_files(folder):
+    for file in checked_files(folder):
         _remove(file, folder)
         _remove(checksum_path(file), folder)
     for pattern in working:
@@ -33,7 +32,7 @@ def remove_written(folder: Path, working: Sequence[str]) -> None:
 
 def remove_checksums(folder: Path) -> None:
     """Remove the recorded hashes of the files in a folder, when its manifest has them."""
-    for file in _checked_files(folder):
+    for file in checked_files(folder):
         checksum_path(file).unlink()
 
 
@@ -43,14 +42,6 @@ def remove_leftovers(folder: Path) -> None:
         for path in list(folder.glob(pattern)):
             if path.is_dir() or LEFTOVER.fullmatch(path.name):
                 _remove(path, folder)
-
-
-def _checked_files(folder: Path) -> Iterator[Path]:
-    """The files in a folder that have a recorded hash."""
-    for path in list(folder.glob(f".*{CHECKSUM}")):
-        file = path.with_name(path.name[1 : -len(CHECKSUM)])
-        if recorded_hash(file) is not None:
-            yield file
 
 
 def _remove(path: Path, folder: Path) -> None:

@@ -106,7 +106,7 @@ def iterate_range(
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BertpipeError(
             f"{path}: damaged ({detail}). Rebuild its folder with --overwrite."

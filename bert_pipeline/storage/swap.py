@@ -4,12 +4,12 @@ The replacement of NAME is `.NAME.new`, the old folder becomes `.NAME.old` and i
 any moment leaves a state that the next run finishes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.storage.atomic import sync
-from bert_pipeline.storage.manifest import MANIFEST
+from bert_pipeline.storage.manifest import MANIFEST, read_manifest_file
 from bert_pipeline.storage.removal import remove_written
 
 
@@ -48,7 +48,7 @@ def _remove_old(target: Path, working: Sequence[str]) -> None:
     Its manifest is removed last: it says that the removal is not complete.
     """
     old = _old_folder(target)
-    remove_written(old, working)
+    remove_written(old, working, _written_files(old, target))
     folders = [old]
     for path in sorted(old.rglob("*")):
         place = target / path.relative_to(old)
@@ -65,3 +65,12 @@ def _remove_old(target: Path, working: Sequence[str]) -> None:
     (old / MANIFEST).unlink()
     for folder in reversed(folders):
         folder.rmdir()
+
+
+def _written_files(old: Path, target: Path) -> Iterable[str]:
+    """The files that the old manifest lists; if it is damaged, those of the new one."""
+    try:
+        manifest = read_manifest_file(old)
+    except BertpipeError:
+        manifest = read_manifest_file(target)
+    return manifest.files if manifest else ()

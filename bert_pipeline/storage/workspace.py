@@ -59,7 +59,8 @@ class Working:
 
     def remove(self, folder: Path) -> None:
         """Remove what the stage wrote to a folder; other files stay."""
-        remove_written(folder, self.patterns)
+        manifest = read_manifest_file(folder)
+        remove_written(folder, self.patterns, manifest.files if manifest else ())
 
 
 class Workspace:
@@ -126,12 +127,7 @@ def workspace(
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(target):
         finish_swap(target, working.patterns)
-        existing = read_manifest_file(target)
-        if existing:
-            yield _reopen(target, record, working, existing, config)
-        else:
-            _check_other_files(target)
-            yield _start(target, target, record, working, config.overwrite)
+        yield _open(target, record, working, config)
 
 
 def _list_file(file: Path) -> dict[str, Any]:
@@ -151,6 +147,19 @@ def _remove_marks(folder: Path) -> None:
     """Remove what marks an unfinished folder, when its manifest is written."""
     (folder / UNFINISHED).unlink(missing_ok=True)
     remove_checksums(folder)
+
+
+def _open(target: Path, record: dict[str, Any], working: Working, config: StageConfig) -> Workspace:
+    try:
+        existing = read_manifest_file(target)
+    except BertpipeError:
+        if not config.overwrite:
+            raise
+        return _start(new_folder(target), target, record, working, overwrite=True)
+    if existing:
+        return _reopen(target, record, working, existing, config)
+    _check_other_files(target)
+    return _start(target, target, record, working, config.overwrite)
 
 
 def _reopen(

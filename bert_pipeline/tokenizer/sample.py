@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bert_pipeline.progress import bar
-from bert_pipeline.storage.manifest import Manifest
+from bert_pipeline.storage.manifest import Manifest, verify_file
 from bert_pipeline.storage.shards import iterate_rows
 
 MAX_LINE_CHARACTERS = 1000
@@ -55,7 +55,7 @@ class Sample:
     def __init__(
         self, folder: Path, corpus: Manifest, megabytes: float, seed: int, quiet: bool
     ) -> None:
-        self.shards = [folder / name for name in corpus.files]
+        self.shards = {folder / name: entry["sha256"] for name, entry in corpus.files.items()}
         self.corpus_bytes = corpus.counts["bytes"]
         self.megabytes = megabytes
         self.seed = seed
@@ -75,7 +75,7 @@ class Sample:
         self.bytes = 0
         text = ""
         with bar(title, self.corpus_bytes, quiet=self.quiet, counted=False) as progress:
-            for (text,) in iterate_rows(self.shards, ["text"]):
+            for (text,) in iterate_rows(self._verified_shards(), ["text"]):
                 progress.advance(len(text.encode()))
                 if self.share == 1.0 or draw.random() < self.share:
                     yield self._count(text)
@@ -92,6 +92,11 @@ class Sample:
         share = round(self.bytes / max(1, self.corpus_bytes), 6)
         drawn = {"documents": self.documents, "bytes": self.bytes}
         return drawn | {"share_of_corpus": share, "sample_mb": round(self.megabytes, 3)}
+
+    def _verified_shards(self) -> Iterator[Path]:
+        for path, sha256 in self.shards.items():
+            verify_file(path, sha256)
+            yield path
 
     def _count(self, text: str) -> str:
         self.documents += 1

@@ -75,6 +75,12 @@ def load_best(folder: Path) -> Checkpoint | None:
     return _load(folder, lambda position: position.is_best)[0]
 
 
+def damaged_checkpoints(folder: Path) -> tuple[int, list[Path]]:
+    """The number of checkpoints in a folder, and those whose files do not match their hashes."""
+    found = [path for _, path in sorted(_find(folder).items())]
+    return len(found), [path for path in found if _verify(path) is None]
+
+
 def _load(
     folder: Path, is_wanted: Callable[[Position], bool]
 ) -> tuple[Checkpoint | None, list[str]]:

@@ -15,17 +15,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bert_pipeline.config import ShardedConfig, build_config
+from bert_pipeline.config import ShardedConfig, StageConfig, build_config
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.engine import timeouts
+from bert_pipeline.engine.clusters import cancel_earlier_run
 from bert_pipeline.engine.run import run_stage
-from bert_pipeline.errors import BertpipeError
-from bert_pipeline.storage.manifest import read_manifest
+from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.storage.manifest import Input, read_manifest
+from bert_pipeline.storage.workspace import Working, Workspace, workspace
 from tests.engine.test_engine import (
     fail_at_three,
     is_running,
@@ -400,3 +404,69 @@ def test_slurm_job_of_killed_command_is_cancelled_by_the_next(
     }
     assert (slurm / "1" / "cancelled").exists()
     assert have_ended(workers)
+
+
+HUB = {"HF_TOKEN": "hf_thesecretoftheport", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/h"}
+
+
+def see_hub(number: int) -> dict[str, str]:
+    from huggingface_hub import constants, get_token
+
+    return {
+        "HF_TOKEN": str(get_token()),
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "HF_HOME": constants.HF_HOME,
+    }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_tasks_get_the_settings_of_the_hub_and_no_file_has_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in HUB.items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for _, seen in run_stage(see_hub, range(2), config_for("ray", tmp_path), tmp_path):
+        found.append(seen)
+        written = [
+            path
+            for folder in (tmp_path, Path(os.environ["RAY_TMPDIR"]))  # a run's own files, Ray's
+            for path in folder.rglob("*.*")
+            if path.is_file() and path.parent.name != "results"
+        ]
+        contents = [path.read_bytes() for path in written]
+        assert any(b"HF_HOME" in content for content in contents)
+        assert not any(HUB["HF_TOKEN"].encode() in content for content in contents)
+    assert found == [HUB] * 2
+
+
+def test_ray_does_not_log_the_password_of_an_endpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:secret@hub.example")
+    with pytest.raises(UsageError, match="HF_ENDPOINT has a user name or password") as caught:
+        list(run_stage(square, [1], config_for("ray", tmp_path), tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+def open_boat(out: Path, wood: str, **options: Any) -> AbstractContextManager[Workspace]:
+    """A stage for tests, made of one input."""
+    config = StageConfig(out=out, **options)
+    return workspace("boat", config, {"wood": Input("", wood)}, Working((), cancel_earlier_run))
+
+
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
+def test_jobs_of_a_killed_command_end_before_overwrite_removes_their_folder(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    request.getfixturevalue("slurm" if engine == "slurm" else "ray_cluster")
+    out = tmp_path / "boat"
+    with pytest.raises(KeyboardInterrupt), open_boat(out, "oak"):
+        raise KeyboardInterrupt
+    parent, workers = start_waiting(out, engine)
+    parent.kill()
+    parent.wait()
+    with open_boat(out, "elm", overwrite=True) as work:
+        assert not any(map(is_running, workers))
+        assert not (work.folder / ".engine").exists()

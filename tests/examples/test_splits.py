@@ -259,6 +259,7 @@ def grow(tokenizer: Path, folder: Path) -> Path:
     vocabulary |= {f"\ue000{number}": number for number in range(11, 70_011)}
     path.write_text(json.dumps(contents), encoding="utf-8")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["sha256"]
     manifest["files"][path.name] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
@@ -318,6 +319,7 @@ def stored(
             job = EncodeJob(
                 piece_path(folder, len(counts)),
                 folder / f"{number}.parquet",
+                hash_file(folder / f"{number}.parquet"),
                 first,
                 end,
                 tokenizer_folder,

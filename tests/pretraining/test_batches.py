@@ -27,6 +27,7 @@ from bert_pipeline.pretraining.memmap_rows import SplitFiles, open_rows, remove_
 from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.pretraining.task import PretrainingTask
+from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.training.distributed import Ranks, make_accelerator
 from bert_pipeline.training.position import Position
@@ -58,14 +59,15 @@ def make_source(tmp_path: Path, examples_folder: Path) -> Callable[..., SplitFil
     """A function that writes shards of some rows, with the limits of their folder."""
     schema = pq.read_schema(next(examples_folder.glob("train-*")))
 
-    def make(*shards: Rows, **changes: Any) -> SplitFiles:
-        paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(shards))]
-        for path, rows in zip(paths, shards, strict=True):
+    def make(*parts: Rows, **changes: Any) -> SplitFiles:
+        paths = [tmp_path / f"train-{number:05}.parquet" for number in range(len(parts))]
+        for path, rows in zip(paths, parts, strict=True):
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True
             )
+        shards = {path: hash_file(path) for path in paths}
         source = SplitFiles(
-            paths, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
+            shards, "some", vocab_size=13, max_seq_length=6, with_pairs=True, with_starts=False
         )
         return replace(source, **changes)
 
@@ -365,9 +367,10 @@ def test_invalid_row_is_rejected_with_its_file_and_number(
 
 def test_damaged_shard_is_named(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:
     source = make_source(ROWS, ROWS * 50)
-    raw = bytearray(source.shards[1].read_bytes())
+    damaged = list(source.shards)[1]
+    raw = bytearray(damaged.read_bytes())
     raw[200] ^= 1
-    source.shards[1].write_bytes(raw)
+    damaged.write_bytes(raw)
     with pytest.raises(BertpipeError, match=r"train-00001\.parquet: damaged"):
         open_rows(source, tmp_path / "store")
 
@@ -493,6 +496,23 @@ def test_mapped_rows_stay_readable_after_the_store_is_removed(
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith("train-")]
     assert examples.collate(np.arange(3)).tokens.tolist()[:6] == ROWS[0]["tokens"]
     remove_store(store)
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "masked_offsets.npy", "hashes.json"])
+def test_damaged_store_is_written_again(
+    name: str, make_source: Callable[..., SplitFiles], tmp_path: Path
+) -> None:
+    """A resumed run would train on other tokens."""
+    source = make_source(ROWS)
+    file = tmp_path / "store" / "some" / name
+    for damage in (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""):
+        rows = open_rows(source, tmp_path / "store")
+        assert rows.tokens.values[:6].tolist() == ROWS[0]["tokens"]
+        del rows
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        open_rows(source, tmp_path / "store")
+        assert file.read_bytes() == content
 
 
 def test_rows_are_memory_mapped(make_source: Callable[..., SplitFiles], tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_card_names_lower_casing_and_normalization(
 def test_card_names_the_languages_of_the_corpus(wordpiece_folder: Path, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", ["One. Two.", "Three. Four.", "Five. Six."])
     manifest = json.loads((corpus / "manifest.json").read_text())
+    del manifest["sha256"]
     manifest["counts"]["languages"] = {"no": 1, "pt-BR": 2000}
     (corpus / "manifest.json").write_text(json.dumps(manifest))
     config = ExamplesConfig(
