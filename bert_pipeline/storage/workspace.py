@@ -39,6 +39,13 @@ def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
     return None
 
 
+def unfinished_folder(config: StageConfig) -> Path | None:
+    """The folder in which an unfinished run of this stage would be; None when it is finished."""
+    if read_manifest_file(config.out) is None:
+        return config.out
+    return _new(config.out) if config.overwrite else None
+
+
 class Workspace:
     """An unfinished or finished artifact, under a lock."""
 
