@@ -35,6 +35,7 @@ from bert_pipeline.corpus.selection import (
     WriteKeptJob,
     write_kept,
 )
+from bert_pipeline.corpus.source_commits import COMMITS, find_commits, resume_commits
 from bert_pipeline.corpus.source_language import SourceLanguage, find_languages
 from bert_pipeline.corpus.sources.load import open_sources
 from bert_pipeline.corpus.stats import SAMPLES, CorpusStats
@@ -43,9 +44,14 @@ from bert_pipeline.engine.clusters import cancel_earlier_run
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
 from bert_pipeline.progress import bar, human_bytes, print_line
-from bert_pipeline.storage.atomic import save_array
+from bert_pipeline.storage.atomic import save_array, write_json
 from bert_pipeline.storage.manifest import Input, Manifest
-from bert_pipeline.storage.workspace import Working, finished_inputs, workspace
+from bert_pipeline.storage.workspace import (
+    Working,
+    finished_inputs,
+    unfinished_folder,
+    workspace,
+)
 
 STAGE = "corpus"
 PARTS = ".parts"
@@ -67,6 +73,8 @@ def build_corpus(config: CorpusConfig) -> Manifest:
     Raises `BertpipeError` when a source is missing or broken, or no document remains.
     """
     sources = open_sources(config)
+    if unfinished := unfinished_folder(config):
+        resume_commits(unfinished / PARTS, sources)
     inputs = _describe_inputs(sources, config)
     with workspace(STAGE, config, inputs, Working((PARTS,), cancel_earlier_run)) as work:
         if work.finished:
@@ -76,8 +84,9 @@ def build_corpus(config: CorpusConfig) -> Manifest:
             if config.explain:
                 print_cleaning(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
-        tasks = {spec: source.tasks(config) for spec, source in sources.items()}
         (parts := work.folder / PARTS).mkdir(exist_ok=True)
+        write_json(parts / COMMITS, find_commits(sources))
+        tasks = {spec: source.tasks(config) for spec, source in sources.items()}
         languages = find_languages(parts / "languages.json", tasks, config)
         jobs = _plan(parts, tasks, languages, config)
         with keep_processes():

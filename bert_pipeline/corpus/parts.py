@@ -26,6 +26,7 @@ from bert_pipeline.corpus.dedup.fingerprints import (
 from bert_pipeline.corpus.documents import SCHEMA, Document, Task
 from bert_pipeline.corpus.languages import GUESS_EACH, guess_language
 from bert_pipeline.corpus.stats import CorpusStats
+from bert_pipeline.hub.checked_files import ChangedOnTheWay
 from bert_pipeline.storage.atomic import is_intact
 from bert_pipeline.storage.shards import finished_counts, write_shard
 
@@ -67,7 +68,20 @@ class PartsJob:
 
 
 def read_parts(job: PartsJob) -> list[Counts]:
-    """Write parts until the quota is met or the task ends; returns the counts of all its parts."""
+    """Write parts until the quota is met or the task ends; returns the counts of all its parts.
+
+    When a file turns out to be changed on the way, the parts are removed, so that the next run
+    reads it again.
+    """
+    try:
+        return _read_parts(job)
+    except ChangedOnTheWay:
+        for path in job.folder.glob(f"{job.number:05}-*"):
+            path.unlink()
+        raise
+
+
+def _read_parts(job: PartsJob) -> list[Counts]:
     parts = _finished_parts(job)
     if _is_enough(parts, job.quota):
         return parts

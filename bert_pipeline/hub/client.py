@@ -183,6 +183,7 @@ class RetryingClient(httpx.Client):
         start = time.monotonic()
         try:
             response = super().send(request, stream=True, **options)
+            assert isinstance(response.stream, httpx.SyncByteStream)
             response.stream = SteadyStream(response.stream, timeout)
             length = int(response.headers.get("Content-Length", BUFFERED_BODY_BYTES))
             if not stream or length < BUFFERED_BODY_BYTES:

@@ -23,11 +23,11 @@ MIN_BYTES_PER_S = 1000
 PORTAL = "A login page of the network, or a proxy, may answer for the Hub"
 
 
-class SlowBody(httpx.ReadTimeout):  # type: ignore[misc]
+class SlowBody(httpx.ReadTimeout):
     """A body arrives more slowly than `MIN_BYTES_PER_S`."""
 
 
-class SteadyStream(httpx.SyncByteStream):  # type: ignore[misc]
+class SteadyStream(httpx.SyncByteStream):
     """A body that must arrive at `MIN_BYTES_PER_S` or more, measured each `period` seconds.
 
     The timeouts of httpx start again with each byte.

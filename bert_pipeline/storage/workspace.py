@@ -48,6 +48,13 @@ def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
     return None
 
 
+def unfinished_folder(config: StageConfig) -> Path | None:
+    """The folder in which an unfinished run of this stage would be; None when it is finished."""
+    if read_manifest_file(config.out) is None:
+        return config.out
+    return new_folder(config.out.resolve()) if config.overwrite else None
+
+
 @dataclass(frozen=True, slots=True)
 class Working:
     """What a stage writes to an unfinished folder and its manifest does not list."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
@@ -22,8 +23,10 @@ from hypothesis import strategies as st
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.corpus.sources.find_files import find_files
 from bert_pipeline.corpus.sources.plain_text import MAX_DOCUMENT_CHARS, split_documents
 from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.storage.shards import read_columns
 from tests.helpers.corpora import (
     Read,
     counts,
@@ -204,6 +207,17 @@ def test_jsonl_invalid_line_is_reported_or_skipped(read: Read, tmp_path: Path, b
     assert counts(read)["skipped_not_json"] == 1
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_ids_are_row_numbers_also_after_skipped_rows(read: Read, tmp_path: Path, kind: str):
+    texts = ["One.", None, "", "Two.", " ", "Three."]
+    content: str | bytes = objects(*({"text": text} for text in texts))
+    if kind == "parquet":
+        content = parquet_bytes(tmp_path, pa.table({"text": texts}))
+    assert read(f"a.{kind}", content) == ["One.", "Two.", "Three."]
+    ids = read_columns(tmp_path / "corpus" / "00000.parquet", ["id"])["id"].to_pylist()
+    assert ids == [f"a.{kind}#{number}" for number in (0, 3, 5)]
+
+
 def test_jsonl_values_that_are_not_text_are_counted(read: Read):
     rows = [
         {"text": value} for value in ("One.", None, 3, ["x"], {"a": 1}, "", " \n\t", "\x00", "Two.")
@@ -345,6 +359,39 @@ def test_file_matched_by_two_patterns_is_read_once(tmp_path: Path):
     )
     build_corpus(config)
     assert texts_of(config.out) == ["Text of a.", "Text of b."]
+
+
+@pytest.mark.timeout(20)
+def test_symbolic_links_in_a_circle_are_followed_once(tmp_path: Path):
+    """With two of them, the paths that match are too many to list."""
+    (folder := tmp_path / "texts").mkdir()
+    (outside := tmp_path / "outside").mkdir()
+    for path in (folder / "a.txt", outside / "b.txt", folder / ".hidden.txt"):
+        path.write_text(f"Text of {path.name}.")
+    for name in ("first", "second"):
+        (folder / name).symlink_to(folder)
+    (folder / "third").symlink_to(outside)
+    found = find_files(f"{folder}/**/*.txt")
+    assert [str(path.relative_to(folder)) for path in found] == ["a.txt", "third/b.txt"]
+    (outside / "back").symlink_to(folder)
+    assert find_files(f"{folder}/**/*.txt") == found
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**/*.txt", "*/**/c.txt", "**", "a/**", "**/b/**", "./**/*.txt", "a**/*.txt", "a[[]1]/**/*"],
+)
+def test_patterns_match_the_same_files_as_glob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+):
+    for name in ("e.txt", "a/d.txt", "a/b/c.txt", "k/a/b/c.txt", "a[1]/z.txt", ".h/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    expected = {Path(name) for name in glob.glob(pattern, recursive=True)}  # noqa: PTH207
+    assert [path for path in find_files(pattern) if path.is_file()] == sorted(
+        path for path in expected if path.is_file()
+    )
 
 
 # Nothing to read

@@ -7,7 +7,9 @@ import json
 import re
 import sys
 from collections import Counter
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.local_hub import LocalHub
@@ -21,14 +23,17 @@ from tests.helpers.hub_reading import (
     RAW,
     TEXTS,
     Read,
+    Run,
     add_wikitext,
     environment,
     hub,
+    invent_texts,
     pack,
     read,
     reader,
     run,
     server,
+    to_parquet,
 )
 
 __all__ = ["environment", "hub", "read", "reader", "run", "server"]
@@ -65,6 +70,44 @@ def test_broken_file_is_an_error_or_skipped(hub: LocalHub, read: Read, form: str
     assert skipped[0].texts[:-1] == TEXTS[: len(skipped[0].texts) - 1]
     assert all(again.texts == skipped[0].texts for again in skipped)
     assert skipped[0].printed == reading.printed == ""  # not retried
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_bit_changed_in_a_small_file_is_downloaded_again(
+    hub: LocalHub, read: Read, form: str
+) -> None:
+    hub.add("me/data", {f"train.{form}": pack(TEXTS, form)})
+    hub.plant("flip", "/cdn/|resolve/.*train", after=60_000, min_size=100_000)
+    reading = read("hub:me/data", on_error="skip")
+    assert (reading.texts, reading.counts) == (TEXTS, Counter())
+    assert "bytes that differ from the hash of the file; retrying" in reading.printed
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["parquet", *(pytest.param(form, marks=pytest.mark.slow) for form in ("jsonl", "jsonl.gz"))],
+)
+def test_bit_changed_in_one_range_is_neither_passed_on_nor_broken_data(
+    hub: LocalHub, run: Run, tmp_path: Path, form: str
+) -> None:
+    """The hash is that of the complete file: shards that were finished are read again."""
+    texts = invent_texts(2500, 400)
+    content = pack(texts, form)
+    if form == "parquet":  # without checksums of pages
+        content = to_parquet({"text": texts}, row_group_size=500, compression="none")
+    hub.add("me/data", {f"train.{form}": content})
+    command = ["corpus", "--source", "hub:me/data", "--shard-mb", "1", "--on-error", "skip"]
+    hub.plant("flip", "/cdn/|resolve/.*train", after=60_000, min_size=1_000_000)
+    damaged = run(*command, "--language", "en", "--quiet", "--out", tmp_path / "out")
+    assert damaged.returncode == 1
+    assert f"train.{form}: the bytes received differ from the hash" in damaged.stderr
+    assert run(*command, "--language", "en", "--out", tmp_path / "out").returncode == 0
+    found = [
+        text
+        for path in sorted((tmp_path / "out").glob("*.parquet"))
+        for text in pq.read_table(path)["text"].to_pylist()
+    ]
+    assert found == texts
 
 
 def test_truncated_parquet_is_an_error_or_skipped(hub: LocalHub, read: Read) -> None:

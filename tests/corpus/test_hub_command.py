@@ -74,6 +74,30 @@ def test_command_resumes_to_the_same_bytes_after_hub_errors(
     assert re.fullmatch(r"[0-9a-f]{40}", taken["commit"])
 
 
+@pytest.mark.slow
+def test_unfinished_run_goes_on_when_the_dataset_has_moved(
+    hub: LocalHub, run: Run, tmp_path: Path
+) -> None:
+    old = {f"data/train-{n}.jsonl": pack(invent_texts(50, seed=n), "jsonl") for n in range(2)}
+    hub.add("me/data", old)
+    command = ["corpus", "--source", "hub:me/data", "--max-wait", "1", "--shard-mb", "0.02"]
+    whole = run(*command, "--out", tmp_path / "complete")
+    assert whole.returncode == 0, whole.stderr
+    hub.plant("status", "resolve/.*train-1", status=500, times=FOREVER)
+    stopped = run(*command, "--workers", "1", "--out", tmp_path / "again")
+    assert stopped.returncode == 1, stopped.stderr
+    hub.clear()
+    commit = re.search(r"/resolve/(\w+)/", stopped.stderr)
+    assert commit
+    # The branch has other files, and the commit of the unfinished run can still be read.
+    hub.add("me/data", old, revision=commit[1])
+    hub.add("me/data", {"data/train-1.jsonl": pack(["Changed."], "jsonl")})
+    resumed = run(*command, "--out", tmp_path / "again")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"goes on from commit {commit[1]}" in resumed.stdout
+    assert shards(tmp_path / "again") == shards(tmp_path / "complete")
+
+
 def test_command_does_not_write_or_print_the_token(hub: LocalHub, run: Run, tmp_path: Path) -> None:
     add_wikitext(hub, LINES)
     add_oscar(hub, "OSCAR-2301")

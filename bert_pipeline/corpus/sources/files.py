@@ -1,7 +1,6 @@
 """Local files as a source: what the formats have in common."""
 
 import bz2
-import glob
 import gzip
 import io
 import lzma
@@ -21,6 +20,7 @@ from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.documents import Document, Task, shuffled
 from bert_pipeline.corpus.sources.encodings import decode_text
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
+from bert_pipeline.corpus.sources.find_files import find_files
 from bert_pipeline.corpus.sources.rows import Row, make_documents
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.storage.atomic import hash_file, hash_json
@@ -69,9 +69,8 @@ class FileSource:
         pattern = os.path.expanduser(spec.partition(":")[2])  # noqa: PTH111 (Path's raises for an unknown user)
         if not pattern:
             raise UsageError(f"--source {spec}: give a pattern, such as '{spec}DIR/**/*'.")
-        # Not Path.glob: a pattern may be absolute, or a plain path without a wildcard.
-        found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        self.files = sorted(path for path in found if path.is_file())
+        found = find_files(pattern)
+        self.files = [path for path in found if path.is_file()]
         if not self.files:
             problem = "is a folder" if any(path.is_dir() for path in found) else "matches no file"
             raise BertpipeError(

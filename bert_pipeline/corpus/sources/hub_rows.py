@@ -1,27 +1,31 @@
-"""Files of a Hub repository as rows, streamed with `load_dataset(..., streaming=True)`.
+"""Files of a Hub repository as rows, streamed from the `hf://` files of `huggingface_hub`.
 
-Text and JSON lines are read one level below, from the `hf://` files that `datasets` streams from.
-The JSON reader of `datasets` has no line numbers, and fails for the complete file on one bad line.
-Its text reader ignores `encoding` and `encoding_errors` when streaming (datasets 5.2: `xopen` drops
-them), and fails on one byte that is not valid UTF-8.
+JSON and Arrow are read with `load_dataset(..., streaming=True)`, the other formats one level below,
+where the bytes can be compared with the hash of the file. The JSON reader of `datasets` has no line
+numbers, and fails for the complete file on one bad line. Its text reader ignores `encoding` and
+`encoding_errors` when streaming (datasets 5.2: `xopen` drops them), and fails on one byte that is
+not valid UTF-8.
 """
 
 import io
 import json
 import lzma
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from fsspec.compression import compr  # type: ignore[import-untyped]
+from fsspec.utils import infer_compression  # type: ignore[import-untyped]
 from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
@@ -31,6 +35,7 @@ from bert_pipeline.corpus.sources.json_lines import read_json_lines
 from bert_pipeline.corpus.sources.parquet import batch_rows
 from bert_pipeline.corpus.sources.plain_text import cut_line, split_documents, split_rows
 from bert_pipeline.corpus.sources.rows import Row, make_documents, number_rows
+from bert_pipeline.hub.checked_files import ChangedOnTheWay, CheckedFile, SpooledFile
 from bert_pipeline.hub.client import (
     PERMANENT_ERRORS,
     TRANSIENT_ERRORS,
@@ -39,6 +44,7 @@ from bert_pipeline.hub.client import (
     connect,
     explain,
 )
+from bert_pipeline.storage.atomic import explain_full_disk
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
@@ -48,12 +54,10 @@ else:
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 BATCH_ROWS = 64
 BUFFER_BYTES = 1 << 20
-LARGE_ROW_GROUP_BYTES = 64_000_000
-"""Row groups above this size are decoded page by page.
+MIN_CHECKED_SHARE = 0.5
+"""Share of the text in a parquet file from which the complete file is downloaded and checked.
 
-Arrow's scanner, which `datasets` uses to read parquet, decodes the complete row group before it
-returns the first row, whatever the batch size: 1.1 GB of memory for 600 MB of text, against 40 MB
-page by page.
+Of other files, such as those with images, only the pages of the text are downloaded.
 """
 
 DATA_ERRORS = (
@@ -96,10 +100,10 @@ class HubFileReader:
         """Hand broken data to the policy, and raise `BertpipeError` for errors of the Hub."""
         try:
             yield
-        except DATA_ERRORS as error:
+        except (*PERMANENT_ERRORS, FileNotFoundError, PermissionError) as error:
             # Not broken data, so never skipped. A missing revision is a `FileNotFoundError`.
-            if isinstance(error, (*PERMANENT_ERRORS, FileNotFoundError, PermissionError)):
-                raise explain(error, self.repository) from None
+            raise explain(error, self.repository) from None
+        except DATA_ERRORS as error:
             detail = str(error).strip().partition("\n")[0] or type(error).__name__
             self.policy.handle(
                 f"{self.url(path)}: broken or truncated ({detail}).", "broken_file", counts
@@ -120,7 +124,7 @@ class HubFileReader:
 
     def text(self, path: str, counts: Counter[str]) -> Iterator[str]:
         """The decoded text of a file, plain or compressed, in pieces."""
-        chunks = self._resume_after_errors(path, lambda: _read_chunks(self._location(path)))
+        chunks = self._resume_after_errors(path, lambda: self._read_chunks(path))
         return decode_text(chunks, self.url(path), self.policy, counts)
 
     def _resume_after_errors(self, path: str, open_file: Callable[[], Iterable[T]]) -> Iterator[T]:
@@ -140,39 +144,56 @@ class HubFileReader:
     def columns(self, path: str) -> Iterator[tuple[Any, Any]]:
         """Text and language of the rows of a parquet file.
 
-        Only these columns are read, because others may have unsupported types.
+        Only these columns are decoded, because others may have unsupported types.
         """
-        import datasets
-
         metadata = next(
             self._resume_after_errors(path, lambda: _read_metadata(self._location(path)))
         )
-        schema = metadata.schema.to_arrow_schema()
-        name = self.policy.choose_field(schema.names, self.url(path))
+        fields = metadata.schema.to_arrow_schema().names
+        name = self.policy.choose_field(fields, self.url(path))
         names = [name, *filter(None, [self.policy.language_field])]
-        size = batch_rows(metadata, BATCH_ROWS)
-        if _largest_row_group(metadata, name) > LARGE_ROW_GROUP_BYTES:
-            yield from self._resume_after_errors(
-                path, lambda: _read_columns(self._location(path), names, size)
-            )
+        yield from self._resume_after_errors(
+            path, lambda: self._read_columns(path, metadata, names)
+        )
+
+    def _read_columns(
+        self, path: str, metadata: pq.FileMetaData, names: list[str]
+    ) -> Iterator[tuple[Any, Any]]:
+        if _find_share(metadata, names) < MIN_CHECKED_SHARE:
+            with fsspec.open(self._location(path)) as raw:
+                yield from _read_batches(raw, metadata, names)
             return
-        scan = ds.ParquetFragmentScanOptions(
-            page_checksum_verification=True,
-            pre_buffer=False,
-            use_buffered_stream=True,
-            buffer_size=BUFFER_BYTES,
-        )
-        features = datasets.Features.from_arrow_schema(
-            pa.schema([schema.field(name).remove_metadata() for name in names])
-        )
-        options = {
-            "columns": names,
-            "features": features,
-            "batch_size": size,
-            "fragment_scan_options": scan,
-        }
-        for row in self.rows(path, "parquet", **options):
-            yield row[name], row[names[-1]] if names[1:] else None
+        with (
+            explain_full_disk(Path(tempfile.gettempdir())),
+            self._open_checked(path) as checked,
+            closing(SpooledFile(checked)) as file,
+        ):
+            yield from _read_batches(file, metadata, names)
+            file.complete()
+            if not pq.read_metadata(file).equals(metadata):
+                raise ChangedOnTheWay(self.url(path))
+
+    @contextmanager
+    def _open_checked(self, path: str) -> Iterator[CheckedFile]:
+        """A file whose hash is compared at its end, or when its data is broken."""
+        with fsspec.open(self._location(path)) as raw:
+            file = CheckedFile(raw, self.url(path))
+            try:
+                yield file
+            except (*TRANSIENT_ERRORS, *PERMANENT_ERRORS):
+                raise
+            except DATA_ERRORS:
+                file.check()
+                raise
+            file.check()
+
+    def _read_chunks(self, path: str) -> Iterator[bytes]:
+        """Lines, because what is read before an error must be in the same chunks the next time."""
+        compression = infer_compression(path)
+        with self._open_checked(path) as raw:
+            plain = compr[compression](raw, mode="rb") if compression else raw
+            file = io.BufferedReader(plain)
+            yield from iter(lambda: file.readline(BUFFER_BYTES), b"")
 
     def _location(self, path: str) -> str:
         return f"hf://datasets/{self.repository}@{self.commit}/{path}"
@@ -205,32 +226,29 @@ def file_format(path: str) -> str:
     return extension if extension in READERS else ""
 
 
-def _read_chunks(location: str) -> Iterator[bytes]:
-    """Lines, because what is read before an error must be in the same chunks the next time."""
-    with fsspec.open(location, compression="infer") as raw:
-        file = io.BufferedReader(raw)
-        yield from iter(lambda: file.readline(BUFFER_BYTES), b"")
-
-
 def _read_metadata(location: str) -> Iterator[pq.FileMetaData]:
     with fsspec.open(location) as file:
         yield pq.read_metadata(file)
 
 
-def _largest_row_group(metadata: pq.FileMetaData, name: str) -> int:
-    """The largest uncompressed size of the column in a row group, in bytes."""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    columns = (group.column(index) for group in groups for index in range(group.num_columns))
-    return max(
-        (c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name),
-        default=0,
-    )
+def _find_share(metadata: pq.FileMetaData, names: list[str]) -> float:
+    """The share of the columns in the compressed size of all columns."""
+    sizes: Counter[bool] = Counter()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            is_read = column.path_in_schema.split(".")[0] in names
+            sizes[is_read] += column.total_compressed_size
+    return sizes[True] / max(sizes.total(), 1)
 
 
-def _read_columns(location: str, names: list[str], size: int) -> Iterator[tuple[Any, Any]]:
+def _read_batches(
+    file: Any, metadata: pq.FileMetaData, names: list[str]
+) -> Iterator[tuple[Any, Any]]:
+    """Rows, decoded page by page, so that memory does not grow with the size of row groups."""
     options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": BUFFER_BYTES}
-    with fsspec.open(location) as raw, pq.ParquetFile(raw, **options) as file:
-        for batch in file.iter_batches(size, columns=names, use_threads=False):
+    size = batch_rows(metadata, BATCH_ROWS)
+    with pq.ParquetFile(file, metadata=metadata, **options) as parquet:
+        for batch in parquet.iter_batches(size, columns=names, use_threads=False):
             texts = batch.column(names[0]).to_pylist()
             languages = batch.column(names[-1]).to_pylist() if names[1:] else repeat(None)
             yield from zip(texts, languages, strict=False)

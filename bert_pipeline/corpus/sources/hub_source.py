@@ -18,6 +18,7 @@ from bert_pipeline.corpus.sources.hub_rows import (
 )
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.hub.client import connect
+from bert_pipeline.progress import print_line
 from bert_pipeline.storage.atomic import hash_json
 
 ADVICE = "Skip broken data with --on-error skip, or choose other files with --files."
@@ -54,6 +55,8 @@ class HubSource:
         self.spec = spec
         self.dataset = dataset
         self.config = config
+        self._revision = config.revision
+        self._asked = {"repository": dataset.repository, "revision": config.revision}
         if dataset.language:
             self.language = dataset.language
 
@@ -63,7 +66,7 @@ class HubSource:
         config = self.config
         connect(config.max_wait, config.quiet)
         repository = Repository(
-            self.dataset.repository, config.revision, config.max_wait, config.quiet
+            self.dataset.repository, self._revision, config.max_wait, config.quiet
         )
         selection = self._select(repository)
         for file in selection.files:
@@ -74,6 +77,19 @@ class HubSource:
                     "Choose files with --files."
                 )
         return selection
+
+    def record_version(self) -> dict[str, str | None]:
+        """The commit that is read, and the repository and revision that were asked for."""
+        return self._asked | {"commit": self.selection.commit}
+
+    def resume_version(self, recorded: dict[str, str | None]) -> None:
+        """Read the recorded commit, if it is of the same repository and revision."""
+        if self._asked.items() <= recorded.items():
+            self._revision = recorded["commit"]
+            print_line(
+                f"{self.spec}: an unfinished run goes on from commit {self._revision}.",
+                quiet=self.config.quiet,
+            )
 
     def _select(self, repository: Repository) -> Selection:
         dataset = self.dataset
