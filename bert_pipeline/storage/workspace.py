@@ -50,9 +50,15 @@ def finished_inputs(stage: str, config: StageConfig) -> dict[str, Input] | None:
 
 def unfinished_folder(config: StageConfig) -> Path | None:
     """The folder in which an unfinished run of this stage would be; None when it is finished."""
-    if read_manifest_file(config.out) is None:
-        return config.out
-    return new_folder(config.out.resolve()) if config.overwrite else None
+    target = _resolve(config.out)
+    if not (target / MANIFEST).is_file():
+        return target
+    return new_folder(target) if config.overwrite else None
+
+
+def _resolve(out: Path) -> Path:
+    """The folder itself where --out is a symbolic link to it."""
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ def workspace(
     with a diff, when it was made with other settings.
     """
     # The folder that a link points to is locked and replaced, and the link stays.
-    target = Path(os.path.realpath(config.out)) if config.out.is_symlink() else config.out
+    target = _resolve(config.out)
     record = {
         "stage": stage,
         "config": config.content(),

@@ -168,6 +168,20 @@ def test_few_invalid_bytes_in_a_large_file_are_replaced(read: Read):
     assert counts(read)["invalid_bytes_replaced"] > 50
 
 
+def test_rare_accented_letters_of_latin_1_are_not_replaced(read: Read):
+    """Fewer than one letter in a hundred is accented, but all of those would be lost."""
+    german = "Die Wolken standen am Abend noch lange hell im Westen, und es blieb warm. " * 3
+    text = f"{german}Das war schön für uns.\n\n" * 40
+    assert sum(not char.isascii() for char in text) < 0.01 * len(text)
+    assert "a.txt: not UTF-8, likely cp1252" in error_of(read, "a.txt", text.encode("latin-1"))
+
+
+def test_mixed_encodings_are_named(read: Read):
+    mixed = "Иван и Инна. ".encode() * 50 + f"{RUSSIAN} ".encode("cp1251") * 50
+    error = error_of(read, "a.txt", mixed, encoding="cp1251")
+    assert "it mixes encodings" in error
+
+
 def test_encoding_that_changes_far_behind_the_start_is_refused(read: Read):
     good = "The boat is in the harbour until noon, and then it leaves again.\n\n" * 9000
     content = good.encode() + f"{RUSSIAN}\n\n".encode("koi8-r") * 300

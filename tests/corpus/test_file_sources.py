@@ -103,7 +103,7 @@ def test_text_line_separators_keep_words_separate(read: Read, end: str):
 
 
 def test_text_invalid_utf8_is_replaced_and_counted(read: Read):
-    good = "It is fine. " * 60
+    good = "It is fine. " * 600
     damaged = b"caf\xc3\xa9 caf\xe9 \xff\xfe nul\x00byte\x07\x1b bad \xed\xa0\x80 end"
     assert read("a.txt", b"\xef\xbb\xbf" + good.encode() + damaged) == [
         f"{good}café caf\ufffd \ufffd\ufffd nulbyte bad \ufffd\ufffd\ufffd end"

@@ -15,6 +15,8 @@ SAMPLE_BYTES = 1 << 18
 
 MAX_INVALID = 0.01
 """Share of undecodable bytes from which a file counts as one in another encoding."""
+MAX_INVALID_IN_ASCII = 0.005
+"""The same where little else is not ASCII: accented letters and quotation marks are rare."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -58,7 +60,7 @@ def decode_text(
     for chunk in chunks:
         yield decoder.decode(chunk)
     yield decoder.decode(b"", final=True)
-    if decoder.replaced > MAX_INVALID * decoder.size:
+    if decoder.has_other_encoding():
         problem = _explain_wrong_encoding(decoder.damaged, encoding)
         policy.handle(f"{name}: {problem}", "wrong_encoding", counts)
 
@@ -100,12 +102,29 @@ class _Decoder:
         self._decoder = codecs.getincrementaldecoder(encoding)("strict")
         self.size = 0
         self.replaced = 0
+        self.continuation_bytes = 0
+        """Bytes of characters after their first one: UTF-8 that is not ASCII has some."""
         self.damaged = b""
         """The first chunks with invalid bytes."""
 
     def decode(self, chunk: bytes, final: bool = False) -> str:
-        state = self._decoder.getstate()
+        text = self._decode(chunk, final)
         self.size += len(chunk)
+        self.continuation_bytes += len(chunk) - len(text)
+        return text
+
+    def has_other_encoding(self) -> bool:
+        """Whether so much is invalid that the text has another encoding.
+
+        In Latin script an accented letter may be one byte in a hundred: then most of what is not
+        ASCII is invalid.
+        """
+        is_mostly_invalid = self.replaced > self.continuation_bytes
+        limit = MAX_INVALID_IN_ASCII if is_mostly_invalid else MAX_INVALID
+        return self.replaced > limit * self.size
+
+    def _decode(self, chunk: bytes, final: bool) -> str:
+        state = self._decoder.getstate()
         try:
             return self._decoder.decode(chunk, final)
         except UnicodeDecodeError:
@@ -168,7 +187,7 @@ def _find_wrong_encoding(sample: bytes, encoding: str) -> str | None:
     decoder = _Decoder(encoding, Counter())
     decoder.decode(sample)
     signed = guess_encoding(sample, by_text=False) if encoding == "utf-8" else None
-    if signed is None and decoder.replaced <= MAX_INVALID * len(sample):
+    if signed is None and not decoder.has_other_encoding():
         return None
     return _explain_wrong_encoding(sample, encoding)
 
@@ -176,6 +195,8 @@ def _find_wrong_encoding(sample: bytes, encoding: str) -> str | None:
 def _explain_wrong_encoding(sample: bytes, encoding: str) -> str:
     shown = "UTF-8" if encoding == "utf-8" else encoding
     guess = guess_encoding(sample)
-    if guess is None or guess == encoding:
+    if guess is not None and guess == encoding:
+        return f"not {shown} throughout: it mixes encodings. Convert it to UTF-8."
+    if guess is None:
         return f"not {shown}, and its encoding is not known. Give it with --encoding."
     return f"not {shown}, likely {guess}. Give --encoding {guess}."

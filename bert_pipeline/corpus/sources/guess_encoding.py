@@ -43,6 +43,7 @@ _MIN_NULS = 0.001
 _MIN_WIDE = 0.9
 """Share of the places where UTF-32 has NUL bytes that do have one."""
 _SAMPLE_BYTES = 1 << 16
+_PART_BYTES = (16_384, 4_096)
 
 
 def describe_binary(sample: bytes) -> str | None:
@@ -114,8 +115,13 @@ def _guess_latin(sample: bytes) -> str:
 def _guess_other(sample: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample, cp_isolation=_OTHERS.split()).best()
-    return best.encoding if best else None
+    # One damaged character in a long sample makes it fit no encoding: then its parts may.
+    for size in (len(sample), *_PART_BYTES):
+        for start in range(0, len(sample), size or 1):
+            best = from_bytes(sample[start : start + size], cp_isolation=_OTHERS.split()).best()
+            if best:
+                return str(best.encoding)
+    return None
 
 
 def find_codec(name: str) -> str:

@@ -20,6 +20,8 @@ _MAX_ENDED = 0.5
 """Share of the lines that may end in punctuation: verses and lines of one sentence have more."""
 _MIN_LOWER = 0.2
 """Share of the following lines that begin with a lower case letter, in scripts that have case."""
+_MIN_CASED = 0.3
+"""Share of the following lines that begin with a letter that has case, in scripts that have it."""
 _LINES_PER_MARK = 8
 """Prose has at least one punctuation mark in so many lines; verses may have none."""
 
@@ -78,9 +80,10 @@ def _is_prose(blocks: Sequence[Sequence[str]], pairs: Sequence[tuple[str, str]])
     lower = sum(map(str.islower, starts))
     marks = sum(len(_PUNCTUATION.findall(line)) for block in blocks for line in block)
     has_marks = marks * _LINES_PER_MARK >= len(pairs) or _UNPUNCTUATED.match(pairs[0][0])
-    return bool(
-        ended <= _MAX_ENDED * len(pairs) and lower >= _MIN_LOWER * len(starts) and has_marks
-    )
+    # A few Latin words in a text of another script say nothing about its lines.
+    has_case = len(starts) > _MIN_CASED * len(pairs)
+    is_lower = not has_case or lower >= _MIN_LOWER * len(starts)
+    return bool(ended <= _MAX_ENDED * len(pairs) and is_lower and has_marks)
 
 
 def _continues(line: str, following: str, width: int) -> bool:
