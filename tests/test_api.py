@@ -46,6 +46,12 @@ def test_stages_return_their_manifests_and_the_model_can_be_used(tmp_path: Path)
         **options(out["examples"], out["tokenizer"], out["run"], max_steps=2)
     )
     assert run.counts["steps"] == 2
+    assert not any(found.problems for found in bert_pipeline.verify(tmp_path))
+    checkpoint = next((out["run"] / "checkpoints").iterdir())
+    (checkpoint / "state.json").write_text("{}")
+    assert [found.problems for found in bert_pipeline.verify(out["run"])] == [
+        (f"checkpoints/{checkpoint.name} is damaged, and not resumed from",)
+    ]
     evaluation = bert_pipeline.evaluate(out["run"], out["examples"])
     assert evaluation.mlm_loss == pytest.approx(run.counts["eval_mlm_loss"], rel=1e-4)
     assert bert_pipeline.fill_mask(out["run"], []) == []

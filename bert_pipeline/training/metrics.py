@@ -21,12 +21,12 @@ class MetricsLog:
         If the steps of the run are complete, the final evaluation is dropped too.
         """
         self._path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= after_step]
         if is_complete and kept and "loss" not in json.loads(kept[-1]):
             kept.pop()
         with atomic(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append a line; numbers that are not finite become null, as JSON has none."""
@@ -38,11 +38,11 @@ class MetricsLog:
             file.write(json.dumps(finite) + "\n")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # truncated by a kill
+        return math.inf  # truncated by a kill, or damaged
 
 
 WARM_UP_STEPS = 3

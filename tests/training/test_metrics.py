@@ -11,7 +11,7 @@ import torch
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.training.hardware import find_peak, peak_of
-from bert_pipeline.training.metrics import StepTotals
+from bert_pipeline.training.metrics import MetricsLog, StepTotals
 from tests.helpers.training_runs import counts, metrics, run
 
 
@@ -145,3 +145,10 @@ def test_unknown_or_missing_tracker_is_rejected(
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="tensorbord")
     with pytest.raises(BertpipeError, match="pip install aim"):
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="aim")
+
+
+def test_damaged_lines_of_the_log_are_dropped(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1}\n{"step": 2, "lo\xf3s": 3}\n{"step": 3}\n{"st')
+    MetricsLog(log, after_step=9).write({"step": 4})
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 3}\n{"step": 4}\n'
