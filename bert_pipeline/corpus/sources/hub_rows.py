@@ -256,7 +256,8 @@ def _read_batches(
 
 def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
     rows = enumerate(files.columns(path))
-    yield from split_rows(Row(str(number), text, language) for number, (text, language) in rows)
+    found = (Row(str(number), text, language) for number, (text, language) in rows)
+    yield from split_rows(found, files.url(path), files.policy, counts)
 
 
 def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
@@ -266,7 +267,8 @@ def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
 
 def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
     lines = split_lines(files.text(path, counts))
-    yield from split_rows(read_json_lines(lines, files.url(path), files.policy, counts))
+    rows = read_json_lines(lines, files.url(path), files.policy, counts)
+    yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
 def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
@@ -278,11 +280,14 @@ def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
     if is_json_lines:
         yield from _read_json_lines(files, path, counts)
     else:
-        yield from _read_rows(files, path, "json")
+        yield from _read_rows(files, path, counts, "json")
 
 
-def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Row]:
-    yield from split_rows(_find_fields(files, path, files.rows(path, builder, **options)))
+def _read_rows(
+    files: HubFileReader, path: str, counts: Counter[str], builder: str, **options: Any
+) -> Iterator[Row]:
+    rows = _find_fields(files, path, files.rows(path, builder, **options))
+    yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
 def _find_fields(files: HubFileReader, path: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
@@ -298,8 +303,8 @@ READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], Iterator[Row]]] 
     "ndjson": _read_json_lines,
     "json": _read_json,
     "txt": _read_text,
-    "csv": lambda files, path, counts: _read_rows(files, path, "csv"),
-    "tsv": lambda files, path, counts: _read_rows(files, path, "csv", sep="\t"),
-    "arrow": lambda files, path, counts: _read_rows(files, path, "arrow"),
+    "csv": lambda files, path, counts: _read_rows(files, path, counts, "csv"),
+    "tsv": lambda files, path, counts: _read_rows(files, path, counts, "csv", sep="\t"),
+    "arrow": lambda files, path, counts: _read_rows(files, path, counts, "arrow"),
 }
 """Readers by file extension."""
