@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.compression import compr  # type: ignore[import-untyped]
 from fsspec.utils import infer_compression  # type: ignore[import-untyped]
-from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
@@ -44,6 +43,7 @@ from bert_pipeline.hub.client import (
     connect,
     explain,
 )
+from bert_pipeline.hub.credentials import hide_password, shown_endpoint
 from bert_pipeline.storage.atomic import explain_full_disk
 
 if sys.version_info >= (3, 14):
@@ -93,7 +93,7 @@ class HubFileReader:
 
     def url(self, path: str) -> str:
         """The URL of a file, for messages."""
-        return f"{constants.ENDPOINT}/datasets/{self.repository}/resolve/{self.commit}/{path}"
+        return f"{shown_endpoint()}/datasets/{self.repository}/resolve/{self.commit}/{path}"
 
     @contextmanager
     def reading(self, path: str, counts: Counter[str]) -> Iterator[None]:
@@ -104,7 +104,8 @@ class HubFileReader:
             # Not broken data, so never skipped. A missing revision is a `FileNotFoundError`.
             raise explain(error, self.repository) from None
         except DATA_ERRORS as error:
-            detail = str(error).strip().partition("\n")[0] or type(error).__name__
+            first_line = str(error).strip().partition("\n")[0]
+            detail = hide_password(first_line) or type(error).__name__
             self.policy.handle(
                 f"{self.url(path)}: broken or truncated ({detail}).", "broken_file", counts
             )
