@@ -7,7 +7,9 @@ fields, `read_section` reads them from YAML, and the manifest records them.
 import os
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -24,6 +26,10 @@ from bert_pipeline.errors import BertpipeError, UsageError
 
 C = TypeVar("C", bound="StageConfig")
 
+MAX_YAML_VALUES = 10_000
+"""A recipe has some dozens; a few lines with aliases of aliases can stand for billions."""
+MAX_SHOWN_CHARS = 200
+"""Characters of a value in an error message."""
 RAY_OPTIONS = ("memory_gb",)
 SLURM_SETTINGS = ("tasks_per_job", "max_array_size")
 """Engine options for datatrove's Slurm executor; all others are passed to sbatch."""
@@ -160,15 +166,13 @@ def _check_engine_option(engine: str, option: str) -> str | None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; errors name the file and the line."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise BertpipeError(
             f"{path}: cannot be read ({error.strerror}). Check the path of the YAML file."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not valid YAML: {_explain_yaml(error)}") from None
     if content is None:
         return {}
@@ -177,6 +181,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: must be a mapping of stage sections, such as `tokenize:` with its options."
         )
     return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML document. Raises `UsageError` for what is invalid or very large."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _count_values(node, {}) > MAX_YAML_VALUES:
+            raise UsageError(
+                f"{where}: has more than {MAX_YAML_VALUES:,} values, with its aliases."
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise UsageError(f"{where}: not valid YAML: nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date such as 2024-13-01
+        raise UsageError(f"{where}: not valid YAML: {_explain_yaml(error)}") from None
+
+
+def _count_values(node: Any, known: dict[int, float]) -> float:
+    """Values below a node; an alias counts as what it stands for, which can be exponential."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # for a node that has an alias of itself
+        below = node.value if isinstance(node.value, list) else []
+        nodes = chain.from_iterable(item if isinstance(item, tuple) else (item,) for item in below)
+        known[id(node)] = 1 + sum(_count_values(child, known) for child in nodes)
+    return known[id(node)]
 
 
 def _explain_yaml(error: Exception) -> str:
@@ -206,7 +239,8 @@ def reject_unknown(given: Iterable[str], known: Collection[str], where: str) -> 
     """Raise `UsageError` naming the first unknown key."""
     for key in given:
         if key not in known:
-            raise UsageError(f"{where} `{key}` is unknown. {suggest(key, known)}")
+            shown = key[:MAX_SHOWN_CHARS]
+            raise UsageError(f"{where} `{shown}` is unknown. {suggest(shown, known)}")
 
 
 def suggest(name: str, known: Collection[str]) -> str:
@@ -222,8 +256,13 @@ def build_config(model: type[C], values: dict[str, Any], where: str = "") -> C:
     try:
         return model(**values)
     except ValidationError as error:
+        # A list has an error for each item.
+        first = {e["loc"][:1]: e for e in reversed(error.errors())}
         raise UsageError(
-            "\n".join(where + _explain(e["loc"], e["msg"], e.get("input")) for e in error.errors())
+            "\n".join(
+                where + _explain(e["loc"], e["msg"], e.get("input"))
+                for e in reversed(first.values())
+            )
         ) from None
 
 
@@ -233,4 +272,14 @@ def _explain(location: tuple[int | str, ...], message: str, given: object) -> st
     option = flag(str(location[0]))
     if message == "Field required":
         return f"{option} is required."
-    return f"{option}: {message.removeprefix('Value error, ')} (given: {given!r})"
+    return f"{option}: {message.removeprefix('Value error, ')} (given: {_show(given)})"
+
+
+def _show(value: object) -> str:
+    """A short representation of a value of any size."""
+    short = Repr()
+    short.maxstring = short.maxother = MAX_SHOWN_CHARS
+    try:
+        return short.repr(value)
+    except ValueError:  # Python does not print integers of more than 4300 digits
+        return "a very large number"

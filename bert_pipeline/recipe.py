@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bert_pipeline.config import (
     StageConfig,
     build_config,
+    parse_yaml,
     read_yaml,
     reject_unknown,
     suggest,
@@ -146,8 +147,6 @@ def _mapping(section: object, path: Path, stage: str) -> dict[str, Any]:
 
 def _apply(content: dict[str, Any], setting: str) -> None:
     """Apply `stage.field=value`; further dots reach into a mapping, the value is read as YAML."""
-    import yaml
-
     name, equals, value = setting.partition("=")
     stage, *fields = name.strip().replace("-", "_").split(".")
     if not (equals and fields and all(fields)):
@@ -160,10 +159,7 @@ def _apply(content: dict[str, Any], setting: str) -> None:
     if not isinstance(parent, dict):
         path = ".".join(name.split(".")[:-1])
         raise UsageError(f"--set {setting}: {path} is not a mapping.")
-    try:
-        parent[fields[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {setting}: the value is not valid YAML.") from None
+    parent[fields[-1]] = parse_yaml(value, f"--set {name}")
 
 
 def default_out(recipe: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,44 @@ def test_recipe_section_may_be_missing_or_empty(tmp_path: Path):
 def test_missing_config_file_is_named_in_error(tmp_path: Path):
     with pytest.raises(BertpipeError, match=r"absent\.yaml: cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefgh")
+)
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, name in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("corpus: " + "[" * 20_000, "nested too deeply"),
+        ("corpus: " + "{a: " * 20_000, "nested too deeply"),
+        (BOMB, "more than 10,000 values"),
+        (MERGED, "more than 10,000 values"),
+        ("corpus: &a [*a]", "more than 10,000 values"),
+        ("corpus: {seed: 2024-13-45}", "month must be in 1..12"),
+        (f"corpus: {{source: x, seed: {'9' * 5000}}}", "not valid YAML"),
+        (f"corpus: {{source: x, text_field: 0x{'f' * 5000}}}", "--text-field"),
+        (f"corpus: {{source: x, seed: {'y' * 100_000}}}", "--seed"),
+        (f"corpus: {{source: x, workers: [{'[y, y], ' * 3000}]}}", "--workers"),
+        (f"corpus: {{source: [{'[y, y], ' * 3000}]}}", "--source"),
+        (f"corpus: {{{'k' * 100}{'y' * 100_000}: 1}}", "is unknown"),
+        ("corpus: \x01", "not valid YAML"),
+    ],
+)
+def test_yaml_that_is_huge_or_deep_is_one_short_message(tmp_path: Path, text: str, problem: str):
+    path = write(tmp_path / "recipe.yaml", text)
+    with pytest.raises(UsageError, match=problem) as caught:
+        read_recipe(path, tmp_path / "run")
+    message = str(caught.value).replace(str(path), "")
+    assert len(message) < 1000
+    assert "corpus" in message or "YAML" in message or "values" in message
+    setting = text.removeprefix("corpus: ")
+    if setting != text:
+        with pytest.raises(UsageError):
+            read_recipe(write(path, "{}"), tmp_path / "run", [f"corpus.near_threshold={setting}"])

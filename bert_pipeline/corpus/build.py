@@ -61,6 +61,7 @@ SKIPPED_ON_ERROR = (
     "skipped_no_text_field",
     "skipped_not_json",
     "skipped_not_text",
+    "skipped_too_long",
     "skipped_unknown_language",
     "skipped_wrong_encoding",
 )

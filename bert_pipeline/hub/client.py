@@ -31,6 +31,7 @@ from huggingface_hub.utils import disable_progress_bars, httpx  # type: ignore[a
 from huggingface_hub.utils import logging as hub_logging
 
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
+from bert_pipeline.hub.credentials import check_token, hide_password, shown_endpoint
 from bert_pipeline.hub.responses import (
     SlowBody,
     SteadyStream,
@@ -72,8 +73,9 @@ class TransientHubError(Exception):
         self, url: str, reason: str, retry_after_s: float = 0, elapsed_s: float = 0
     ) -> None:
         super().__init__(url, reason, retry_after_s, elapsed_s)
-        self.url = url.partition("?")[0]  # the query of a redirected URL holds its signature
-        self.reason = reason
+        # The query of a redirected URL holds its signature.
+        self.url = hide_password(url.partition("?")[0])
+        self.reason = hide_password(reason)
         self.retry_after_s = retry_after_s
         """Seconds that the Hub asks to wait."""
         self.elapsed_s = elapsed_s
@@ -147,7 +149,7 @@ class RetryingClient(httpx.Client):
     """The HTTP client of `huggingface_hub`, which retries requests that only read."""
 
     def __init__(self, max_wait: float, quiet: bool) -> None:
-        super().__init__(follow_redirects=True, event_hooks={"request": [_raise_when_offline]})
+        super().__init__(follow_redirects=True, event_hooks={"request": [_check_request]})
         self.max_wait = max_wait
         self.quiet = quiet
 
@@ -202,9 +204,13 @@ class RetryingClient(httpx.Client):
 
 
 def connect(max_wait: float, quiet: bool) -> None:
-    """Configure the libraries in this process: our retries instead of theirs, and no output."""
+    """Configure the libraries in this process: our retries instead of theirs, and no output.
+
+    Raises `UsageError` for a token that cannot be sent.
+    """
     import datasets
 
+    check_token()
     # Set here, because the environment variable is read at the library's first import.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     huggingface_hub.set_client_factory(lambda: RetryingClient(max_wait, quiet))
@@ -245,7 +251,7 @@ def as_transient_error(error: BaseException, url: str) -> TransientHubError:
 
 def explain(error: Exception, repository: str, kind: str = "dataset") -> BertpipeError:
     """What an error of the Hub means, and what to do."""
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    page = f"{shown_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repository}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     give_token = "give a token with access: set HF_TOKEN, or run `hf auth login` once"
     if isinstance(error, OfflineModeIsEnabled):
@@ -255,7 +261,7 @@ def explain(error: Exception, repository: str, kind: str = "dataset") -> Bertpip
     if status == 401 and huggingface_hub.get_token():
         return BertpipeError(
             f"{page}: the Hub rejects your token (401): it is mistyped, expired or revoked. Create "
-            f"one at {constants.ENDPOINT}/settings/tokens and set HF_TOKEN, or run `hf auth login`."
+            f"one at {shown_endpoint()}/settings/tokens and set HF_TOKEN, or run `hf auth login`."
         )
     if isinstance(error, GatedRepoError) and status == 401:
         return BertpipeError(f"{page} is gated: request access on that page, then {give_token}.")
@@ -270,16 +276,20 @@ def explain(error: Exception, repository: str, kind: str = "dataset") -> Bertpip
     if isinstance(error, RevisionNotFoundError):
         return BertpipeError(f"{page}: no such revision. Give another with --revision.")
     if isinstance(error, HfHubHTTPError):
-        url = str(error.response.request.url).partition("?")[0]
+        url = hide_password(str(error.response.request.url).partition("?")[0])
         return BertpipeError(
             f"{url}: {status} {error.response.reason_phrase}. {error.server_message or ''}".strip()
         )
-    return BertpipeError(f"{page}: {_first_line(error)}")
+    return BertpipeError(f"{page}: {hide_password(_first_line(error))}")
 
 
-def _raise_when_offline(request: httpx.Request) -> None:
+def _check_request(request: httpx.Request) -> None:
+    """Called for each request, also for those of redirects."""
     if constants.is_offline_mode():
-        raise OfflineModeIsEnabled(f"Cannot reach {request.url}: HF_HUB_OFFLINE is set.")
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
+    if request.url.scheme not in ("http", "https"):
+        problem = f"a redirect to {request.url.scheme}:// is not followed"
+        raise httpx.UnsupportedProtocol(problem, request=request)
 
 
 def _describe(error: BaseException, timeout: float) -> str:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
+from bert_pipeline.corpus.sources.error_policy import MAX_LINE_CHARS
 from bert_pipeline.corpus.sources.find_files import find_files
 from bert_pipeline.corpus.sources.plain_text import MAX_DOCUMENT_CHARS, split_documents
 from bert_pipeline.errors import BertpipeError, UsageError
@@ -267,6 +268,19 @@ def test_jsonl_line_breaks_separate_paragraphs(read: Read):
     assert read("a.jsonl", objects({"text": "One.\r\n\r\nTwo\rThree\n \nFour"})) == [
         "One.\nTwo\nThree\nFour"
     ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl.xz", "parquet"])
+def test_row_that_is_too_long_is_broken_data(read: Read, tmp_path: Path, kind: str):
+    long = "It goes on. " * (MAX_LINE_CHARS // 12 + 10)
+    content = lzma.compress(objects(*({"text": t} for t in ("One.", long, "Two."))).encode())
+    if kind == "parquet":
+        content = parquet_bytes(tmp_path, pa.table({"text": ["One.", long, "Two."]}))
+    place = "line 2" if kind == "jsonl.xz" else "row 1"
+    with pytest.raises(BertpipeError, match=rf"a\.{kind}, {place}: longer than 32,000,000 char"):
+        read(f"a.{kind}", content)
+    assert read(f"a.{kind}", content, on_error="skip") == ["One.", "Two."]
+    assert counts(read)["skipped_too_long"] == 1
 
 
 # Parquet

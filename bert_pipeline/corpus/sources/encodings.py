@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from io import IncrementalNewlineDecoder
 from itertools import chain
 
-from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
+from bert_pipeline.corpus.sources.error_policy import MAX_LINE_CHARS, ErrorPolicy
 from bert_pipeline.corpus.sources.guess_encoding import describe_binary, guess_encoding
 
 SAMPLE_BYTES = 1 << 18
@@ -75,23 +75,29 @@ def split_lines(
 ) -> Iterator[str]:
     """Lines without their ends, from text in pieces.
 
-    `cut` splits the start of a long line, so that memory does not grow with its length.
+    `cut` splits the start of a long line, so that memory does not grow with its length. Without it,
+    most of what exceeds `MAX_LINE_CHARS` is left out.
     """
     # A lone carriage return ends a line too: old files, and logs with progress bars.
     newlines = IncrementalNewlineDecoder(None, translate=True)
     unended: list[str] = []
+    size = 0
     for piece in chain(map(newlines.decode, pieces), ["\n"]):
         first, *others = piece.split("\n")
-        unended.append(first)
+        if size <= MAX_LINE_CHARS:
+            unended.append(first)
+            size += len(first)
         if cut and not others and len(unended) == _PIECES_PER_CUT:
             *parts, last = cut("".join(unended))
             yield from parts
             unended = [last]
+            size = len(last)
         if others:
             yield "".join(unended).removeprefix("\ufeff")
             for line in others[:-1]:
                 yield line.removeprefix("\ufeff")
             unended = [others[-1]]
+            size = len(others[-1])
 
 
 class _Decoder:

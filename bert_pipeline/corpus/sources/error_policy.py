@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.errors import BertpipeError
 
+MAX_LINE_CHARS = 32_000_000
+"""A longer line or row is broken data: a small compressed file can hold a very large one."""
 TEXT_FIELDS = ("text", "content")
 """Field names that are tried when `--text-field` is not given."""
 
@@ -35,6 +37,13 @@ class ErrorPolicy:
         if self.on_error == "fail":
             raise BertpipeError(f"{problem} {self.advice}")
         counts[f"skipped_{reason}"] += 1
+
+    def is_too_long(self, text: object, where: str, counts: Counter[str]) -> bool:
+        """Whether a line or a row is too long to be read; hands it to `handle`."""
+        if not isinstance(text, str) or len(text) <= MAX_LINE_CHARS:
+            return False
+        self.handle(f"{where}: longer than {MAX_LINE_CHARS:,} characters.", "too_long", counts)
+        return True
 
     def find_field(self, fields: Collection[str]) -> str | None:
         """The field that holds the text; None when there is none."""

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, RepoFile, RepoFolder
 
 from bert_pipeline.corpus.sources.hub_rows import READERS, file_format
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.hub.client import PERMANENT_ERRORS, explain, with_retries
+from bert_pipeline.hub.credentials import hide_password, shown_endpoint
 from bert_pipeline.progress import err
 
 MAX_LISTED_NAMES = 60
@@ -48,7 +49,7 @@ class Repository:
         self.name = name
         self.max_wait = max_wait
         self.quiet = quiet
-        self.page = f"{constants.ENDPOINT}/datasets/{name}"
+        self.page = f"{shown_endpoint()}/datasets/{name}"
         self._api = HfApi()
         info = self._with_retries(lambda: self._fetch_info(revision))
         self.commit = info.sha or ""
@@ -187,7 +188,7 @@ class Repository:
                 problem = f"no config {config}" if config else "the dataset has several configs"
                 choice = f"Choose one with --source hub:{self.name}:CONFIG from: {_some(names)}."
                 raise BertpipeError(f"{self.page}: {problem}. {choice}") from None
-            detail = " ".join(str(error).split())
+            detail = hide_password(" ".join(str(error).split()))
             raise BertpipeError(
                 f"{self.page}: the data files were not found ({detail}). {self._suggest()}"
             ) from error

@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.compression import compr  # type: ignore[import-untyped]
 from fsspec.utils import infer_compression  # type: ignore[import-untyped]
-from huggingface_hub import constants
 
 from bert_pipeline.corpus.documents import Document
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
@@ -44,6 +43,7 @@ from bert_pipeline.hub.client import (
     connect,
     explain,
 )
+from bert_pipeline.hub.credentials import hide_password, shown_endpoint
 from bert_pipeline.storage.atomic import explain_full_disk
 
 if sys.version_info >= (3, 14):
@@ -93,7 +93,7 @@ class HubFileReader:
 
     def url(self, path: str) -> str:
         """The URL of a file, for messages."""
-        return f"{constants.ENDPOINT}/datasets/{self.repository}/resolve/{self.commit}/{path}"
+        return f"{shown_endpoint()}/datasets/{self.repository}/resolve/{self.commit}/{path}"
 
     @contextmanager
     def reading(self, path: str, counts: Counter[str]) -> Iterator[None]:
@@ -104,7 +104,8 @@ class HubFileReader:
             # Not broken data, so never skipped. A missing revision is a `FileNotFoundError`.
             raise explain(error, self.repository) from None
         except DATA_ERRORS as error:
-            detail = str(error).strip().partition("\n")[0] or type(error).__name__
+            first_line = str(error).strip().partition("\n")[0]
+            detail = hide_password(first_line) or type(error).__name__
             self.policy.handle(
                 f"{self.url(path)}: broken or truncated ({detail}).", "broken_file", counts
             )
@@ -256,7 +257,8 @@ def _read_batches(
 
 def _read_parquet(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
     rows = enumerate(files.columns(path))
-    yield from split_rows(Row(str(number), text, language) for number, (text, language) in rows)
+    found = (Row(str(number), text, language) for number, (text, language) in rows)
+    yield from split_rows(found, files.url(path), files.policy, counts)
 
 
 def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
@@ -266,7 +268,8 @@ def _read_text(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
 
 def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
     lines = split_lines(files.text(path, counts))
-    yield from split_rows(read_json_lines(lines, files.url(path), files.policy, counts))
+    rows = read_json_lines(lines, files.url(path), files.policy, counts)
+    yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
 def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
@@ -278,11 +281,14 @@ def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
     if is_json_lines:
         yield from _read_json_lines(files, path, counts)
     else:
-        yield from _read_rows(files, path, "json")
+        yield from _read_rows(files, path, counts, "json")
 
 
-def _read_rows(files: HubFileReader, path: str, builder: str, **options: Any) -> Iterator[Row]:
-    yield from split_rows(_find_fields(files, path, files.rows(path, builder, **options)))
+def _read_rows(
+    files: HubFileReader, path: str, counts: Counter[str], builder: str, **options: Any
+) -> Iterator[Row]:
+    rows = _find_fields(files, path, files.rows(path, builder, **options))
+    yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
 def _find_fields(files: HubFileReader, path: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
@@ -298,8 +304,8 @@ READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], Iterator[Row]]] 
     "ndjson": _read_json_lines,
     "json": _read_json,
     "txt": _read_text,
-    "csv": lambda files, path, counts: _read_rows(files, path, "csv"),
-    "tsv": lambda files, path, counts: _read_rows(files, path, "csv", sep="\t"),
-    "arrow": lambda files, path, counts: _read_rows(files, path, "arrow"),
+    "csv": lambda files, path, counts: _read_rows(files, path, counts, "csv"),
+    "tsv": lambda files, path, counts: _read_rows(files, path, counts, "csv", sep="\t"),
+    "arrow": lambda files, path, counts: _read_rows(files, path, counts, "arrow"),
 }
 """Readers by file extension."""

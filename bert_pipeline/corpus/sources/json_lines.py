@@ -27,7 +27,9 @@ def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row
     """The rows of one file."""
     with handle_broken_file(path, task.policy, counts):
         lines = split_lines(read_text(path, task.policy, counts))
-        yield from split_rows(read_json_lines(lines, str(path), task.policy, counts))
+        yield from split_rows(
+            read_json_lines(lines, str(path), task.policy, counts), str(path), task.policy, counts
+        )
 
 
 def read_json_lines(
@@ -38,6 +40,8 @@ def read_json_lines(
         if not line.strip():
             continue
         where = f"{name}, line {number + 1}"
+        if policy.is_too_long(line, where, counts):
+            continue
         try:
             row = json.loads(line)
             if not isinstance(row, dict):

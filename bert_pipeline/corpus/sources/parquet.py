@@ -45,7 +45,7 @@ def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row
                 f"columns: {', '.join(schema.names)}. Choose one with --text-field."
             )
         columns = [field, *filter(None, [task.policy.language_field])]
-        yield from split_rows(_read_columns(file, columns, counts))
+        yield from split_rows(_read_columns(file, columns, counts), str(path), task.policy, counts)
 
 
 def _read_columns(file: pq.ParquetFile, columns: list[str], counts: Counter[str]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sentences import split_sentences
 from bert_pipeline.corpus.sources.encodings import split_lines
+from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
@@ -87,9 +88,13 @@ def split_documents(lines: Iterable[str], *, titles: bool = True) -> Iterator[st
         yield "\n".join(join_wrapped(blocks))
 
 
-def split_rows(rows: Iterable[Row]) -> Iterator[Row]:
+def split_rows(
+    rows: Iterable[Row], name: str, policy: ErrorPolicy, counts: Counter[str]
+) -> Iterator[Row]:
     """Rows with wrapped lines joined; a long one becomes several, `12`, `12.1`, `12.2`, …."""
     for row in rows:
+        if policy.is_too_long(row.text, f"{name}, row {row.place}", counts):
+            continue
         if isinstance(row.text, str):
             for number, text in enumerate(_split_row(row.text)):
                 place = f"{row.place}.{number}" if number else row.place
