@@ -76,6 +76,8 @@ class MaskFiller:
 
     def fill_each(self, texts: Sequence[str], top_k: int) -> list[list[list[dict[str, Any]]]]:
         """For each text a list of masks, and for each mask a list of candidates (see `fill`)."""
+        for number, text in enumerate(texts, start=1):
+            self._check(number, text.replace(MASK, self._tokenizer.mask_token))
         results = (self.fill([text], top_k) for text in texts)
         return [result if isinstance(result[0], list) else [result] for result in results]
 

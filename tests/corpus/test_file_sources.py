@@ -253,7 +253,7 @@ def corpus_of(tmp_path: Path, content: str, **options: Any) -> list[str]:
 
 
 def test_jsonl_invalid_utf8_is_replaced_and_counted(read: Read):
-    good = "It is fine. " * 20
+    good = "It is fine. " * 60
     content = b'\xef\xbb\xbf{"text": "' + good.encode() + b'caf\xe9 \xff."}\n'
     assert read("a.jsonl", content) == [f"{good}caf\ufffd \ufffd."]
     assert counts(read)["invalid_bytes_replaced"] == 2

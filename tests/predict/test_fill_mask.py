@@ -171,6 +171,8 @@ def test_fill_mask_truncates_long_text_and_reports_mask_beyond_limit(model: Path
 def test_fill_mask_names_text_without_mask(model: Path) -> None:
     with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
         MaskFiller(model).fill(["a [MASK]", "b"], 5)
+    with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
+        MaskFiller(model).fill_each(["a [MASK]", "b"], 5)
 
 
 @pytest.mark.parametrize("top_k", [0, 401])

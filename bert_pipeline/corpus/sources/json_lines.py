@@ -36,6 +36,7 @@ def read_json_lines(
     lines: Iterable[str], name: str, policy: ErrorPolicy, counts: Counter[str]
 ) -> Iterator[Row]:
     """The rows by their line numbers, from 0; skips blank lines."""
+    has_languages = policy.language_field is None
     for number, line in enumerate(lines):
         if not line.strip():
             continue
@@ -49,8 +50,11 @@ def read_json_lines(
         except (ValueError, RecursionError) as error:
             policy.handle(f"{where}: not a JSON object ({error}).", "not_json", counts)
             continue
-        if problem := policy.find_missing_field(row):
+        field = policy.find_field(row)
+        has_languages = has_languages or policy.language_field in row
+        if field is None or not has_languages:
+            problem = policy.find_missing_field(row)
             policy.handle(f"{where}: {problem}", "no_text_field", counts)
         else:
-            language = row[policy.language_field] if policy.language_field else None
-            yield Row(str(number), row[policy.find_field(row)], language)
+            # A later row without a language is guessed, as one without a value is.
+            yield Row(str(number), row[field], row.get(policy.language_field or ""))
