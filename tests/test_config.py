@@ -257,7 +257,7 @@ MERGED = "a: &a {x: 1}\n" + "".join(
         (f"corpus: {{source: x, seed: {'y' * 100_000}}}", "--seed"),
         (f"corpus: {{source: x, workers: [{'[y, y], ' * 3000}]}}", "--workers"),
         (f"corpus: {{source: [{'[y, y], ' * 3000}]}}", "--source"),
-        (f"corpus: {{{'k' * 100}{'y' * 100_000}: 1}}", "is unknown"),
+        (f"corpus:\n  ? {'y' * 100_000}\n  : 1", "`y+` is unknown"),
         ("corpus: \x01", "not valid YAML"),
     ],
 )

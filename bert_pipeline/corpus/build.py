@@ -58,6 +58,7 @@ PARTS = ".parts"
 """Hidden folder of the parts."""
 SKIPPED_ON_ERROR = (
     "skipped_broken_file",
+    "skipped_broken_row",
     "skipped_no_text_field",
     "skipped_not_json",
     "skipped_not_text",

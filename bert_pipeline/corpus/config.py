@@ -12,9 +12,9 @@ from bert_pipeline.corpus.sources.registry import is_hub
 
 HUB_OPTIONS = frozenset({"split", "repository", "revision", "files"})
 """Options that apply only to sources on the Hugging Face Hub."""
-WITH_FIELDS = frozenset({"jsonl", "parquet"})
+WITH_FIELDS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 """Sources, beside those on the Hub, whose rows have fields."""
-ENCODED = frozenset({"text", "jsonl"})
+ENCODED = frozenset({"text", "jsonl", "csv", "tsv"})
 """Sources, beside those on the Hub, whose files have an encoding."""
 
 
@@ -36,20 +36,21 @@ class CorpusConfig(ShardedConfig):
 
     source: OneOrMany = Field(min_length=1)
     """Source of documents: `python-docs`, `wikitext-2`, `wikitext-103`, `oscar:LANG`,
-    `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB` or `parquet:GLOB` (text and jsonl also compressed
-    as .gz, .zst, .bz2 or .xz). Repeat for several sources."""
+    `hub:REPO[:CONFIG]`, `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB` or `parquet:GLOB`
+    (all but parquet also compressed as .gz, .zst, .bz2 or .xz). Repeat for several sources."""
     text_field: str | None = None
-    """Field or column with the text, for jsonl and parquet. Default: `text`, else `content`."""
+    """Field or column with the text, for jsonl, csv, tsv and parquet. Default: `text`, else
+    `content`."""
     encoding: str | None = None
-    """Encoding of text and jsonl files that are not UTF-8, such as `cp1251` or `gb18030`; a byte
-    order mark goes before it."""
+    """Encoding of text, jsonl, csv and tsv files that are not UTF-8, such as `cp1251` or `gb18030`;
+    a byte order mark goes before it."""
     language: OneOrMany = (GUESS,)
     """ISO 639 code of the language, such as `fa`, `fas` or `pt-BR`; repeat it to give one for each
     source, in the same order. It selects the rules for sentence splitting, and what the cleaning
     step `language` keeps. `guess` finds it in the first documents of a source, `guess-each` in each
     document; `oscar:LANG` sets its own."""
     language_field: str | None = None
-    """Field or column with the language of a row, for jsonl, parquet and the Hub."""
+    """Field or column with the language of a row, for jsonl, csv, tsv, parquet and the Hub."""
     clean: Annotated[tuple[str, ...], BeforeValidator(_expand_step_sets)] = STEP_SETS["basic"]
     """Cleaning steps, comma-separated or repeated. Sets: `none`, `basic` (unicode, control,
     whitespace), `web` (all except nfkc, c4 and fineweb). Steps, in the order in which they run:
@@ -77,7 +78,8 @@ class CorpusConfig(ShardedConfig):
     """Glob of the files to read in the Hub repository, instead of those that it declares."""
     max_wait: float = Field(120, ge=0)
     """Retry timeout in seconds: stop after this long without a response from the Hub (requests are
-    retried with exponential backoff). Rerun the same command to resume."""
+    retried with exponential backoff; a wait of up to 300 s that the Hub asks for does not count).
+    Rerun the same command to resume."""
     on_error: Literal["fail", "skip"] = "fail"
     """On a broken row or file: `fail` stops and names it, `skip` skips and counts it. A run that
     failed can be resumed with `skip`."""
@@ -125,7 +127,8 @@ class CorpusConfig(ShardedConfig):
             is_hub(spec) or spec.partition(":")[0] in WITH_FIELDS for spec in self.source
         ):
             raise ValueError(
-                "--language-field: applies only to jsonl, parquet and the Hub, and none is given."
+                "--language-field: applies only to jsonl, csv, tsv, parquet and the Hub, "
+                "and none is given."
             )
         return self
 
@@ -152,5 +155,7 @@ class CorpusConfig(ShardedConfig):
         if self.encoding and not any(
             is_hub(spec) or spec.partition(":")[0] in ENCODED for spec in self.source
         ):
-            raise ValueError("--encoding: applies only to text and jsonl, and none is given.")
+            raise ValueError(
+                "--encoding: applies only to text, jsonl, csv and tsv, and none is given."
+            )
         return self

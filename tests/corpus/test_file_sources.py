@@ -495,7 +495,8 @@ def test_folder_without_source_kind_suggests_a_pattern(tmp_path: Path):
         ("python-doc", "Did you mean python-docs?"),
         ("oskar:fa", "Did you mean oscar:fa?"),
         ("oscar", "Write oscar:LANG."),
-        ("data/a.csv", "Files in the format csv are not read"),
+        ("data/a.csv", "Did you mean 'csv:data/a.csv'?"),
+        ("data/a.json", "Files in the format json are not read"),
     ],
 )
 def test_misspelt_source_suggests_the_near_one(spec: str, meant: str):

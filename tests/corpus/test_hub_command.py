@@ -22,6 +22,7 @@ else:
 from tests.helpers.hub_reading import (
     FOREVER,
     LINES,
+    Read,
     Run,
     add_oscar,
     add_wikitext,
@@ -175,3 +176,42 @@ def test_finished_corpus_needs_no_network(hub: LocalHub, run: Run, tmp_path: Pat
         assert other.returncode == 1
         assert "is complete" not in other.stdout
     assert shards(tmp_path / "out") == before
+
+
+def test_password_of_the_endpoint_is_never_printed(hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    hub.add("me/data", {"a.jsonl": '{"text": "One."}\n{\n', "README.md": "# A\n"})
+    endpoint = hub.url.replace("http://", "http://user:hidden-word@")
+    command = ["corpus", "--max-wait", "1", "--out", tmp_path / "out", "--source"]
+    hub.plant("status", "/api/datasets/me/data", status=503)
+    broken = run(*command, "hub:me/data", HF_ENDPOINT=endpoint)
+    hub.plant("status", "/api/", status=503, times=FOREVER)
+    unreachable = run(*command, "hub:me/none", HF_ENDPOINT=endpoint)
+    assert "a.jsonl, line 2: not a JSON object" in broken.stderr
+    assert "503 Service Unavailable. No success" in unreachable.stderr
+    for done in (broken, unreachable):
+        assert "http://user:***@127.0.0.1" in done.stderr
+        assert "hidden-word" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("token", ["hf_schlüssel", "hf_a\tb"])
+def test_token_that_cannot_be_sent_is_one_message(hub: LocalHub, read: Read, token: str) -> None:
+    hub.add("me/data", {"a.jsonl": '{"text": "One."}\n'})
+    reading = read("hub:me/data", token)
+    assert reading.error.startswith("HF_TOKEN (or the token that `hf auth login` saved) has")
+    assert token not in reading.error
+    assert not hub.log
+
+
+@pytest.mark.parametrize("path", ["/api/datasets/me/data", "README", "train", "/cdn/"])
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/a"])
+def test_redirect_to_another_scheme_is_not_followed(
+    hub: LocalHub, read: Read, path: str, target: str
+) -> None:
+    files = {"train.jsonl.gz": pack(["One."], "jsonl.gz"), "README.md": f"# {path} {target}\n"}
+    hub.add("me/data", files)
+    hub.plant("status", path, status=302, headers={"Location": target}, times=FOREVER)
+    reading = read("hub:me/data", on_error="skip")
+    assert f"a redirect to {target.partition(':')[0]}:// is not followed" in reading.error
+    assert len(reading.error.splitlines()) == 1
+    assert not reading.texts

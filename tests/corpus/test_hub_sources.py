@@ -289,7 +289,7 @@ def test_memory_does_not_grow_with_file_size(hub: LocalHub, environment: dict[st
 
 
 def test_invalid_utf8_is_replaced_and_counted(hub: LocalHub, read: Read) -> None:
-    good = "It is fine. " * 20
+    good = "It is fine. " * 100
     row = b'{"text": "' + good.encode() + b'caf\xe9"}\n{"text": "\xef\xbf\xbd"}\n'
     hub.add("me/data", {"train.jsonl": row})
     hub.add("me/text", {"train.txt": good.encode() + b"caf\xe9 \xff\n"})

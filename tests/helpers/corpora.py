@@ -38,7 +38,8 @@ def read(tmp_path: Path) -> Read:
         file.write_bytes(
             content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
         )
-        kind = {"txt": "text", "jsonl": "jsonl", "parquet": "parquet"}[name.split(".")[1]]
+        extension = name.split(".")[1]
+        kind = "text" if extension == "txt" else extension
         config = CorpusConfig(
             out=tmp_path / "corpus", source=(f"{kind}:{file}",), workers=1, quiet=True, **options
         )

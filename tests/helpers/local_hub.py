@@ -277,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def token(self) -> str:
-        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        kind, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        return token if kind == "Bearer" else ""
 
     def _answer(self, method: str) -> None:
         url = urlsplit(self.path)

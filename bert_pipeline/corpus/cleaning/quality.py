@@ -151,8 +151,9 @@ def _make_tokenizer(step: str, language: str) -> WhitespaceTokenizer:
     language = re.split(r"[-_]", language.lower(), maxsplit=1)[0]
     if language in SPACELESS:
         raise UsageError(
-            f"--clean {step}: counts words, but {language} has no spaces between words. Give "
-            "--clean mojibake,html,unicode,control,whitespace,language,exact,near for this language."
+            f"--clean {step}: counts words, but {language} has no spaces between words. For "
+            "this language give --clean "
+            "mojibake,html,unicode,control,whitespace,language,exact,near."
         )
     return _tokenizer(language)
 

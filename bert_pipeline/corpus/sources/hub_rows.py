@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from fsspec.compression import compr  # type: ignore[import-untyped]
 from fsspec.utils import infer_compression  # type: ignore[import-untyped]
 
 from bert_pipeline.corpus.documents import Document
+from bert_pipeline.corpus.sources.delimited import read_delimited
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.json_lines import read_json_lines
@@ -110,7 +112,7 @@ class HubFileReader:
                 f"{self.url(path)}: broken or truncated ({detail}).", "broken_file", counts
             )
 
-    def rows(self, path: str, builder: str, **options: Any) -> Iterator[dict[str, Any]]:
+    def rows(self, path: str, builder: str) -> Iterator[dict[str, Any]]:
         """The rows of a file, read with a builder of `datasets`."""
         import datasets
 
@@ -119,9 +121,7 @@ class HubFileReader:
             "split": "train",
             "streaming": True,
         }
-        yield from self._resume_after_errors(
-            path, lambda: datasets.load_dataset(builder, **where, **options)
-        )
+        yield from self._resume_after_errors(path, lambda: datasets.load_dataset(builder, **where))
 
     def text(self, path: str, counts: Counter[str]) -> Iterator[str]:
         """The decoded text of a file, plain or compressed, in pieces."""
@@ -272,6 +272,14 @@ def _read_json_lines(files: HubFileReader, path: str, counts: Counter[str]) -> I
     yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
+def _read_delimited(
+    kind: str, files: HubFileReader, path: str, counts: Counter[str]
+) -> Iterator[Row]:
+    lines = split_lines(files.text(path, counts))
+    rows = read_delimited(lines, kind, files.url(path), files.policy, counts)
+    yield from split_rows(rows, files.url(path), files.policy, counts)
+
+
 def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterator[Row]:
     first = next((line for line in split_lines(files.text(path, Counter())) if line.strip()), "{}")
     try:
@@ -285,9 +293,9 @@ def _read_json(files: HubFileReader, path: str, counts: Counter[str]) -> Iterato
 
 
 def _read_rows(
-    files: HubFileReader, path: str, counts: Counter[str], builder: str, **options: Any
+    files: HubFileReader, path: str, counts: Counter[str], builder: str
 ) -> Iterator[Row]:
-    rows = _find_fields(files, path, files.rows(path, builder, **options))
+    rows = _find_fields(files, path, files.rows(path, builder))
     yield from split_rows(rows, files.url(path), files.policy, counts)
 
 
@@ -304,8 +312,8 @@ READERS: dict[str, Callable[[HubFileReader, str, Counter[str]], Iterator[Row]]] 
     "ndjson": _read_json_lines,
     "json": _read_json,
     "txt": _read_text,
-    "csv": lambda files, path, counts: _read_rows(files, path, counts, "csv"),
-    "tsv": lambda files, path, counts: _read_rows(files, path, counts, "csv", sep="\t"),
+    "csv": partial(_read_delimited, "csv"),
+    "tsv": partial(_read_delimited, "tsv"),
     "arrow": lambda files, path, counts: _read_rows(files, path, counts, "arrow"),
 }
 """Readers by file extension."""

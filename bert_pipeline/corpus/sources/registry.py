@@ -41,6 +41,8 @@ SOURCES = {
         SourceKind("hub:REPO[:CONFIG]", "hub_datasets", is_hub=True),
         SourceKind("text:GLOB", "plain_text"),
         SourceKind("jsonl:GLOB", "json_lines"),
+        SourceKind("csv:GLOB", "delimited"),
+        SourceKind("tsv:GLOB", "delimited"),
         SourceKind("parquet:GLOB", "parquet"),
     )
 }

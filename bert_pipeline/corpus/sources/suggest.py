@@ -43,8 +43,8 @@ def _suggest_pattern(pattern: str) -> str:
     extension = plain.rpartition("/")[2].rpartition(".")[2] if "." in plain else "txt"
     if (kind := _KINDS.get(extension, extension)) in SOURCES:
         return f"Did you mean '{kind}:{pattern}'?"
-    if extension in ("csv", "tsv", "json"):
-        return f"Files in the format {extension} are not read; convert them to jsonl or parquet."
+    if extension == "json":
+        return "Files in the format json are not read; convert them to jsonl or parquet."
     return f"Did you mean 'text:{pattern}'?"
 
 
