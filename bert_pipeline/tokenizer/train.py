@@ -62,8 +62,7 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
             manifest = work.finish(counts | {"vocab_size": quality.vocab_size}, files)
             _print_summary(manifest, config, corpus)
             print_quality(quality, quiet=config.quiet)
-            if config.tokenizer is None:
-                print_merged_words(tokenizer, text, config)
+            print_merged_words(tokenizer, text, config)
     if others or config.verbose:
         _compare(config, manifest, others, text or _sample_text(config, corpus))
     return manifest

@@ -237,3 +237,15 @@ def test_repository_with_a_sentencepiece_model_alone_is_taken(
     assert auto.mask_token == expected.mask_token
     mask = auto.mask_token
     assert auto.tokenize(f"Haus {mask}.")[-1] == "."
+
+
+def test_taken_tokenizer_that_merges_words_prints_their_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["schön schon schön. Haus haus Baum"] * 2
+    options = {"lowercase": True, "strip_accents": True}
+    theirs = train(tmp_path / "theirs", *texts, **options)
+    capsys.readouterr()
+    taken = {"out": tmp_path / "taken", "corpus": tmp_path / "theirs-corpus"}
+    train_tokenizer(TokenizeConfig(**taken, tokenizer=str(theirs)))
+    assert "its normalization: 80.0% of the distinct words" in capsys.readouterr().out
