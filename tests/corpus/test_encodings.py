@@ -203,7 +203,7 @@ def test_codec_that_is_no_text_encoding_is_refused(name: str):
 
 def test_encoding_without_text_files_is_refused():
     values = {"out": Path("x"), "source": ("parquet:*",), "encoding": "cp1251"}
-    with pytest.raises(UsageError, match="--encoding: applies only to text and jsonl"):
+    with pytest.raises(UsageError, match="--encoding: applies only to text, jsonl, csv and tsv"):
         build_config(CorpusConfig, values)
 
 

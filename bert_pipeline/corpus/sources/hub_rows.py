@@ -33,7 +33,7 @@ from bert_pipeline.corpus.sources.delimited import read_delimited
 from bert_pipeline.corpus.sources.encodings import decode_text, split_lines
 from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.json_lines import read_json_lines
-from bert_pipeline.corpus.sources.parquet import batch_rows
+from bert_pipeline.corpus.sources.parquet import batch_rows, find_share
 from bert_pipeline.corpus.sources.plain_text import cut_line, split_documents, split_rows
 from bert_pipeline.corpus.sources.rows import Row, make_documents, number_rows
 from bert_pipeline.hub.checked_files import ChangedOnTheWay, CheckedFile, SpooledFile
@@ -160,7 +160,7 @@ class HubFileReader:
     def _read_columns(
         self, path: str, metadata: pq.FileMetaData, names: list[str]
     ) -> Iterator[tuple[Any, Any]]:
-        if _find_share(metadata, names) < MIN_CHECKED_SHARE:
+        if find_share(metadata, names) < MIN_CHECKED_SHARE:
             with fsspec.open(self._location(path)) as raw:
                 yield from _read_batches(raw, metadata, names)
             return
@@ -230,16 +230,6 @@ def file_format(path: str) -> str:
 def _read_metadata(location: str) -> Iterator[pq.FileMetaData]:
     with fsspec.open(location) as file:
         yield pq.read_metadata(file)
-
-
-def _find_share(metadata: pq.FileMetaData, names: list[str]) -> float:
-    """The share of the columns in the compressed size of all columns."""
-    sizes: Counter[bool] = Counter()
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            is_read = column.path_in_schema.split(".")[0] in names
-            sizes[is_read] += column.total_compressed_size
-    return sizes[True] / max(sizes.total(), 1)
 
 
 def _read_batches(

@@ -68,6 +68,16 @@ def batch_rows(metadata: pq.FileMetaData, most: int) -> int:
     return int(min(most, max(1, _BATCH_BYTES / max(1, row_bytes))))
 
 
+def find_share(metadata: pq.FileMetaData, names: list[str]) -> float:
+    """The share of the columns in the compressed size of all columns."""
+    sizes: Counter[bool] = Counter()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            is_read = column.path_in_schema.split(".")[0] in names
+            sizes[is_read] += column.total_compressed_size
+    return sizes[True] / max(sizes.total(), 1)
+
+
 def _as_bytes(column: pa.Array) -> pa.Array:
     """A text column as bytes, because Arrow does not check that they are valid UTF-8."""
     if pa.types.is_dictionary(column.type):
