@@ -115,7 +115,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["corpus", "--source", "floppy", "--out", "x"],
             2,
-            "oscar:LANG, hub:REPO[:CONFIG], text:GLOB, jsonl:GLOB, parquet:GLOB",
+            "oscar:LANG, hub:REPO[:CONFIG], text:GLOB, jsonl:GLOB, csv:GLOB, tsv:GLOB",
         ),
         (
             ["corpus", "--source", __file__, "--out", "x"],

@@ -1,6 +1,7 @@
 """The folders load in older transformers, in classes of single models, and without transformers."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +30,9 @@ SHAPE = {
 }
 READ = """
 import json, sys
+import transformers
 from transformers import AutoTokenizer
+assert transformers.__version__.startswith("4.")
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 texts = json.loads(sys.argv[2])
 print(json.dumps([tokenizer(text)["input_ids"] for text in texts] + [tokenizer(*texts[:2]).data]))
@@ -40,13 +43,17 @@ print(json.dumps([tokenizer(text)["input_ids"] for text in texts] + [tokenizer(*
 def test_transformers_4_gives_the_same_ids(
     tmp_path: Path, wordpiece_folder: Path, byte_bpe_folder: Path, unigram_folder: Path
 ) -> None:
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "old"], check=True)
-    python = tmp_path / "old" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "transformers<5"]
-    subprocess.run(install, check=True, capture_output=True, timeout=250)
+    old = ["transformers<5", "tokenizers<0.23", "huggingface_hub<1"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*install, "--target", tmp_path / "old", *old], check=True, capture_output=True, timeout=250
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "old"), "USE_TORCH": "0"}
     for folder in (wordpiece_folder, byte_bpe_folder, unigram_folder):
-        command = [python, "-c", READ, folder, json.dumps(TEXTS)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", READ, folder, json.dumps(TEXTS)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         auto = AutoTokenizer.from_pretrained(folder)
         expected = [auto(text)["input_ids"] for text in TEXTS] + [auto(*TEXTS[:2]).data]
