@@ -44,7 +44,7 @@ def test_masked_token_of_a_text_leaves_all_other_ids_as_they_are(folder: Path) -
         position = 1 + number % (len(whole.ids) - 2)
         start, end = whole.offsets[position]
         normalized = auto.backend_tokenizer.normalizer.normalize_str(f"a{text[start:end]}a")
-        # Punctuation and Chinese characters are words of their own: the next word starts anew.
+        # After punctuation or a Chinese character, the next token starts a word.
         assume(len(auto.backend_tokenizer.pre_tokenizer.pre_tokenize_str(normalized)) == 1)
         expected = list(whole.ids)
         expected[position] = auto.mask_token_id
