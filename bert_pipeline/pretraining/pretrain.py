@@ -27,7 +27,7 @@ from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
     find_strategy,
-    make_accelerator,
+    start_ranks,
 )
 from bert_pipeline.training.hardware import peak_memory
 from bert_pipeline.training.optimizers.combined import Optimizer
@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig) -> None:
     of a distributed run calls this; only the main one writes and prints.
     """
     transformers_logging.disable_progress_bar()
-    ranks = Ranks.from_accelerator(make_accelerator(config))
+    ranks = start_ranks(config)
     try:
         with ExitStack() as stack:
             _pretrain(config, ranks, stack)
@@ -171,12 +171,11 @@ def make_trainer(
     """The trainer of a run in `folder`, ready to start or resume."""
     # 1. Data and model.
     task = PretrainingTask(config, inputs, ranks, folder)
-    device = ranks.accelerator.device
     steps = min_steps(config, inputs, len(task.examples[0]))
     task.model = PretrainingModel(
         task.make_network(),
         checkpoint_activations=config.checkpoint_activations,
-        compiled=should_compile(config.compile, device, steps, config.max_minutes),
+        compiled=should_compile(config.compile, ranks.device, steps, config.max_minutes),
     )
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
@@ -185,7 +184,7 @@ def make_trainer(
     # 3. Optimizer and checkpoints.
     network = task.model.network
     groups = group_parameters(network, parameter_kinds(network))
-    optimizer = Optimizer(network, groups, config)
+    optimizer = Optimizer(network, groups, config, ranks.precision)
     checkpoints = folder / CHECKPOINTS
     state = TrainingState(ranks, network, optimizer, checkpoints, config.keep_checkpoints)
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
@@ -223,7 +222,7 @@ def finish(
         "elapsed_s": position.elapsed_s,
         "skipped_steps": position.skipped,
         **trainer.totals.rates(trainer.peak_flops),
-        "peak_memory_bytes": peak_memory(trainer.ranks.accelerator.device),
+        "peak_memory_bytes": peak_memory(trainer.ranks.device),
         **metrics,
     }
     work.finish(counts, [*files, work.folder / METRICS])

@@ -21,7 +21,7 @@ def announce(network: PreTrainedModel, ranks: Ranks, *, quiet: bool) -> None:
     print_line(
         f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × "
         f"{shape.hidden_size}, {human_count(parameters)} parameters, on "
-        f"{ranks.accelerator.device.type} × {ranks.world_size}",
+        f"{ranks.device.type} × {ranks.world_size}, {ranks.precision.name}",
         quiet=quiet,
     )
 

@@ -92,7 +92,7 @@ class PretrainingTask:
         """
         examples = self.examples[0]
         batch = examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
-        device = self.ranks.accelerator.device
+        device = self.ranks.device
         losses = self.model.to(device)(batch.to(device))
         torch.autograd.backward(torch.stack(losses).sum())
         for parameter in self.model.parameters():
@@ -132,7 +132,7 @@ class PretrainingTask:
         if missing := len(parts) - len(batches):
             placeholder = examples.collate(rows[:1], subset, epochs[:1])
             batches += [replace(placeholder, is_placeholder=True)] * missing
-        if ranks.accelerator.device.type == "cuda":
+        if ranks.device.type == "cuda":
             batches = [batch.pin() for batch in batches]
         return StepInputs(
             micro_batches=batches,
@@ -191,7 +191,7 @@ class PretrainingTask:
         # model is gathered for each.
         batches = math.ceil(len(rows) / ranks.world_size / ROWS_PER_BATCH)
         parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
-        with ranks.accelerator.autocast():
+        with ranks.precision.autocast(ranks.device):
             sums = [self._sum(validation, part, rows) for part in parts]
         total = ranks.sum(torch.stack(sums).sum(0))
         return compute_metrics(total, validation.bytes_per_token)

@@ -86,9 +86,10 @@ class TrainConfig(StageConfig):
     """Consecutive steps with a loss or gradient that is not finite after which the run is rolled
     back to its last checkpoint and continues after their batches. Each such step is skipped, its
     batch written to skipped/. If it happens again, the run stops."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the matrix products (mixed precision); `auto` is bf16 on a GPU that supports
-    it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the matrix products (mixed precision): `auto` is bf16 on GPUs and CPUs that
+    multiply it fast, fp16 with a loss scale on older GPUs, and fp32 elsewhere. fp32 uses TF32 on
+    GPUs that have it. A run resumes only in the precision in which it was started."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the encoder's layers (`torch.compile`); `auto` does so for runs on a GPU that are
     long enough to amortise compilation."""

@@ -29,7 +29,7 @@ from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest
-from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.distributed import start_ranks
 from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples, read_rows
 from tests.helpers.training_runs import reset_accelerate
@@ -248,16 +248,11 @@ def make_run(
             quiet=True,
             **options,
         )
-        accelerator = make_accelerator(config)
-        tasks = [
-            PretrainingTask(
-                config, Inputs.check(config), Ranks.from_accelerator(accelerator), tmp_path
-            )
-            for _ in range(ranks)
-        ]
+        own = start_ranks(config)
+        tasks = [PretrainingTask(config, Inputs.check(config), own, tmp_path) for _ in range(ranks)]
         for rank, task in enumerate(tasks):
             # Only the rank matters here; other tests train in several processes.
-            who = SimpleNamespace(rank=rank, world_size=ranks, accelerator=accelerator)
+            who = SimpleNamespace(rank=rank, world_size=ranks, device=own.device)
             task.ranks = who  # type: ignore[assignment]
         return tasks
 

@@ -66,14 +66,15 @@ def test_rates_and_mfu_are_none_where_unknown() -> None:
         ("NVIDIA A10G", 70),
         ("NVIDIA L4", 121),
         ("NVIDIA GeForce RTX 4090", 165.2),
-        ("Tesla T4", None),
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 112),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Something New", None),
     ],
 )
 def test_peak_flops_by_device_name(name: str, teraflops: float | None) -> None:
     assert peak_of(name) == (teraflops and pytest.approx(teraflops * 1e12))
-    assert find_peak(torch.device("cpu"), bf16=True) is None
+    assert find_peak(torch.device("cpu"), is_half=True) is None
 
 
 @pytest.mark.integration

@@ -76,6 +76,10 @@ def test_run_killed_20_times_ends_with_the_same_weights(
             {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"precision": "fp16", "max_steps": 24},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_run_resumes_to_the_same_weights(
@@ -329,5 +333,5 @@ def test_run_is_not_resumed_in_another_precision(
     assert found.position.precision == "fp32"
     elsewhere = replace(found.position, step=found.position.step + 1, precision="bf16")
     save_checkpoint(out / "checkpoints", elsewhere, found.model, found.optimizer, keep=9)
-    with pytest.raises(BertpipeError, match=r"trained in bf16 up to step .* auto is fp32"):
+    with pytest.raises(BertpipeError, match=r"trained in bf16 up to step .* fp32 is fp32"):
         run(examples_folder, wordpiece_folder, out, max_steps=100_000)
