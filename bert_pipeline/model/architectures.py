@@ -104,6 +104,32 @@ def make_config(
     return config
 
 
+def adapt_config(folder: Path, vocab_size: int, special: SpecialIds, dropout: float | None) -> Any:
+    """The config of a model folder, with room for a vocabulary and the ids of its special tokens.
+
+    `dropout` is as in `make_config`. Raises `BertpipeError` if the folder has no config of a masked
+    LM that is an encoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except BertpipeError:  # raised by a signal handler
+        raise
+    except Exception as error:  # a malformed config.json can raise any class
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BertpipeError(f"{folder}: its config cannot be loaded ({detail}).") from None
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+        raise BertpipeError(f"{folder}: {config.model_type} is not a masked-LM encoder.")
+    known = config.to_dict()
+    # Some vocabularies are padded to a multiple that suits the hardware.
+    config.vocab_size = max(config.vocab_size, vocab_size)
+    for name, value in _special_ids(special).items():
+        if known.get(name) is not None:
+            setattr(config, name, value)
+    for name in _dropout_fields(known) if dropout is not None else ():
+        setattr(config, name, dropout)
+    return config
+
+
 def count_positions(config: Any) -> int | None:
     """The maximum number of tokens per example; None without a limit."""
     most = getattr(config, "max_position_embeddings", None)

@@ -9,6 +9,9 @@ from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest_file
 from bert_pipeline.tokenizer.load import list_tokenizer_files
 
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+"""The files of a model's weights, as globs."""
 MASK = "[MASK]"
 """Stands for the model's mask token in the texts of users."""
 MAX_NAMES = 3
@@ -21,7 +24,7 @@ def find_model(path: Path) -> Path:
     Raises `BertpipeError` if there is none.
     """
     for candidate in (path, path / "model", path / "pretrain" / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / CONFIG).is_file():
             return candidate
     unfinished = (
         " Training has not finished; run it again to resume."
@@ -39,6 +42,28 @@ def load_model(folder: Path, auto_class: Any) -> Any:
     Raises `BertpipeError` if the folder is incomplete or damaged: transformers itself would fill
     missing weights with random ones.
     """
+    network, report = _load(folder, auto_class)
+    _check_weights(folder, network, report, sorted(report["missing_keys"]))
+    return network
+
+
+def load_with_new_heads(folder: Path, auto_class: Any) -> tuple[Any, list[str]]:
+    """As `load_model` in fp32, with random weights in heads that are missing, and their names.
+
+    The encoder must be complete.
+    """
+    import torch
+
+    network, report = _load(folder, auto_class, dtype=torch.float32)
+    missing = sorted(report["missing_keys"])
+    encoder = f"{network.base_model_prefix}."
+    lacking = [name for name in missing if name.startswith(encoder) and "pooler" not in name]
+    _check_weights(folder, network, report, lacking)
+    return network, missing
+
+
+def _load(folder: Path, auto_class: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The network, and the report of transformers on its weights."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -52,6 +77,7 @@ def load_model(folder: Path, auto_class: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except BertpipeError:  # raised by a signal handler
         raise
@@ -64,13 +90,14 @@ def load_model(folder: Path, auto_class: Any) -> Any:
         raise BertpipeError(f"{folder}: cannot be loaded ({detail}).") from None
     finally:
         logging.set_verbosity_warning()
-    _check_weights(folder, network, report)
-    return network
+    return network, report
 
 
-def _check_weights(folder: Path, network: Any, report: Mapping[str, Any]) -> None:
+def _check_weights(
+    folder: Path, network: Any, report: Mapping[str, Any], lacking: list[str]
+) -> None:
     unusable = {
-        "lacks": sorted(report["missing_keys"]),
+        "lacks": lacking,
         "has weights of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
         "has weights that are not finite": [
             name for name, weight in network.named_parameters() if not weight.isfinite().all()

@@ -14,6 +14,7 @@ from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
+from bert_pipeline.pretraining.adaptation import Adaptation
 from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import (
@@ -62,15 +63,21 @@ class PretrainingTask:
         self._unigram = unigram_log_probabilities(config.examples)
         self._phase: int | None = None
         """The phase of the latest line of metrics, at first that of the first step."""
+        self.new_heads: Sequence[str] = ()
+        """Weights that the model of --init-from lacked, which are random."""
         self.model: PretrainingModel
         """What is evaluated; set once it has been made for these examples."""
 
     def make_network(self) -> PreTrainedModel:
         """The stock model with its initial weights."""
         torch.manual_seed(self.config.seed)
-        network: PreTrainedModel = make_network(
-            self.inputs.model_config, with_pairs=self.inputs.has_pairs
-        )
+        inputs = self.inputs
+        if inputs.start is not None:
+            loaded, self.new_heads = inputs.start.load(
+                inputs.model_config, inputs.tokenizer, with_pairs=inputs.has_pairs
+            )
+            return loaded
+        network: PreTrainedModel = make_network(inputs.model_config, with_pairs=inputs.has_pairs)
         # The other processes get the weights of the main one, and need no memory for the counts.
         if self.config.initialization == "informed" and self.ranks.is_main:
             tokens, offsets = self.examples[0].sample_unmasked(COUNTED_TOKENS)
@@ -199,6 +206,15 @@ class PretrainingTask:
     def _sum(self, validation: Examples, part: Any, rows: Any) -> torch.Tensor:
         own = part if len(part) else rows[:1]
         return sum_metrics(self.model, validation, own, self._unigram) * min(1, len(part))
+
+    def adaptation(self, old_texts: Mapping[str, Sequence[str]]) -> Adaptation | None:
+        """On which texts the result is compared with the model of --init-from; None without it."""
+        start = self.inputs.start
+        if start is None:
+            return None
+        length: int = self.inputs.examples.config["max_seq_length"]
+        tokenizer = self.inputs.tokenizer
+        return Adaptation(start, tokenizer, length, self.validation[0], old_texts)
 
     def interval_metrics(self, terms: Sequence[float], tokens: int) -> Mapping[str, float]:
         """The share of tokens that were predicted since the last line of metrics."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bert_pipeline.config import Choice, OneOrMany, StageConfig, available_cores, flag
 from bert_pipeline.training.optimizers.registry import OPTIMIZERS
-from bert_pipeline.training.schedule import SCHEDULES, RunLength
+from bert_pipeline.training.schedule import SCHEDULES, RunLength, Schedule
 
 REQUIRES: dict[tuple[str, str | None], frozenset[str]] = {
     ("schedule", "wsd"): frozenset({"decay"}),
@@ -38,8 +38,9 @@ class TrainConfig(StageConfig):
     """Options that may differ between the processes of a run, such as paths on several hosts."""
     requires: ClassVar[dict[tuple[str, str | None], frozenset[str]]] = REQUIRES
 
-    max_steps: int | None = Field(None, ge=1)
-    """Train for this many optimizer steps."""
+    max_steps: int | None = Field(None, ge=0)
+    """Train for this many optimizer steps. A finished run of `--schedule wsd` goes on from before
+    its decay if the number is raised."""
     max_tokens: int | None = Field(None, ge=1)
     """Train for this many real tokens (without padding) instead."""
     max_minutes: float | None = Field(None, gt=0)
@@ -154,6 +155,10 @@ class TrainConfig(StageConfig):
         """The length of the run."""
         seconds = self.max_minutes and self.max_minutes * 60
         return RunLength(self.max_steps, self.max_tokens, self.max_epochs, seconds)
+
+    def learning_rate_schedule(self) -> Schedule:
+        """The learning-rate schedule."""
+        return Schedule(self.schedule, self.find_warmup(), self.decay)
 
     def shared_by_processes(self) -> dict[str, Any]:
         """The options that must be equal in all processes of a run."""

@@ -79,12 +79,14 @@ class Trainer:
         self.peak_flops = peak and peak * ranks.world_size
         """FLOP/s of all devices together, if known."""
         self.length = config.length()
+        self._schedule = config.learning_rate_schedule()
         self.position = Position()
         self._meter = Meter(task, self.peak_flops)
         self._stop = StopSignal()
         self._stopped_by = 0
         self._pending: StepResult | None = None
         self._saved_step = 0
+        self._is_last_stable = False
         self._loss_scale = 1.0
         self._started = time.perf_counter()
         self._elapsed_before = 0.0
@@ -139,7 +141,7 @@ class Trainer:
     def _start(self, start: Position) -> None:
         """Set the clock, the position and the logs to the start or the checkpoint."""
         config = self.config
-        self.position = replace(start, regular=False, is_best=False)
+        self.position = replace(start, regular=False, is_best=False, is_stable=False)
         self._saved_step = start.step
         self._trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         if self.ranks.is_main:
@@ -172,7 +174,7 @@ class Trainer:
                     # This step is dropped: it started from the weights before the rollback.
                     return False
                 self._pending = result
-                self._advance(inputs)
+                self._advance(inputs, progress)
                 if self._needs_values() and self._read_pending():
                     return False
                 self._meter.add_time(time.perf_counter() - step_started, waited)
@@ -239,9 +241,12 @@ class Trainer:
             self._write_metrics({"step": self.position.step, **metrics})
         return metrics
 
-    def save(self, *, regular: bool = False, is_best: bool = False) -> None:
+    def save(
+        self, *, regular: bool = False, is_best: bool = False, is_stable: bool = False
+    ) -> None:
         """Start to write a checkpoint of the current position."""
-        self.state.save(replace(self.position, regular=regular, is_best=is_best))
+        position = replace(self.position, regular=regular, is_best=is_best, is_stable=is_stable)
+        self.state.save(position)
         self._saved_step = self.position.step
 
     def _gather(self, inputs: StepInputs) -> AllRanks:
@@ -260,9 +265,15 @@ class Trainer:
     def _elapsed(self) -> float:
         return self._elapsed_before + time.perf_counter() - self._started
 
-    def _advance(self, inputs: StepInputs) -> None:
+    def _advance(self, inputs: StepInputs, progress: float) -> None:
+        """Move on after a step that began at `progress`."""
         position = inputs.advance(self.position)
         self.position = replace(position, elapsed_s=self._elapsed())
+        # By the clock, ranks would not agree on it.
+        is_stable = self._schedule.is_stable
+        self._is_last_stable = is_stable(progress) and not is_stable(
+            self.length.progress(self.position, 0.0)
+        )
         if self._bar:
             self._bar.move_to(self.length.progress(self.position, self.position.elapsed_s))
 
@@ -321,7 +332,8 @@ class Trainer:
     def _needs_values(self) -> bool:
         config = self.config
         intervals = (config.log_every, config.evaluate_every, config.checkpoint_every)
-        return any(self.position.step % every == 0 for every in intervals)
+        is_due = any(self.position.step % every == 0 for every in intervals)
+        return is_due or self._is_last_stable
 
     def _between_steps(self) -> None:
         config = self.config
@@ -340,8 +352,8 @@ class Trainer:
         is_regular = step % config.checkpoint_every == 0 and not self.position.bad_in_a_row
         if is_regular:
             self.position = replace(self.position, rolled_back=False)
-        if is_regular or is_best:
-            self.save(regular=is_regular, is_best=is_best)
+        if is_regular or is_best or self._is_last_stable:
+            self.save(regular=is_regular, is_best=is_best, is_stable=self._is_last_stable)
 
     def _select(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the metrics of an evaluation are the best so far."""

@@ -11,7 +11,6 @@ from bert_pipeline.training.distributed import sharded_like
 from bert_pipeline.training.optimizers.groups import ParameterGroup
 from bert_pipeline.training.optimizers.registry import OPTIMIZERS
 from bert_pipeline.training.precision import FP32, LossScale, Precision
-from bert_pipeline.training.schedule import Schedule
 
 LOSS_SCALE = "loss_scale"
 
@@ -31,7 +30,7 @@ class Optimizer:
             parameter: name for name, parameter in network.named_parameters()
         }
         self.members = OPTIMIZERS[config.optimizer].build(groups, config, precision)
-        self._schedule = Schedule(config.schedule, config.find_warmup(), config.decay)
+        self._schedule = config.learning_rate_schedule()
         self._max_grad_norm = config.max_grad_norm
         device = next(network.parameters()).device
         self._dynamic_scale = LossScale(device) if precision.name == "fp16" else None
