@@ -41,12 +41,13 @@ SLOW = {
 
 
 def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Options of a run that takes a second."""
+    """Options of a run that takes a second; from an existing model if `init_from` is given."""
+    shape = {} if "init_from" in changes else {"model": SHAPE}
     return {
         "examples": examples,
         "tokenizer": tokenizer,
         "out": out,
-        "model": SHAPE,
+        **shape,
         "max_steps": 30,
         "batch_size": 8,
         "learning_rate": 3e-3,
