@@ -308,14 +308,15 @@ def test_model_on_the_hub_is_downloaded_without_its_pickle(
     root = tmp_path / "hub"
     model = make_model("bert", wordpiece_folder, root / "a" / "bert")
     (model / "pytorch_model.bin").write_bytes(b"not to be read")
-    given = options(mlm_examples_folder, wordpiece_folder, tmp_path / "out", max_steps=0)
+    changes = {"init_from": "a/bert", "max_steps": 0}
+    given = options(mlm_examples_folder, wordpiece_folder, tmp_path / "out", **changes)
     with LocalHub(root) as hub:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",
         }
-        arguments = command(tmp_path / "run.yaml", given | {"init_from": "a/bert"})
+        arguments = command(tmp_path / "run.yaml", given)
         done = subprocess.run(
             [sys.executable, *arguments],
             env=environment,
