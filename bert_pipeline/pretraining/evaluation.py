@@ -54,6 +54,25 @@ class Evaluation:
     """`mlm_loss` in bits per UTF-8 byte of text, which compares across tokenizers; None for
     examples that an older version made."""
 
+    def describe(self, split: str = "validation") -> list[tuple[str, str]]:
+        """The metrics on the examples of a split as lines for people."""
+        gain = self.unigram_loss - self.mlm_loss
+        side = "below" if gain >= 0 else "above"
+        baseline = f"{abs(gain):.2f} {side} the unigram baseline ({self.unigram_loss:.3f})"
+        documents = "held-out" if split == "validation" else "training"
+        perplexity = f"{self.perplexity:.1f}"
+        if self.bits_per_byte is not None:
+            perplexity += f", {self.bits_per_byte:.3f} bits per byte"
+        lines = [
+            ("masked-LM loss", f"{self.mlm_loss:.3f} nats, {baseline}"),
+            ("perplexity", perplexity),
+            ("top-1 accuracy", f"{self.top1_accuracy:.1%} (top-5 {self.top5_accuracy:.1%})"),
+        ]
+        if self.nsp_accuracy is not None:
+            lines.append(("sentence pairs", f"{self.nsp_accuracy:.1%} accuracy"))
+        measured = f"{self.masked_tokens:,} masked tokens of {documents} documents"
+        return [*lines, ("measured on", measured)]
+
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
     """Add-one smoothed log-frequencies of the training tokens, float32 `[vocab_size]`."""
@@ -123,27 +142,6 @@ def compute_metrics(sums: torch.Tensor, bytes_per_token: float | None) -> Evalua
         masked_tokens=int(total["masked_tokens"]),
         bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
     )
-
-
-def describe(evaluation: Evaluation, split: str = "validation") -> list[tuple[str, str]]:
-    """The metrics on the examples of a split as lines for people."""
-    gain = evaluation.unigram_loss - evaluation.mlm_loss
-    side = "below" if gain >= 0 else "above"
-    baseline = f"{abs(gain):.2f} {side} the unigram baseline ({evaluation.unigram_loss:.3f})"
-    documents = "held-out" if split == "validation" else "training"
-    top1 = f"{evaluation.top1_accuracy:.1%}"
-    perplexity = f"{evaluation.perplexity:.1f}"
-    if evaluation.bits_per_byte is not None:
-        perplexity += f", {evaluation.bits_per_byte:.3f} bits per byte"
-    lines = [
-        ("masked-LM loss", f"{evaluation.mlm_loss:.3f} nats, {baseline}"),
-        ("perplexity", perplexity),
-        ("top-1 accuracy", f"{top1} (top-5 {evaluation.top5_accuracy:.1%})"),
-    ]
-    if evaluation.nsp_accuracy is not None:
-        lines.append(("sentence pairs", f"{evaluation.nsp_accuracy:.1%} accuracy"))
-    measured = f"{evaluation.masked_tokens:,} masked tokens of {documents} documents"
-    return [*lines, ("measured on", measured)]
 
 
 def load_pretrained(folder: Path) -> Any:

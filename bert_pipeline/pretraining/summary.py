@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from bert_pipeline.pretraining.adaptation import print_adaptation
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.evaluation import Evaluation, describe
+from bert_pipeline.pretraining.evaluation import Evaluation
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs
 from bert_pipeline.training.distributed import Ranks
@@ -46,7 +46,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
         for name, value in counts.items()
         if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
     }
-    lines = describe(Evaluation(**metrics)) if metrics else []
+    lines = Evaluation(**metrics).describe() if metrics else []
     lines += _describe_speed(counts)
     if skipped := counts["skipped_steps"]:
         lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))

@@ -4,22 +4,30 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bert_pipeline.corpus.read_texts import read_texts
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.counter_rng import make_key, random_bits
 from bert_pipeline.examples.masking import MaskRule, draw_masks
 from bert_pipeline.examples.rows import UnpaddedRows
+from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.progress import Bar
+from bert_pipeline.predict.load import find_model
+from bert_pipeline.pretraining.evaluation import load_pretrained
+from bert_pipeline.progress import Bar, bar, human_bytes
 from bert_pipeline.ragged import Int32Array
 from bert_pipeline.tokenizer.encode import SentenceEncoder
-from bert_pipeline.tokenizer.load import LoadedTokenizer, SpecialIds
+from bert_pipeline.tokenizer.load import LoadedTokenizer, SpecialIds, load_tokenizer
 
 MASK_RATE = 0.15
+MAX_LENGTH = 512
+"""Tokens per row, unless the model has fewer positions."""
 ROWS_PER_BATCH = 64
 DOCUMENTS_AT_A_TIME = 256
 
@@ -38,6 +46,34 @@ class TextEvaluation:
     bytes: int
     bits_per_byte: float
     """`mlm_loss` of all tokens of the text in bits, per UTF-8 byte."""
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The metrics as lines for people."""
+        return [
+            ("bits per byte", f"{self.bits_per_byte:.3f}"),
+            ("masked-LM loss", f"{self.mlm_loss:.3f} nats per token"),
+            ("perplexity", f"{self.perplexity:.1f}"),
+            ("top-1 accuracy", f"{self.top1_accuracy:.1%}"),
+            ("measured on", f"{self.masked_tokens:,} masked tokens of {human_bytes(self.bytes)}"),
+        ]
+
+
+def evaluate_text(model: Path, source: str, *, quiet: bool = False) -> TextEvaluation:
+    """Evaluate a model folder on a text file, or on a source of `bertpipe corpus`.
+
+    Raises `BertpipeError` if there is no masked LM or no text.
+    """
+    folder = find_model(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = load_pretrained(folder).to(device)
+    tokenizer = load_tokenizer(folder)
+    length = min(MAX_LENGTH, count_positions(network.config) or MAX_LENGTH)
+    documents = encode_documents(read_texts(source), tokenizer)
+    with bar("evaluating", None, quiet=quiet) as progress:
+        found = evaluate_documents(network, documents, tokenizer.special, length, progress)
+    if not found.masked_tokens:
+        raise BertpipeError(f"{source}: has no text to evaluate on.")
+    return found
 
 
 def encode_documents(
