@@ -111,7 +111,9 @@ def _measure_change(tokenizer: Tokenizer, first_id: int, text: MeasuredText) -> 
     counts = Counter(word for paragraph in text.paragraphs for word in paragraph.split())
     words = list(counts)
     # With a space before it, as within a sentence.
-    encodings = tokenizer.encode_batch_fast([" " + word for word in words], False, False)
+    encodings = tokenizer.encode_batch_fast(
+        [" " + word for word in words], add_special_tokens=False
+    )
     is_changed = np.array([max(each.ids, default=0) >= first_id for each in encodings])
     occurrences = np.array([counts[word] for word in words])
     characters = occurrences * np.array([len(word) for word in words])
