@@ -144,6 +144,8 @@ def test_new_entry_within_a_longer_word_does_not_make_it_unknown(tmp_path: Path)
     assert new.encode("abc", add_special_tokens=False).tokens == ["abc"]
     # `##d` was within `##cd` only.
     assert new.encode("abcd", add_special_tokens=False).tokens == ["abc", "##d"]
+    with pytest.raises(BertpipeError, match=r"2 characters occur within longer entries only"):
+        extend(tmp_path / "small", corpus, old, add_vocab=1)
 
 
 def test_tokens_outside_the_model_keep_their_ids(tmp_path: Path):
