@@ -13,8 +13,8 @@ from bert_pipeline.ragged import FloatArray, Int64Array, offsets_of
 from bert_pipeline.tokenizer.extensible import ExtensibleModel, bare_tokenizer
 from bert_pipeline.tokenizer.new_entries import NewEntry, Run, learn_entries
 
-MAX_TOKENS = 3_000_000
-"""Tokens of different words to learn from, the most frequent words first, to bound memory."""
+MAX_RUNS = 5_000_000
+"""Runs of tokens in the words to learn from, the most frequent words first: at most about 2 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,18 @@ def find_split_words(model: ExtensibleModel, counts: Counter[str]) -> SplitWords
     no_text = np.isin(encoded.ids, sorted(model.ids_without_text()))
     is_known = np.bincount(encoded.word_of, weights=no_text, minlength=len(ranked)) == 0
     is_split = is_known & (encoded.lengths > 1)
-    is_split &= np.cumsum(encoded.lengths * is_split) <= MAX_TOKENS
+    is_split &= np.cumsum(_count_runs(encoded.lengths, model.longest_run) * is_split) <= MAX_RUNS
     chosen = np.flatnonzero(is_split)
     words = [ranked[number] for number in chosen.tolist()]
     occurrences = np.array([counts[word] for word in words], dtype=np.int64)
     return SplitWords(words, occurrences, encoded.lengths[chosen])
+
+
+def _count_runs(lengths: Int64Array, longest: int) -> Int64Array:
+    """Runs of 2 to `longest` tokens in words of these lengths."""
+    sizes = np.arange(2, longest + 1)
+    runs: Int64Array = np.maximum(lengths[:, None] - sizes + 1, 0).sum(axis=1)
+    return runs
 
 
 def choose_entries(

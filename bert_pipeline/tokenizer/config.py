@@ -21,7 +21,7 @@ TRAINING_OPTIONS = (
 
 
 class TokenizeConfig(StageConfig):
-    """Train a tokenizer on a corpus, or use an existing one."""
+    """Train a tokenizer on a corpus, or take or extend an existing one."""
 
     execution: ClassVar[frozenset[str]] = StageConfig.execution | {
         "corpus",

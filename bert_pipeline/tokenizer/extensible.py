@@ -80,7 +80,7 @@ class ExtensibleModel:
         return name not in self.vocab
 
     def needed(self, tokenizer: Tokenizer) -> list[NewEntry]:
-        """Entries without which others could make known words unknown."""
+        """Entries that must come first, so that others make no known word unknown."""
         return []
 
     def extend(self, entries: Sequence[NewEntry]) -> Model:
@@ -142,7 +142,8 @@ class UnigramModel(ExtensibleModel):
         self._old = pieces + [[name, self._lowest] for name in outside]
 
     def ids_without_text(self) -> set[int]:
-        return super().ids_without_text() | {self.model["unk_id"]}
+        unknown = self.model["unk_id"]
+        return super().ids_without_text() | (set() if unknown is None else {unknown})
 
     def is_allowed(self, name: str) -> bool:
         """Whether it is new, and all letters, all digits or all others, as in SentencePiece.

@@ -118,7 +118,7 @@ class _Splitter:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._model = bare_tokenizer(vocabulary.model)
-        self._within_words = _tokenizer_within_words(vocabulary) if vocabulary.prefix else None
+        self._within_words = _tokenizer_within_words(vocabulary)
 
     def split(self, entry: _Entry) -> list[int]:
         """The ids that the text of the entry is split into."""
@@ -144,8 +144,10 @@ class _Splitter:
         return pre_tokenizer is None or len(pre_tokenizer.pre_tokenize_str(word)) == 1
 
 
-def _tokenizer_within_words(vocabulary: _Vocabulary) -> Tokenizer:
+def _tokenizer_within_words(vocabulary: _Vocabulary) -> Tokenizer | None:
     """A tokenizer that splits a text as the end of a word: into entries that begin with `##`."""
+    if vocabulary.model["type"] != "WordPiece":
+        return None
     prefix = vocabulary.prefix
     within = {name: number for name, number in vocabulary.ids.items() if name.startswith(prefix)}
     begins = {name.removeprefix(prefix): number for name, number in within.items()}
