@@ -134,7 +134,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["run", "nonsense"],
             2,
-            "a shipped recipe. Known: bert-base, oscar-fa-roberta, quickstart.",
+            "a shipped recipe. Known: bert-base, domain-adapt, oscar-fa-roberta, quickstart.",
         ),
         (["run", "quikstart"], 2, "shipped recipe. Did you mean `quickstart`?"),
         (
