@@ -182,8 +182,8 @@ def read_checked_json(path: Path) -> dict[str, Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """Read a mapping of `write_checked_json`; empty when there is none, or it is damaged."""
     try:
-        return read_checked_json(path)
-    except (FileNotFoundError, ValueError):
+        return read_checked_json(path) if path.is_file() else {}
+    except ValueError:
         return {}
 
 
