@@ -25,6 +25,7 @@ from bert_pipeline.pretraining.summary import announce, print_summary
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.progress import print_line
 from bert_pipeline.storage.workspace import Working, Workspace, workspace
+from bert_pipeline.training.checkpoint import remove_damaged_checkpoints
 from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
@@ -109,6 +110,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
         work = stack.enter_context(
             workspace(STAGE, config, inputs, Working(WORKING, plan_extension=plan_longer_run))
         )
+        if config.overwrite and (removed := remove_damaged_checkpoints(work.folder / CHECKPOINTS)):
+            print_line(f"pretrain: damaged, removed: {', '.join(removed)}", quiet=config.quiet)
         return work.folder, work.finished is not None
 
     _check_same_options(config, ranks)

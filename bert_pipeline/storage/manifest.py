@@ -160,7 +160,8 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
     """
     for name, entry in files.items():
         listed = PurePath(name)
-        if listed.is_absolute() or ".." in listed.parts or not listed.parts:
+        is_path = listed.parts and "\0" not in name
+        if not is_path or listed.is_absolute() or ".." in listed.parts:
             raise BertpipeError(
                 f"{path}: lists {name!r}, which is not in its folder. Make the folder again with "
                 "--overwrite."

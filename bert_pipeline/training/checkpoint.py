@@ -94,6 +94,14 @@ def damaged_checkpoints(folder: Path) -> tuple[int, list[Path]]:
     return len(found), [path for path in found if _verify(path) is None]
 
 
+def remove_damaged_checkpoints(folder: Path) -> list[str]:
+    """Remove the checkpoints that nothing can resume from; returns their names."""
+    _, damaged = damaged_checkpoints(folder)
+    for path in damaged:
+        shutil.rmtree(path)
+    return [path.name for path in damaged]
+
+
 def _load(
     folder: Path, is_wanted: Callable[[Position], bool]
 ) -> tuple[Checkpoint | None, list[str]]:

@@ -17,6 +17,7 @@ from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.trainer import Trainer
+from bert_pipeline.verification import verify_folders
 from tests.helpers.training_runs import (
     SHAPE,
     command,
@@ -250,6 +251,32 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
     with pytest.raises(BertpipeError, match=r"step-00000001 damaged or .* there is no other"):
         load_newest(tmp_path)
+
+
+@pytest.mark.integration
+def test_overwrite_removes_damaged_checkpoints(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also all of an unfinished run, which has nothing else to resume from."""
+    given = (examples_folder, wordpiece_folder, tmp_path / "out")
+    short = {"max_steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
+
+    def damage() -> None:
+        for path in tmp_path.glob("out/checkpoints/step-*/state.json"):
+            path.write_text("{")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_pipeline.pretraining.pretrain.export_model", None)
+        with pytest.raises(TypeError):
+            run(*given, **short)
+    damage()
+    with pytest.raises(BertpipeError, match="--overwrite starts again from step 0"):
+        run(*given, **short)
+    run(*given, **short, overwrite=True)
+    damage()
+    assert verify_folders(tmp_path / "out", quiet=True)[0].problems
+    run(*given, **short, overwrite=True)
+    assert not verify_folders(tmp_path / "out", quiet=True)[0].problems
 
 
 def test_newest_regular_checkpoint_is_kept_beside_those_of_stops(tmp_path: Path) -> None:
