@@ -1,5 +1,10 @@
-"""Attention on unpadded hidden states: each example attends to its own tokens only."""
+"""Attention on unpadded hidden states: each example attends to its own tokens only.
 
+Layers with local attention have a `window`: tokens attend to those at most so many positions away,
+before and after them.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -14,7 +19,9 @@ from bert_pipeline.model.unpadded_batch import HeadPositions, UnpaddedBatch
 
 MAX_MATERIALIZED_WIDTH = 128
 """Up to this many tokens a CPU keeps the attention weights for the backward pass: faster than
-recomputing them, and still small."""
+recomputing them, and still small. Not with a window, whose mask would need another pass."""
+LOCAL_BLOCK = 128
+"""Queries that a CPU mixes at a time in local attention, to skip most keys outside their window."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,8 @@ class PaddedLayout:
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """Mixed values `[T, heads × size]` of queries, keys and values `[T, 3, heads, size]`."""
-        query, key, value = self._pad_heads(qkv).permute(2, 0, 3, 1, 4)
-        mixed = self._mix(query, key, value, scale, dropout)
-        return mixed if self.slots is None else take_rows(mixed, self.slots)
+        query, key, value = self.pad_heads(qkv)
+        return self.unpad(_mix(query, key, value, self.mask, scale, dropout))
 
     def attend_head_positions(
         self, query: Tensor, key_value: Tensor, scale: float, dropout: float
@@ -70,40 +76,92 @@ class PaddedLayout:
 
         Queries are `[R, heads, size]`, keys and values `[T, 2, heads, size]`.
         """
-        key, value = self._pad_heads(key_value).permute(2, 0, 3, 1, 4)
-        per_example = self.head_positions.max_per_example
-        padded = scatter_rows(query, self.read_slots, self.examples * per_example)
-        grid = padded.view(self.examples, per_example, *query.shape[1:]).transpose(1, 2)
-        return take_rows(self._mix(grid, key, value, scale, dropout), self.read_slots)
+        key, value = self.pad_heads(key_value)
+        grid = self.pad_reads(query).transpose(1, 2)
+        mixed = _mix(grid, key, value, self.mask, scale, dropout)
+        return take_rows(_join_heads(mixed), self.read_slots)
 
-    def _pad_heads(self, states: Tensor) -> Tensor:
+    def pad_heads(self, states: Tensor) -> Tensor:
+        """`[n, examples, heads, width, size]` of states of the tokens `[T, n, heads, size]`."""
         grid = states
         if self.slots is not None:
             grid = scatter_rows(states, self.slots, self.examples * self.width)
-        return grid.view(self.examples, self.width, *states.shape[1:])
+        grid = grid.view(self.examples, self.width, *states.shape[1:])
+        return grid.permute(2, 0, 3, 1, 4)
 
-    def _mix(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    def pad_reads(self, values: Tensor) -> Tensor:
+        """`[examples, max_per_example, ...]` of values at the read positions `[R, ...]`."""
+        per_example = self.head_positions.max_per_example
+        padded = scatter_rows(values, self.read_slots, self.examples * per_example)
+        return padded.view(self.examples, per_example, *values.shape[1:])
+
+    def unpad(self, mixed: Tensor) -> Tensor:
+        """`[T, heads × size]` of mixed values `[examples, heads, width, size]`."""
+        joined = _join_heads(mixed)
+        return joined if self.slots is None else take_rows(joined, self.slots)
+
+
+@dataclass(frozen=True)
+class LocalLayout:
+    """Attention on a padded grid within a window."""
+
+    grid: PaddedLayout
+    window: int
+    read_positions: Tensor  # [R] positions within examples
+
+    @classmethod
+    def from_batch(cls, batch: UnpaddedBatch, head_positions: HeadPositions, window: int) -> Self:
+        """The grid of `PaddedLayout`."""
+        grid = PaddedLayout.from_batch(batch, head_positions)
+        return cls(grid, window, batch.positions[head_positions.index])
+
+    @property
+    def head_positions(self) -> HeadPositions:
+        """The positions that heads read."""
+        return self.grid.head_positions
+
+    def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
+        """As `PaddedLayout.attend`."""
+        query, key, value = self.grid.pad_heads(qkv)
+        columns = torch.arange(self.grid.width, device=qkv.device)
+        is_token = self.grid.mask
+        parts = []
+        for rows, near in self._blocks(qkv.device):
+            mask = self._is_near(columns[None, None, rows], columns[near])
+            if is_token is not None:
+                # Padding attends to padding: a row without keys would be NaN.
+                mask = mask & (is_token[..., rows].mT == is_token[..., near])
+            keys = key[:, :, near]
+            values = value[:, :, near]
+            parts.append(_mix(query[:, :, rows], keys, values, mask, scale, dropout))
+        return self.grid.unpad(torch.cat(parts, 2))
+
+    def attend_head_positions(
+        self, query: Tensor, key_value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        """`[examples × queries, heads × size]` of `[examples, heads, queries or keys, size]`."""
-        is_narrow = self.width <= MAX_MATERIALIZED_WIDTH
-        if query.device.type == "cpu" and (dropout or is_narrow):
-            # Torch has no fused CPU kernel with dropout either; without, its kernel recomputes the
-            # weights in the backward pass.
-            examples, heads = query.shape[:2]
-            bias = query.new_zeros(examples, heads, 1, self.width)
-            if self.mask is not None:
-                bias.masked_fill_(~self.mask, -torch.inf)
-            keys = key.flatten(0, 1).mT
-            scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), keys, alpha=scale)
-            weights = apply_dropout(torch.softmax(scores, -1), dropout, training=True)
-            mixed = torch.bmm(weights, value.flatten(0, 1))
-            mixed = mixed.view(examples, heads, -1, value.shape[-1])
-        else:
-            mixed = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale
-            )
-        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+        """As `PaddedLayout.attend_head_positions`."""
+        grid = self.grid
+        key, value = grid.pad_heads(key_value)
+        reads = grid.pad_reads(self.read_positions)
+        mask = self._is_near(reads[:, None], torch.arange(grid.width, device=query.device))
+        if grid.mask is not None:
+            mask = mask & grid.mask
+        mixed = _mix(grid.pad_reads(query).transpose(1, 2), key, value, mask, scale, dropout)
+        return take_rows(_join_heads(mixed), grid.read_slots)
+
+    def _is_near(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether each position of `rows` `[..., queries]` attends to those of `columns`."""
+        return (rows[..., None] - columns).abs() <= self.window
+
+    def _blocks(self, device: torch.device) -> Iterator[tuple[slice, slice]]:
+        """The queries that are mixed together, and the keys within their windows."""
+        width = self.grid.width
+        # The compiler would compile each number of blocks; a GPU has enough parallel work in one.
+        is_whole = device.type != "cpu" or torch.compiler.is_compiling()
+        size = width if is_whole else LOCAL_BLOCK
+        for start in range(0, width, size):
+            end = min(start + size, width)
+            yield slice(start, end), slice(max(start - self.window, 0), end + self.window)
 
 
 @dataclass(frozen=True)
@@ -114,12 +172,16 @@ class VarlenLayout:
     max_seqlen: int
     head_positions: HeadPositions
     read_cu_seqlens: Tensor  # [B + 1] int32
+    window: int | None
 
     @classmethod
-    def from_batch(cls, batch: UnpaddedBatch, head_positions: HeadPositions) -> Self:
+    def from_batch(
+        cls, batch: UnpaddedBatch, head_positions: HeadPositions, window: int | None
+    ) -> Self:
         """The bounds of the batch's examples, as the kernel takes them."""
-        read_cu_seqlens = head_positions.cu_seqlens.int()
-        return cls(batch.cu_seqlens.int(), batch.max_seqlen, head_positions, read_cu_seqlens)
+        bounds = batch.cu_seqlens.int()
+        read_bounds = head_positions.cu_seqlens.int()
+        return cls(bounds, batch.max_seqlen, head_positions, read_bounds, window)
 
     def attend(self, qkv: Tensor, scale: float, dropout: float) -> Tensor:
         """As `PaddedLayout.attend`; `scale` must be the kernel's own, 1 / sqrt(head size)."""
@@ -131,20 +193,33 @@ class VarlenLayout:
     ) -> Tensor:
         """As `PaddedLayout.attend_head_positions`."""
         key, value = key_value.unbind(1)
+        if self.window is not None:
+            # The kernel counts windows from row to row, so all tokens need a row.
+            index = self.head_positions.index
+            rows = scatter_rows(query, index, len(key))
+            mixed = self._mix(rows, key, value, self.cu_seqlens, self.max_seqlen)
+            return take_rows(mixed, index)
         longest = self.head_positions.max_per_example
         return self._mix(query, key, value, self.read_cu_seqlens, longest)
 
     def _mix(
         self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int
     ) -> Tensor:
-        # Only arguments that every torch from 2.10 on takes in this order.
+        window = -1 if self.window is None else self.window
         mixed = varlen_attn(
-            query, key, value, cu_seqlens, self.cu_seqlens, longest, self.max_seqlen
+            query,
+            key,
+            value,
+            cu_seqlens,
+            self.cu_seqlens,
+            longest,
+            self.max_seqlen,
+            window_size=(window, window),
         )
         return cast(Tensor, mixed).flatten(1)
 
 
-AttentionLayout = PaddedLayout | VarlenLayout
+AttentionLayout = PaddedLayout | LocalLayout | VarlenLayout
 
 
 def make_layout(
@@ -153,11 +228,47 @@ def make_layout(
     hidden: Tensor,
     head_size: int,
     dropout: float,
+    window: int | None,
 ) -> AttentionLayout:
     """The layout that fits the batch, the device and dtype of `hidden`, and attention dropout."""
-    if dropout or not has_varlen_kernel(hidden, head_size):
+    if window is not None and batch.max_seqlen <= window + 1:
+        window = None
+    if not dropout and has_varlen_kernel(hidden, head_size):
+        return VarlenLayout.from_batch(batch, head_positions, window)
+    if window is None:
         return PaddedLayout.from_batch(batch, head_positions)
-    return VarlenLayout.from_batch(batch, head_positions)
+    return LocalLayout.from_batch(batch, head_positions, window)
+
+
+def _mix(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    """Values mixed by attention, `[examples, heads, queries, size]` like the queries.
+
+    `mask` is True where queries attend to keys, `[examples or 1, 1, queries or 1, keys]`.
+    """
+    examples, heads, _, size = query.shape
+    keys = key.shape[2]
+    rows = 1 if mask is None else mask.shape[2]
+    keeps_weights = rows == 1 and keys <= MAX_MATERIALIZED_WIDTH
+    if query.device.type != "cpu" or not (dropout or keeps_weights):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+    # Torch has no fused CPU kernel with dropout either; without, its kernel recomputes the weights
+    # in the backward pass.
+    bias = query.new_zeros(examples, heads, rows, keys)
+    if mask is not None:
+        bias.masked_fill_(~mask, -torch.inf)
+    columns = key.flatten(0, 1).mT
+    scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), columns, alpha=scale)
+    weights = apply_dropout(torch.softmax(scores, -1), dropout, training=True)
+    return torch.bmm(weights, value.flatten(0, 1)).view(examples, heads, -1, size)
+
+
+def _join_heads(mixed: Tensor) -> Tensor:
+    """`[examples × queries, heads × size]` of `[examples, heads, queries, size]`."""
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def has_varlen_kernel(hidden: Tensor, head_size: int) -> bool:

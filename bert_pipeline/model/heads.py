@@ -4,6 +4,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ModernBertForMaskedLM
 
 from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
 from bert_pipeline.model.unpadded import ROBERTA_NETWORKS
@@ -25,9 +26,8 @@ class PretrainingHeads(nn.Module):
         # The stock model is not registered as a submodule: its parts are, each once, so that
         # sharding finds every parameter inside the module whose call it hooks.
         object.__setattr__(self, "network", network)
-        is_roberta = isinstance(network, ROBERTA_NETWORKS)
-        self.pooler: Any = network.base_model.pooler
-        self.heads: Any = network.lm_head if is_roberta else network.cls
+        self.pooler: Any = getattr(network.base_model, "pooler", None)
+        self.heads: Any = _find_heads(network)
 
     def forward(
         self, hidden: Tensor, batch: PretrainingBatch, *, logits: bool
@@ -40,23 +40,40 @@ class PretrainingHeads(nn.Module):
         """
         positions = batch.head_positions
         masked = self._transform(take_rows(hidden, positions.others))
-        decoder = self.network.get_output_embeddings()
+        weight, bias = self._decoder()
         pairs = None
         if batch.is_random_next is not None and self.pooler is not None:
             first = take_rows(hidden, positions.first)
             pooled = self.pooler.activation(self.pooler.dense(first))
             pairs = self.heads.seq_relationship(pooled)
         if logits:
-            return F.linear(masked, decoder.weight, decoder.bias), pairs
-        mlm = masked_cross_entropy(masked, decoder.weight, decoder.bias, batch.masked_labels)
+            return F.linear(masked, weight, bias), pairs
+        mlm = masked_cross_entropy(masked, weight, bias, batch.masked_labels)
         if pairs is None or batch.is_random_next is None:
             return mlm, mlm.new_zeros(())
         return mlm, F.cross_entropy(pairs.float(), batch.is_random_next, reduction="sum")
 
+    def _decoder(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the layer that scores the vocabulary."""
+        decoder = self.network.get_output_embeddings()
+        weight: Tensor = decoder.weight
+        return weight, weight.new_zeros(len(weight)) if decoder.bias is None else decoder.bias
+
     def _transform(self, hidden: Tensor) -> Tensor:
         """The input of the decoder, `[M, hidden]`."""
-        if hasattr(self.heads, "predictions"):
-            transformed: Tensor = self.heads.predictions.transform(hidden)
+        heads = self.heads
+        if isinstance(self.network, ModernBertForMaskedLM):
+            transformed: Tensor = heads["head"](hidden)
+        elif isinstance(self.network, ROBERTA_NETWORKS):
+            transformed = heads.layer_norm(F.gelu(heads.dense(hidden)))
         else:
-            transformed = self.heads.layer_norm(F.gelu(self.heads.dense(hidden)))
+            transformed = heads.predictions.transform(hidden)
         return transformed
+
+
+def _find_heads(network: Any) -> nn.Module:
+    """The module that holds all parameters above the base model."""
+    if isinstance(network, ModernBertForMaskedLM):
+        return nn.ModuleDict({"head": network.head, "decoder": network.decoder})
+    heads: nn.Module = network.lm_head if isinstance(network, ROBERTA_NETWORKS) else network.cls
+    return heads

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bert_pipeline.errors import UsageError
-from bert_pipeline.model.unpadded import supports_unpadded
+from bert_pipeline.model.unpadded import has_bert_layers
 from bert_pipeline.ragged import Int32Array, Int64Array
 from bert_pipeline.tokenizer.load import SpecialIds
 
@@ -29,7 +29,7 @@ CONTEXT_SMOOTHING = 0.75
 
 def check_informed(config: Any) -> None:
     """Raise `UsageError` if the architecture lacks the parts that are initialized from counts."""
-    if not supports_unpadded(config):
+    if not has_bert_layers(config):
         raise UsageError(
             f"--initialization informed supports BERT and RoBERTa, not {config.model_type}."
         )

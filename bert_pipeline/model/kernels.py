@@ -180,6 +180,20 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return _Dropout.apply(x, dropped)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def rotate(x: Tensor, table: Tensor | None, count: int) -> Tensor:
+    """Apply rotary positions to the first `count` states of each token.
+
+    `x` is `[T, states, heads, size]`; `table` holds cosines and sines `[2, T, size / 2]`, or is
+    None without rotary positions. Pairs of dimensions are size / 2 apart.
+    """
+    if table is None:
+        return x
+    cosine, sine = table[:, :, None, None]
+    first, second = x[:, :count].to(table.dtype).chunk(2, dim=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.cat([torch.cat(turned, -1).to(x.dtype), x[:, count:]], 1)
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product with `x` under the current autocast, if any."""
     device = x.device.type

@@ -28,7 +28,8 @@ class UnpaddedNetwork(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder's layers."""
-        return self.encoder.layers
+        layers: nn.ModuleList = self.encoder.layers
+        return layers
 
     def forward(self, batch: PretrainingBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """As `PretrainingHeads.forward`."""

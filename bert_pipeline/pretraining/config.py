@@ -37,8 +37,9 @@ class PretrainConfig(TrainConfig):
     """The tokenizer of the examples: its folder, or its name on the Hugging Face Hub."""
     model: str | dict[str, JsonValue] = "bert-base"
     """Preset (bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large, roberta-base,
-    modernbert-base), or a JSON file of config fields of any masked LM in transformers, whose
-    `model_type` selects the architecture (default bert)."""
+    modernbert-tiny, modernbert-mini, modernbert-small, modernbert-medium, modernbert-base), or a
+    JSON file of config fields of any masked LM in transformers, whose `model_type` selects the
+    architecture (default bert)."""
     init_from: str | None = None
     """Continue pretraining from this model instead of random weights, with a new optimizer and
     schedule: the folder of a masked LM or of a run, or a name on the Hugging Face Hub (safetensors
@@ -51,7 +52,8 @@ class PretrainConfig(TrainConfig):
     wikitext-2 (see `bertpipe corpus --source`). The summary compares both models on it. Can be
     repeated."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of hidden states and attention; by default the model's (0.1 in the presets)."""
+    """Dropout of hidden states and attention; by default the model's (0.1 in the presets of
+    BERT and RoBERTa, 0 in those of ModernBERT)."""
     nsp_weight: float = Field(1.0, ge=0)
     """Weight of the next-sentence loss; the masked-LM loss has weight 1."""
     mask_rate_end: float | None = Field(None, gt=0, lt=1)

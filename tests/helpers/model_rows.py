@@ -9,11 +9,12 @@ from bert_pipeline.model.unpadded_batch import PretrainingBatch
 
 
 def make_rows(lengths: list[int], seed: int) -> list[dict[str, Any]]:
-    """Rows of random ids with one to three masks each."""
+    """Rows of random ids with one to three masks each; a row of one token has none."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in lengths:
-        count = int(torch.randint(1, min(4, length), (1,), generator=generator))
+        most = min(3, length - 1)
+        count = int(torch.randint(1, most + 1, (1,), generator=generator)) if most else 0
         rows.append(
             {
                 "tokens": torch.randint(1, 97, (length,), generator=generator),

@@ -50,7 +50,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mpnet": SIZES,
     "funnel": {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1]},
 }
-FLAT = ("roberta", "xlm-roberta", "camembert")
+UNPADDED = ("roberta", "xlm-roberta", "camembert", "modernbert")
 
 
 def build(kind: str, dropout: float = 0.0) -> Any:
@@ -83,7 +83,7 @@ def test_loss_and_gradients_equal_the_stock_model(kind: str, lengths: list[int],
         if parameter.grad is not None
     }
     model = PretrainingModel(network)
-    assert isinstance(model._wrapped, UnpaddedNetwork) == (kind in FLAT)
+    assert isinstance(model._wrapped, UnpaddedNetwork) == (kind in UNPADDED)
     network.zero_grad()
     ours = sum(model(flatten(rows, False)))
     ours.backward()
@@ -100,7 +100,7 @@ def test_loss_and_gradients_equal_the_stock_model(kind: str, lengths: list[int],
 def test_vocabulary_is_scored_only_at_masked_positions(kind: str) -> None:
     network = build(kind)
     seen = []
-    if kind not in FLAT:
+    if kind not in UNPADDED:
         network.get_output_embeddings().register_forward_hook(
             lambda module, args, result: seen.append(result.shape)
         )
@@ -108,7 +108,7 @@ def test_vocabulary_is_scored_only_at_masked_positions(kind: str) -> None:
     scores, pairs = PretrainingModel(network).score(batch)
     assert scores.shape == (len(batch.masked_labels), 97)
     assert pairs is None
-    assert seen == ([] if kind in FLAT else [scores.shape])
+    assert seen == ([] if kind in UNPADDED else [scores.shape])
 
 
 @pytest.mark.integration
@@ -141,6 +141,26 @@ def test_presets_have_the_published_sizes(preset: str, vocab_size: int, millions
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(
         millions, rel=2e-3
     )
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini", "small", "medium"])
+def test_presets_of_modernbert_have_the_sizes_of_bert(size: str) -> None:
+    """In parameters, layers and width."""
+    bert, modernbert = (
+        make_config(f"{kind}-{size}", 30522, SPECIAL, None) for kind in ("bert", "modernbert")
+    )
+    with torch.device("meta"):
+        counts = [
+            sum(
+                parameter.numel() for parameter in AutoModelForMaskedLM.from_config(it).parameters()
+            )
+            for it in (bert, modernbert)
+        ]
+    assert counts[1] == pytest.approx(counts[0], rel=0.03)
+    assert modernbert.num_hidden_layers == bert.num_hidden_layers
+    assert modernbert.hidden_size == bert.hidden_size
+    assert modernbert.hidden_size // modernbert.num_attention_heads == 64
+    assert modernbert.intermediate_size % 64 == 0
 
 
 @pytest.mark.parametrize(

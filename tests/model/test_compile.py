@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+)
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.compile import should_compile
@@ -29,19 +34,29 @@ def build(dropout: float) -> BertForPreTraining:
     return BertForPreTraining(BertConfig(vocab_size=97, **SIZES, **rates))
 
 
+def build_modernbert(dropout: float) -> ModernBertForMaskedLM:
+    """A local layer, whose window is narrower than the rows."""
+    torch.manual_seed(0)
+    fields = {"layer_types": ["sliding_attention"], "local_attention": 12, "pad_token_id": 0}
+    rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), dropout)
+    return ModernBertForMaskedLM(ModernBertConfig(vocab_size=97, **SIZES, **fields, **rates))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
 @torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
-def test_compiled_layers_equal_plain_layers() -> None:
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_compiled_layers_equal_plain_layers(kind: str) -> None:
     """One compilation for several shapes; one layer, because compilation takes seconds."""
-    network = build(0.3)
+    torch._dynamo.reset()
+    network = build(0.3) if kind == "bert" else build_modernbert(0.3)
     compiled = PretrainingModel(network, compiled=True)
     plain = PretrainingModel(network)
     for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
-        batch = flatten(make_rows(lengths, number), True)
+        batch = flatten(make_rows(lengths, number), kind == "bert")
         losses, gradients = losses_and_gradients(compiled, batch)
         again, same = losses_and_gradients(compiled, batch)
         assert torch.equal(losses, again)
@@ -52,6 +67,8 @@ def test_compiled_layers_equal_plain_layers() -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     plain.train()
     losses, gradients = losses_and_gradients(plain, batch)
     torch._dynamo.reset()

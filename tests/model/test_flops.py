@@ -27,7 +27,8 @@ def cross_entropy(
 
 
 @pytest.mark.parametrize(
-    ("kind", "with_pairs"), [("bert", True), ("bert", False), ("roberta", False)]
+    ("kind", "with_pairs"),
+    [("bert", True), ("bert", False), ("roberta", False), ("modernbert", False)],
 )
 @pytest.mark.parametrize(
     ("layers", "hidden", "heads", "intermediate", "examples", "length"),
@@ -52,6 +53,9 @@ def test_flops_equal_torch_flop_counter(
         "num_attention_heads": heads,
         "intermediate_size": intermediate,
     }
+    if kind == "modernbert":
+        # Wider than the examples, because torch counts what a mask hides.
+        fields["local_attention"] = 2 * length
     network = make_network(make_config(fields, 97, SPECIAL, 0.0), with_pairs=with_pairs)
     # Equal lengths and numbers of masks, because torch counts padding too.
     rows = make_rows([length] * examples, 0)
@@ -89,6 +93,35 @@ def test_flops_per_token_of_bert_base(length: int, masks: int, saved: float) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("layer_types", "pairs"),
+    [
+        (["full_attention", "full_attention"], 40 * 40 + 3 * 3 + 5 * 40 + 1 * 3),
+        # Of the longer example, each end lacks 4 + 3 + 2 + 1 of the 9 tokens in a window.
+        (["sliding_attention", "full_attention"], 40 * 9 - 2 * 10 + 3 * 3 + 5 * 40 + 1 * 3),
+        (["full_attention", "sliding_attention"], 40 * 40 + 3 * 3 + 5 + 9 + 9 + 9 + 6 + 3),
+    ],
+)
+def test_keys_outside_windows_are_not_counted(layer_types: list[str], pairs: int) -> None:
+    """An example of 40 tokens with masks at 12, 20, 30 and 38, and one of 3 tokens without."""
+    rows = make_rows([40, 3], 0)
+    rows[0]["positions"] = torch.tensor([12, 20, 30, 38])
+    rows[1]["positions"] = torch.tensor([], dtype=torch.long)
+    for row in rows:
+        row["labels"] = torch.zeros(len(row["positions"]), dtype=torch.long)
+    fields = {"model_type": "modernbert", "num_hidden_layers": 2, "hidden_size": 32}
+    fields |= {"num_attention_heads": 2, "intermediate_size": 48, "layer_types": layer_types}
+    narrow = make_config(fields | {"local_attention": 8}, 97, SPECIAL, 0.0)
+    batch = flatten(rows, False)
+    everywhere = make_config(fields | {"local_attention": 80}, 97, SPECIAL, 0.0)
+    all_pairs = 40 * 40 + 3 * 3 + 5 * 40 + 1 * 3
+    per_pair = 6 * 2 * 32
+    found, most = (training_flops(config, batch) for config in (narrow, everywhere))
+    assert found is not None
+    assert most is not None
+    assert most - found == (all_pairs - pairs) * per_pair
+
+
 def test_flops_are_none_for_other_architectures() -> None:
-    config = make_config("modernbert-base", 300, SPECIAL, None)
+    config = make_config({"model_type": "distilbert"}, 300, SPECIAL, None)
     assert training_flops(config, make_batch(20, 3)) is None

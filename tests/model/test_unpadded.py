@@ -11,14 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+)
 
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model import attention
 from bert_pipeline.model.architectures import PRESETS, make_config
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded import UnpaddedEncoder
-from bert_pipeline.model.unpadded_batch import HeadPositions
+from bert_pipeline.model.unpadded_batch import HeadPositions, PretrainingBatch
 from bert_pipeline.tokenizer.load import SpecialIds
 from bert_pipeline.training.optimizers.muon import BatchedMuon
 from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows, pad
@@ -33,30 +39,82 @@ CONFIG = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+# One global layer, then two with a window of 5 tokens before and after.
+MODERN_CONFIG = ModernBertConfig(
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    local_attention=11,
+    pad_token_id=0,
+)
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
+MODERN_DROPOUT = {"embedding_dropout": 0.4, "attention_dropout": 0.4, "mlp_dropout": 0.4}
+BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
+GLOBAL_LAST = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+NETWORKS = {
+    "bert, pairs": lambda: BertForPreTraining(CONFIG),
+    "bert": lambda: BertForMaskedLM(CONFIG),
+    "bert, dropout": lambda: BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT)),
+    "modernbert": lambda: modernbert(),
+    "modernbert, global last": lambda: modernbert(**GLOBAL_LAST),
+    "modernbert, biases": lambda: modernbert(**BIASES, decoder_bias=False),
+    "modernbert, dropout": lambda: modernbert(**MODERN_DROPOUT),
+}
+LAYERS = CONFIG.num_hidden_layers
+
+
+def modernbert(**fields: Any) -> ModernBertForMaskedLM:
+    """With biases and weights of norms that matter."""
+    network = ModernBertForMaskedLM(ModernBertConfig(**MODERN_CONFIG.to_dict() | fields))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def for_stock(model: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The rows as a stock model takes them."""
+    padded = pad(rows, isinstance(model, BertForPreTraining))
+    if isinstance(model, ModernBertForMaskedLM):
+        del padded["token_type_ids"]
+    return padded
+
+
+def for_ours(model: Any, rows: list[dict[str, Any]]) -> PretrainingBatch:
+    return flatten(rows, isinstance(model, BertForPreTraining))
 
 
 @pytest.mark.parametrize(
-    ("model_class", "kept_width"),
-    [(BertForPreTraining, 128), (BertForMaskedLM, 128), (BertForMaskedLM, 0)],
+    ("name", "kept_width", "block"),
+    [
+        ("bert, pairs", 128, 128),
+        ("bert", 128, 128),
+        ("bert", 0, 128),
+        ("modernbert", 128, 128),
+        ("modernbert, global last", 128, 8),
+        ("modernbert, biases", 0, 8),
+    ],
 )
-@given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=6), seed=st.integers(0, 1000))
+@given(lengths=st.lists(st.integers(1, 40), max_size=5), seed=st.integers(0, 1000))
 def test_loss_and_gradients_equal_the_stock_model(
-    model_class: type, kept_width: int, lengths: list[int], seed: int
+    name: str, kept_width: int, block: int, lengths: list[int], seed: int
 ) -> None:
-    """With materialized attention weights, and with torch's attention kernel."""
+    """With materialized attention weights or torch's attention kernel; windows in blocks or not."""
     torch.manual_seed(seed)
-    with_pairs = model_class is BertForPreTraining
-    rows = make_rows(lengths, seed)
-    model = model_class(CONFIG)
-    stock = model(**pad(rows, with_pairs)).loss
+    rows = make_rows([*lengths, 3], seed)
+    model = NETWORKS[name]()
+    stock = model(**for_stock(model, rows)).loss
     stock.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    batch = flatten(rows, with_pairs)
+    batch = for_ours(model, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bert_pipeline.model.attention.MAX_MATERIALIZED_WIDTH", kept_width)
+        patch.setattr("bert_pipeline.model.attention.LOCAL_BLOCK", block)
         mlm, nsp = PretrainingModel(model)(batch)
     loss = mlm / len(batch.masked_labels) + nsp / len(rows)
     loss.backward()
@@ -69,11 +127,12 @@ def test_loss_and_gradients_equal_the_stock_model(
         ), name
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "modernbert, global last"])
 @pytest.mark.parametrize("read", ["first tokens", "some tokens", "all tokens"])
-def test_encoder_returns_the_hidden_states_that_heads_read(read: str) -> None:
+def test_encoder_returns_the_hidden_states_that_heads_read(read: str, name: str) -> None:
     """A classifier reads [CLS], a tagger some tokens, a span head all of them."""
     torch.manual_seed(0)
-    model = BertForMaskedLM(CONFIG).eval()
+    model = NETWORKS[name]().eval()
     rows = make_rows([12, 25, 7], 1)
     batch = flatten(rows, False)
     inner = torch.cat([torch.arange(1, 12), torch.arange(13, 37), torch.arange(38, 44)])
@@ -83,28 +142,30 @@ def test_encoder_returns_the_hidden_states_that_heads_read(read: str) -> None:
         "all tokens": inner,
     }[read]
     positions = HeadPositions.select(batch.cu_seqlens, index)
-    padded = pad(rows, False)
+    padded = for_stock(model, rows)
+    mask = padded["attention_mask"]
+    del padded["labels"]
     with torch.no_grad():
         hidden = UnpaddedEncoder(model, checkpoint_activations=False, compiled=False).eval()(
             batch, positions
         )
-        inputs = {name: padded[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
-        stock = model.bert(**inputs).last_hidden_state[padded["attention_mask"].bool()]
+        stock = model.base_model(**padded).last_hidden_state[mask.bool()]
     torch.testing.assert_close(hidden[positions.first], stock[[0, 12, 37]])
     torch.testing.assert_close(hidden[positions.others], stock[index])
 
 
 @pytest.mark.integration
-def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
+@pytest.mark.parametrize("name", ["bert, dropout", "modernbert, dropout"])
+def test_dropout_is_applied_where_the_stock_model_applies_it(name: str) -> None:
     """The mean loss over many draws equals the stock model's, and not the one without dropout."""
     torch.manual_seed(0)
     rows = make_rows([30, 17, 40, 9], 0)
-    model = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
+    model = NETWORKS[name]()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # far from the start, where dropout matters
-        batch = flatten(rows, True)
-        padded = pad(rows, True)
+        batch = for_ours(model, rows)
+        padded = for_stock(model, rows)
 
         def ours() -> float:
             mlm, nsp = PretrainingModel(model)(batch)
@@ -119,20 +180,22 @@ def test_dropout_is_applied_where_the_stock_model_applies_it() -> None:
         assert ours() == pytest.approx(float(model(**padded).loss), rel=1e-5)
 
 
-def test_examples_do_not_attend_to_each_other() -> None:
+@pytest.mark.parametrize("name", ["bert, pairs", "modernbert"])
+def test_examples_do_not_attend_to_each_other(name: str) -> None:
     torch.manual_seed(0)
-    model = BertForPreTraining(CONFIG)
+    model = NETWORKS[name]()
     rows = make_rows([12, 25, 7], 1)
-    together = sum(PretrainingModel(model)(flatten(rows, True)))
-    alone = sum(sum(PretrainingModel(model)(flatten([row], True))) for row in rows)
+    together = sum(PretrainingModel(model)(for_ours(model, rows)))
+    alone = sum(sum(PretrainingModel(model)(for_ours(model, [row]))) for row in rows)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
-def test_activation_checkpointing_changes_only_memory() -> None:
+@pytest.mark.parametrize("name", ["bert, dropout", "modernbert, dropout"])
+def test_activation_checkpointing_changes_only_memory(name: str) -> None:
     """With dropout: recomputation has to draw the same values."""
     torch.manual_seed(0)
-    network = BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT))
-    batch = flatten(make_rows([12, 25, 7], 1), True)
+    network = NETWORKS[name]()
+    batch = for_ours(network, make_rows([12, 25, 7], 1))
     losses, expected = losses_and_gradients(PretrainingModel(network), batch)
     kept = []
     model = PretrainingModel(network, checkpoint_activations=True)
@@ -143,8 +206,24 @@ def test_activation_checkpointing_changes_only_memory() -> None:
     assert sum(tuple(tensor.shape) == (44, CONFIG.intermediate_size) for tensor in kept) == 0
     again, found = losses_and_gradients(model, batch)
     assert torch.equal(again, losses)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_bfloat16_autocast_rounds_only_the_products(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    rows = make_rows([12, 25, 7], 1)
+    batch = for_ours(model, rows)
+    exact, expected = losses_and_gradients(PretrainingModel(model), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, found = losses_and_gradients(PretrainingModel(model), batch)
+    assert not torch.equal(losses, exact)
+    torch.testing.assert_close(losses, exact, rtol=2e-3, atol=0)
+    scale = max(gradient.norm() for gradient in expected.values())
+    for parameter, gradient in expected.items():
+        assert (found[parameter] - gradient).norm() < 0.05 * max(gradient.norm(), 0.1 * scale)
 
 
 def attend_one_by_one(
@@ -155,45 +234,66 @@ def attend_one_by_one(
     key_bounds: torch.Tensor,
     longest: int,
     longest_key: int,
+    window_size: tuple[int, int],
 ) -> torch.Tensor:
     """torch's varlen_attn, example by example: queries, keys and values `[T, heads, size]`."""
     assert bounds.dtype == key_bounds.dtype == torch.int32
     assert int(bounds.diff().max()) <= longest
     assert int(key_bounds.diff().max()) <= longest_key
     splits = [(query, bounds), (key, key_bounds), (value, key_bounds)]
-    parts = [
-        torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1]), -1)
-        @ v.transpose(0, 1)
-        for q, k, v in zip(*(it.split(ends.diff().tolist()) for it, ends in splits), strict=True)
-    ]
-    return torch.cat([part.transpose(0, 1) for part in parts])
+    parts = []
+    for q, k, v in zip(*(it.split(ends.diff().tolist()) for it, ends in splits), strict=True):
+        scores = q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1])
+        if window_size != (-1, -1):
+            before, after = window_size
+            # The kernel aligns the last query with the last key.
+            ahead = torch.arange(len(k)) - torch.arange(len(q))[:, None] - (len(k) - len(q))
+            scores = scores.masked_fill((ahead < -before) | (ahead > after), -torch.inf)
+        parts.append((torch.softmax(scores, -1) @ v.transpose(0, 1)).transpose(0, 1))
+    return torch.cat(parts)
 
 
-def test_varlen_kernel_gets_the_bounds_of_examples(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", ["bert, pairs", "modernbert", "modernbert, global last"])
+def test_varlen_kernel_gets_the_bounds_and_windows_of_examples(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel needs a GPU; the code around it does not."""
     torch.manual_seed(0)
-    model = PretrainingModel(BertForPreTraining(CONFIG))
-    batch = flatten(make_rows([12, 25, 7], 1), True)
+    network = NETWORKS[name]()
+    model = PretrainingModel(network)
+    batch = for_ours(network, make_rows([12, 25, 7], 1))
     losses, expected = losses_and_gradients(model, batch)
     calls = []
     monkeypatch.setattr(
         attention, "has_varlen_kernel", lambda hidden, size: (hidden.shape[0], size) == (44, 8)
     )
     monkeypatch.setattr(
-        attention, "varlen_attn", lambda *args: calls.append(1) or attend_one_by_one(*args)
+        attention,
+        "varlen_attn",
+        lambda *args, **windows: calls.append(1) or attend_one_by_one(*args, **windows),
     )
     again, found = losses_and_gradients(model, batch)
-    assert len(calls) == CONFIG.num_hidden_layers
+    assert len(calls) == LAYERS
     torch.testing.assert_close(again, losses)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-    with_dropout = PretrainingModel(BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT)))
-    with_dropout(batch)  # the kernel has none
-    assert len(calls) == CONFIG.num_hidden_layers
-    with_dropout.eval()(batch)
-    assert len(calls) == 2 * CONFIG.num_hidden_layers
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def test_varlen_kernel_is_not_used_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none."""
+    calls = []
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda hidden, size: True)
+    monkeypatch.setattr(
+        attention,
+        "varlen_attn",
+        lambda *args, **windows: calls.append(1) or attend_one_by_one(*args, **windows),
+    )
+    batch = flatten(make_rows([12, 25, 7], 1), True)
+    model = PretrainingModel(NETWORKS["bert, dropout"]())
+    model(batch)
+    assert not calls
+    model.eval()(batch)
+    assert len(calls) == LAYERS
 
 
 @pytest.fixture
@@ -208,15 +308,15 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("name", ["bert, pairs", "modernbert"])
 def test_model_sharded_by_layers_has_the_same_losses_and_scores(
-    checkpoint_activations: bool,
+    name: str, checkpoint_activations: bool
 ) -> None:
     torch.manual_seed(0)
-    model = PretrainingModel(
-        BertForPreTraining(CONFIG), checkpoint_activations=checkpoint_activations
-    )
+    network = NETWORKS[name]()
+    model = PretrainingModel(network, checkpoint_activations=checkpoint_activations)
     names = set(model.network.state_dict())
-    batch = flatten(make_rows([12, 25, 7], 1), True)
+    batch = for_ours(network, make_rows([12, 25, 7], 1))
     losses, expected = losses_and_gradients(model, batch)
     scores = model.score(batch)
     for layer in model.layers:
@@ -226,8 +326,8 @@ def test_model_sharded_by_layers_has_the_same_losses_and_scores(
     assert set(model.network.state_dict()) == names
     again, found = losses_and_gradients(model, batch)
     torch.testing.assert_close(again, losses)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name].full_tensor(), gradient, msg=name)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter].full_tensor(), gradient, msg=parameter)
     torch.testing.assert_close(model.score(batch), scores)
 
 
