@@ -306,6 +306,7 @@ def test_run_of_another_architecture_ends_with_a_model_that_fills_masks(
         max_steps=20,
         batch_size=16,
         learning_rate=5e-3,
+        precision="fp32",
         threads=1,
         quiet=True,
     )
