@@ -105,6 +105,10 @@ class Examples:
         """Number of tokens of the rows."""
         return int(self._rows.tokens.lengths(rows).sum())
 
+    def count_tokens_of_each(self, rows: Int64Array) -> Int64Array:
+        """Number of tokens of each of the rows."""
+        return self._rows.tokens.lengths(rows)
+
     def longest(self, count: int) -> Int64Array:
         """The `count` longest rows of a large sample; repeated if there are fewer."""
         rows = choose_rows(len(self), LENGTH_SAMPLE)

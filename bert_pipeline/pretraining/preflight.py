@@ -72,6 +72,11 @@ class Inputs:
                 f"--mask-rate-end {config.mask_rate_end}: above the mask rate {rate} of {path}."
             )
         length = examples.config["max_seq_length"]
+        if config.tokens_per_batch is not None and config.tokens_per_batch < 2 * length:
+            raise BertpipeError(
+                f"--tokens-per-batch {config.tokens_per_batch}: must be at least two examples of "
+                f"the {length} tokens of {path}."
+            )
         positions = count_positions(self.model_config)
         if positions is not None and length > positions:
             raise BertpipeError(

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.adaptation import Adaptation
-from bert_pipeline.pretraining.batches import Examples, MaskSubset
+from bert_pipeline.pretraining.batches import LENGTH_SAMPLE, Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import (
     ROWS_PER_BATCH,
@@ -29,10 +30,14 @@ from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.pretraining.sampler import Cursor, Sampler, choose_rows, draw_rows
 from bert_pipeline.pretraining.skipped_batches import write_skipped_batch
 from bert_pipeline.progress import print_line
+from bert_pipeline.ragged import Int64Array
 from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
 
+CPU_TOKEN_MULTIPLE = 64
+"""Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
+of rows, which takes longer than the padding."""
 PROBED_ROWS = 4
 """Examples with which unused parameters are found."""
 
@@ -61,12 +66,39 @@ class PretrainingTask:
         self._final_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
         self._sampler = Sampler.from_config(config)
         self._unigram = unigram_log_probabilities(config.examples)
+        self._shapes = [self._find_shape(phase) for phase in range(len(inputs.phases))]
         self._phase: int | None = None
         """The phase of the latest line of metrics, at first that of the first step."""
         self.new_heads: Sequence[str] = ()
         """Weights that the model of --init-from lacked, which are random."""
         self.model: PretrainingModel
         """What is evaluated; set once it has been made for these examples."""
+
+    def _find_shape(self, phase: int) -> BatchShape | None:
+        """The shape of all micro-batches of a phase with `--tokens-per-batch`."""
+        tokens = self.config.tokens_per_batch
+        if tokens is None:
+            return None
+        settings = self.inputs.phases[phase][1].config
+        examples = self.examples[phase]
+        mean_length = examples.count_tokens(choose_rows(len(examples), LENGTH_SAMPLE))
+        return BatchShape.from_budget(
+            tokens,
+            mean_length / min(len(examples), LENGTH_SAMPLE),
+            settings["max_seq_length"],
+            settings["mask_rate"],
+        )
+
+    def _fill_up(self, batch: PretrainingBatch, phase: int) -> PretrainingBatch:
+        """The batch in the shape of its phase, or on a CPU in bf16 in one of a few shapes."""
+        shape = self._shapes[phase]
+        ranks = self.ranks
+        if shape is None and ranks.device.type == "cpu" and ranks.precision.half_dtype:
+            length = self.inputs.phases[phase][1].config["max_seq_length"]
+            shape = BatchShape.from_batch(batch, CPU_TOKEN_MULTIPLE, length)
+        if shape is None or not len(batch.tokens):
+            return batch
+        return fill_up(batch, shape, self.inputs.tokenizer.special.pad)
 
     def make_network(self) -> PreTrainedModel:
         """The stock model with its initial weights."""
@@ -90,7 +122,10 @@ class PretrainingTask:
         parts = self.config.accumulate * self.ranks.world_size
         for phase, examples in enumerate(self.examples):
             size = self._sampler.largest_size(phase)
-            yield examples.collate(examples.longest(math.ceil(size / parts)))
+            rows = examples.longest(math.ceil(size / parts))
+            if shape := self._shapes[phase]:
+                rows = rows[next(shape.split(examples.count_tokens_of_each(rows)))]
+            yield self._fill_up(examples.collate(rows), phase)
 
     def freeze_unused(self) -> None:
         """Freeze the parameters that the loss does not depend on, such as ESM's contact head.
@@ -126,19 +161,17 @@ class PretrainingTask:
         mask_share = 1 - progress * (1 - self._final_mask_shares[plan.phase])
         subset = MaskSubset(mask_share, config.seed, position.step)
         # This rank's examples, in micro-batches.
-        own = np.arange(ranks.rank, plan.size, ranks.world_size)
-        parts = np.array_split(own, config.accumulate)
-        batches = [
-            examples.collate(rows[part], subset, epochs[part]) for part in parts if len(part)
-        ]
-        pairs = len(own) if examples.has_pairs else 0
+        parts, micro_batches = self._split(rows, plan.phase)
+        batches = [examples.collate(rows[part], subset, epochs[part]) for part in parts]
+        pairs = sum(map(len, parts)) if examples.has_pairs else 0
         masked = sum(len(batch.masked_labels) for batch in batches)
         flops = [training_flops(self.inputs.model_config, batch) for batch in batches]
         known = [value for value in flops if value is not None]
         # With fewer examples than ranks × micro-batches, all ranks still join the all-reduce.
-        if missing := len(parts) - len(batches):
+        if missing := micro_batches - len(batches):
             placeholder = examples.collate(rows[:1], subset, epochs[:1])
             batches += [replace(placeholder, is_placeholder=True)] * missing
+        batches = [self._fill_up(batch, plan.phase) for batch in batches]
         if ranks.device.type == "cuda":
             batches = [batch.pin() for batch in batches]
         return StepInputs(
@@ -155,6 +188,19 @@ class PretrainingTask:
             },
             source=(plan.phase, rows, subset, epochs),
         )
+
+    def _split(self, rows: Int64Array, phase: int) -> tuple[list[Int64Array], int]:
+        """Places in `rows` of this rank's micro-batches, and the most that any rank has."""
+        world_size = self.ranks.world_size
+        of_ranks = [np.arange(rank, len(rows), world_size) for rank in range(world_size)]
+        own = of_ranks[self.ranks.rank]
+        shape = self._shapes[phase]
+        if shape is None:
+            parts = [part for part in np.array_split(own, self.config.accumulate) if len(part)]
+            return parts, self.config.accumulate
+        lengths = self.examples[phase].count_tokens_of_each(rows)
+        most = max(len(list(shape.split(lengths[places]))) for places in of_ranks)
+        return [own[part] for part in shape.split(lengths[own])], most
 
     def record_skipped(self, step: int, inputs: StepInputs) -> None:
         """Write the batch of a step that was skipped to `skipped/`."""

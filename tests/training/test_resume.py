@@ -74,6 +74,10 @@ def test_run_killed_20_times_ends_with_the_same_weights(
     [
         {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
         pytest.param(
+            {"max_steps": 40, "precision": "bf16", "tokens_per_batch": 300},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
             marks=pytest.mark.slow,
         ),
