@@ -54,6 +54,9 @@ class PretrainConfig(TrainConfig):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's (0.1 in the presets of
     BERT and RoBERTa, 0 in those of ModernBERT)."""
+    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of attention weights alone, by default as --dropout. With 0, attention on a GPU needs
+    no padding."""
     nsp_weight: float = Field(1.0, ge=0)
     """Weight of the next-sentence loss; the masked-LM loss has weight 1."""
     mask_rate_end: float | None = Field(None, gt=0, lt=1)

@@ -37,12 +37,15 @@ class Inputs:
         folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
         tokenizer = load_tokenizer(folder)
         start = None
-        about_tokenizer = (tokenizer.vocab_size, tokenizer.special)
+        given = (
+            *(tokenizer.vocab_size, tokenizer.special),
+            *(config.dropout, config.attention_dropout),
+        )
         if config.init_from is None:
-            model_config = make_config(config.model, *about_tokenizer, config.dropout)
+            model_config = make_config(config.model, *given)
         else:
             start = StartingModel.find(config.init_from, config.init_revision, quiet=config.quiet)
-            model_config = adapt_config(start.folder, *about_tokenizer, config.dropout)
+            model_config = adapt_config(start.folder, *given)
         paths = [config.examples, *([config.long_examples] if config.long_examples else [])]
         phases = tuple((path, read_manifest(path, EXAMPLES)) for path in paths)
         inputs = cls(phases, folder, tokenizer, model_config, start)
