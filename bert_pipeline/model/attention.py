@@ -17,9 +17,9 @@ from bert_pipeline.model.kernels import dropout as apply_dropout
 from bert_pipeline.model.kernels import product_dtype, scatter_rows, take_rows
 from bert_pipeline.model.unpadded_batch import HeadPositions, UnpaddedBatch
 
-MAX_MATERIALIZED_WIDTH = 128
-"""Up to this many tokens a CPU keeps the attention weights for the backward pass: faster than
-recomputing them, and still small. Not with a window, whose mask would need another pass."""
+MAX_KEPT_BYTES = 512
+"""Up to this size of a query's attention weights (128 in fp32, 256 in bf16), a CPU keeps them for
+the backward pass: faster than recomputing them, and still small."""
 LOCAL_BLOCK = 128
 """Queries that a CPU mixes at a time in local attention, to skip most keys outside their window."""
 
@@ -250,8 +250,8 @@ def _mix(
     examples, heads, _, size = query.shape
     keys = key.shape[2]
     rows = 1 if mask is None else mask.shape[2]
-    keeps_weights = rows == 1 and keys <= MAX_MATERIALIZED_WIDTH
-    if query.device.type != "cpu" or not (dropout or keeps_weights):
+    is_small = keys * query.element_size() <= MAX_KEPT_BYTES
+    if query.device.type != "cpu" or not (dropout or is_small):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
         )

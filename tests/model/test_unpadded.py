@@ -89,19 +89,19 @@ def for_ours(model: Any, rows: list[dict[str, Any]]) -> PretrainingBatch:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept_width", "block"),
+    ("name", "kept_bytes", "block"),
     [
-        ("bert, pairs", 128, 128),
-        ("bert", 128, 128),
+        ("bert, pairs", 512, 128),
+        ("bert", 512, 128),
         ("bert", 0, 128),
-        ("modernbert", 128, 128),
-        ("modernbert, global last", 128, 8),
+        ("modernbert", 512, 128),
+        ("modernbert, global last", 512, 8),
         ("modernbert, biases", 0, 8),
     ],
 )
 @given(lengths=st.lists(st.integers(1, 40), max_size=5), seed=st.integers(0, 1000))
 def test_loss_and_gradients_equal_the_stock_model(
-    name: str, kept_width: int, block: int, lengths: list[int], seed: int
+    name: str, kept_bytes: int, block: int, lengths: list[int], seed: int
 ) -> None:
     """With materialized attention weights or torch's attention kernel; windows in blocks or not."""
     torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def test_loss_and_gradients_equal_the_stock_model(
     model.zero_grad()
     batch = for_ours(model, rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.model.attention.MAX_MATERIALIZED_WIDTH", kept_width)
+        patch.setattr("bert_pipeline.model.attention.MAX_KEPT_BYTES", kept_bytes)
         patch.setattr("bert_pipeline.model.attention.LOCAL_BLOCK", block)
         mlm, nsp = PretrainingModel(model)(batch)
     loss = mlm / len(batch.masked_labels) + nsp / len(rows)
