@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,22 +22,28 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model, load_model
 from bert_pipeline.pretraining.batches import Examples, chunks
-from bert_pipeline.progress import bar, err
+from bert_pipeline.progress import bar, count_of, err
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.manifest import Manifest, read_manifest, verify_file
 from bert_pipeline.tokenizer.load import hash_vocabulary
 
 ROWS_PER_BATCH = 64
-SUMS = (
-    "mlm_loss",
-    "top1_correct",
-    "top5_correct",
-    "unigram_loss",
-    "masked_tokens",
-    "pairs_correct",
-    "pairs",
-)
+MASK_SUMS = ("mlm_loss", "top1_correct", "top5_correct", "unigram_loss", "masked_tokens")
+"""What is summed over masked tokens."""
+SUMS = (*MASK_SUMS, "pairs_correct", "pairs")
 """What is summed over examples, in the order of the sums' elements."""
+SHOWN_SOURCES = 5
+"""The sources with the most masked tokens that are printed; files have all of them."""
+
+
+class SourceMetrics(TypedDict):
+    """Metrics over the masked tokens of one source's documents."""
+
+    mlm_loss: float
+    top1_accuracy: float
+    top5_accuracy: float
+    unigram_loss: float
+    masked_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,9 @@ class Evaluation:
     bits_per_byte: float | None
     """`mlm_loss` in bits per UTF-8 byte of text, which compares across tokenizers; None for
     examples that an older version made."""
+    sources: Mapping[str, SourceMetrics] | None = None
+    """Of each source with a masked token; None for a corpus of one source, for training examples,
+    and for examples that an older version made."""
 
     def describe(self, split: str = "validation") -> list[tuple[str, str]]:
         """The metrics on the examples of a split as lines for people."""
@@ -71,7 +81,23 @@ class Evaluation:
         if self.nsp_accuracy is not None:
             lines.append(("sentence pairs", f"{self.nsp_accuracy:.1%} accuracy"))
         measured = f"{self.masked_tokens:,} masked tokens of {documents} documents"
-        return [*lines, ("measured on", measured)]
+        names = ("by source", *[""] * SHOWN_SOURCES)
+        by_source = zip(names, self.describe_sources(), strict=False)
+        return [*lines, ("measured on", measured), *by_source]
+
+    def describe_sources(self) -> list[str]:
+        """A line for each of the largest sources; none with a single source."""
+        if self.sources is None or len(self.sources) < 2:
+            return []
+        largest_first = sorted(self.sources.items(), key=lambda item: -item[1]["masked_tokens"])
+        lines = [
+            f"{found['mlm_loss']:.3f} nats, top-1 {found['top1_accuracy']:.1%}, "
+            f"{count_of(found['masked_tokens'], 'masked token')} of {name}"
+            for name, found in largest_first[:SHOWN_SOURCES]
+        ]
+        if (others := len(largest_first) - SHOWN_SOURCES) > 0:
+            lines.append(f"and {others:,} smaller")
+        return lines
 
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
@@ -87,61 +113,102 @@ def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:
 def sum_metrics(
     model: PretrainingModel, examples: Examples, rows: Int64Array, unigram: torch.Tensor
 ) -> torch.Tensor:
-    """The `SUMS` over some rows, float64 `[len(SUMS)]`."""
+    """The `SUMS` over some rows, then those of each source; see `empty_sums`."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    sums = empty_sums(examples, device)
     unigram = unigram.to(device)
     for part in chunks(rows, ROWS_PER_BATCH):
-        sums += _sum_batch(model, examples.collate(part).to(device), unigram)
+        batch = examples.collate(part).to(device)
+        found = _measure_batch(model, batch, unigram)
+        sums[0] += found.sums
+        if examples.sources:
+            of_source = torch.from_numpy(examples.masks_of_sources(part)).to(device)
+            sums[1:, : len(MASK_SUMS)] += found.sum_masks(of_source)
     model.train(was_training)
     return sums
 
 
-def _sum_batch(
+def empty_sums(examples: Examples, device: torch.device) -> torch.Tensor:
+    """Zeros, float64 `[1 + sources, len(SUMS)]`; pairs are not summed by source."""
+    return torch.zeros(1 + len(examples.sources), len(SUMS), dtype=torch.float64, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was measured in a batch."""
+
+    sums: torch.Tensor
+    """The `SUMS`, float64."""
+    masks: Mapping[str, torch.Tensor]
+    """The terms of `MASK_SUMS`, one for each masked token."""
+
+    def sum_masks(self, groups: torch.Tensor) -> torch.Tensor:
+        """`MASK_SUMS` of groups of masked tokens, given as bool `[groups, masked tokens]`."""
+        terms = torch.stack([self.masks[name].double() for name in MASK_SUMS], dim=1)
+        return torch.where(groups[:, :, None], terms, 0.0).sum(1)
+
+
+def _measure_batch(
     model: PretrainingModel, batch: PretrainingBatch, unigram: torch.Tensor
-) -> torch.Tensor:
+) -> _Measured:
     scores, pair_scores = model.score(batch)
     logits = scores.float()
     labels = batch.masked_labels
     # Masked tokens. The rank of a label counts equal scores, and NaN, before it.
     own = logits.gather(1, labels[:, None])
     rank = (~(logits < own)).sum(1)
+    log_probabilities = logits.log_softmax(1)
+    masks = {
+        "mlm_loss": F.nll_loss(log_probabilities, labels, reduction="none"),
+        "top1_correct": rank <= 1,
+        "top5_correct": rank <= 5,
+        "unigram_loss": -unigram[labels],
+        "masked_tokens": torch.ones_like(labels),
+    }
     # Sentence pairs.
     pairs_correct = torch.zeros((), device=logits.device)
     pairs = 0
     if pair_scores is not None and batch.is_random_next is not None:
         pairs_correct = (pair_scores.argmax(1) == batch.is_random_next).sum()
         pairs = len(pair_scores)
-    sums = {
-        "mlm_loss": F.cross_entropy(logits, labels, reduction="sum"),
-        "top1_correct": (rank <= 1).sum(),
-        "top5_correct": (rank <= 5).sum(),
-        "unigram_loss": -unigram[labels].sum(),
-        "masked_tokens": torch.tensor(len(labels)),
+    sums = {name: terms.sum() for name, terms in masks.items()} | {
+        # Rounded otherwise than the sum of `masks`, as in the evaluations of earlier versions.
+        "mlm_loss": F.nll_loss(log_probabilities, labels, reduction="sum"),
         "pairs_correct": pairs_correct,
         "pairs": torch.tensor(pairs),
     }
-    return torch.stack([sums[name].double().to(logits.device) for name in SUMS])
+    return _Measured(torch.stack([sums[name].double().to(logits.device) for name in SUMS]), masks)
 
 
-def compute_metrics(sums: torch.Tensor, bytes_per_token: float | None) -> Evaluation:
-    """Metrics from the sums of all rows; `bytes_per_token` is that of the examples."""
-    total = dict(zip(SUMS, sums.tolist(), strict=True))
-    masked = total["masked_tokens"] or math.nan  # a few rows may have no mask
-    loss = total["mlm_loss"] / masked
+def compute_metrics(sums: torch.Tensor, examples: Examples) -> Evaluation:
+    """Metrics from the sums of all rows and those of each source."""
+    total, *by_source = (dict(zip(SUMS, row, strict=True)) for row in sums.tolist())
+    found = _divide_by_masks(total)
+    loss = found["mlm_loss"]
     pairs = total["pairs"]
+    size = examples.bytes_per_token
+    named = zip(examples.sources, by_source, strict=True)
     return Evaluation(
-        mlm_loss=loss,
+        **found,
         perplexity=float(np.exp(min(loss, 700.0))),
-        top1_accuracy=total["top1_correct"] / masked,
-        top5_accuracy=total["top5_correct"] / masked,
         nsp_accuracy=total["pairs_correct"] / pairs if pairs else None,
-        unigram_loss=total["unigram_loss"] / masked,
-        masked_tokens=int(total["masked_tokens"]),
-        bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
+        bits_per_byte=None if size is None else loss / math.log(2) / size,
+        sources={name: _divide_by_masks(part) for name, part in named if part["masked_tokens"]}
+        or None,
     )
+
+
+def _divide_by_masks(sums: Mapping[str, float]) -> SourceMetrics:
+    masked = sums["masked_tokens"] or math.nan  # a few rows may have no mask
+    return {
+        "mlm_loss": sums["mlm_loss"] / masked,
+        "top1_accuracy": sums["top1_correct"] / masked,
+        "top5_accuracy": sums["top5_correct"] / masked,
+        "unigram_loss": sums["unigram_loss"] / masked,
+        "masked_tokens": int(sums["masked_tokens"]),
+    }
 
 
 def load_pretrained(folder: Path) -> Any:
@@ -184,14 +251,14 @@ def evaluate_folder(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pretrained = PretrainingModel(network).to(device)
     unigram = unigram_log_probabilities(examples_folder)
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=network.device)
+    sums = empty_sums(examples, network.device)
     with bar("evaluating", len(examples), quiet=quiet) as progress:
         for rows in chunks(np.arange(len(examples)), ROWS_PER_BATCH):
             sums += sum_metrics(pretrained, examples, rows, unigram)
             progress.advance(len(rows))
-    if not sums[SUMS.index("masked_tokens")]:
+    if not sums[0, SUMS.index("masked_tokens")]:
         raise BertpipeError(f"{examples_folder}: no {split} example has a token to predict.")
-    return compute_metrics(sums, examples.bytes_per_token)
+    return compute_metrics(sums, examples)
 
 
 def _check_match(

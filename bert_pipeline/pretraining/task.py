@@ -227,12 +227,13 @@ class PretrainingTask:
                 continue
             evaluation = self._evaluate(validation, final=final)
             if not final and self.ranks.is_main:
-                print_line(
+                line = (
                     f"  held out{' (longer examples)' if phase else ''}: masked-LM loss "
                     f"{evaluation.mlm_loss:.3f} (unigram {evaluation.unigram_loss:.3f}), top-1 "
-                    f"{evaluation.top1_accuracy:.1%}",
-                    quiet=self.config.quiet,
+                    f"{evaluation.top1_accuracy:.1%}"
                 )
+                lines = [line, *evaluation.describe_sources()]
+                print_line("\n    ".join(lines), quiet=self.config.quiet)
             metrics |= {f"{prefix}{name}": value for name, value in asdict(evaluation).items()}
         return metrics
 
@@ -246,8 +247,9 @@ class PretrainingTask:
         parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
         with ranks.precision.autocast(ranks.device):
             sums = [self._sum(validation, part, rows) for part in parts]
-        total = ranks.sum(torch.stack(sums).sum(0))
-        return compute_metrics(total, validation.bytes_per_token)
+        # One by one: how each is rounded must not depend on the number of sources.
+        totals = [ranks.sum(parts.sum(0)) for parts in torch.stack(sums, dim=1)]
+        return compute_metrics(torch.stack(totals), validation)
 
     def _sum(self, validation: Examples, part: Any, rows: Any) -> torch.Tensor:
         own = part if len(part) else rows[:1]

@@ -15,7 +15,7 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import bar
 from bert_pipeline.storage.atomic import hash_file, hash_json, write_checked_json
 
-FORMAT = 4
+FORMAT = 5
 """Increased when the same settings give other files than before."""
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
