@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from bert_pipeline import evaluate_text
-from bert_pipeline.errors import BertpipeError
 from bert_pipeline.pretraining.text_evaluation import (
     MASK_RATE,
     _mask,
@@ -19,6 +16,7 @@ from bert_pipeline.pretraining.text_evaluation import (
     evaluate_documents,
 )
 from bert_pipeline.tokenizer.load import load_tokenizer
+from tests.helpers.cli import run_cli
 
 STANDARD = {
     "num_hidden_layers": 2,
@@ -88,14 +86,16 @@ def test_loss_is_that_of_the_stock_model(model: Path, documents: list[str]) -> N
 
 @pytest.mark.integration
 def test_command_prints_the_metrics_of_a_file(model: Path, text: Path) -> None:
-    command = [sys.executable, "-m", "bert_pipeline", "evaluate", str(model), "--text", str(text)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["bits_per_byte"] == evaluate_text(model, text).bits_per_byte
+    printed = run_cli("evaluate", model, "--text", text, "--json")
+    assert printed.code == 0, printed.stderr
+    found = evaluate_text(model, text)
+    assert json.loads(printed.stdout)["bits_per_byte"] == found.bits_per_byte
+    assert f"{found.bits_per_byte:.3f}" in run_cli("evaluate", model, "--text", text).stdout
     empty = text.with_name("empty.txt")
     empty.write_text("")
-    with pytest.raises(BertpipeError, match="has no text"):
-        evaluate_text(model, empty)
-    both = [*command, "--examples", str(model)]
-    refused = subprocess.run(both, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "give either --examples or --text" in refused.stderr
+    refused = run_cli("evaluate", model, "--text", empty)
+    assert refused.code == 1
+    assert "has no text" in refused.stderr
+    both = run_cli("evaluate", model, "--text", text, "--examples", model)
+    assert both.code == 2
+    assert "give either --examples or --text" in both.stderr
