@@ -168,7 +168,7 @@ def test_bad_usage_is_one_clear_message(
 
 @pytest.mark.integration
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = bertpipe("--debug", "fill-mask", tmp_path, "a [MASK]")
+    result = bertpipe("--debug", "verify", tmp_path)
     assert "Traceback" in result.stderr
 
 

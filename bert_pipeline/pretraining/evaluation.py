@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, BertForPreTraining
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -20,7 +19,7 @@ from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.predict.load import find_model, load_model
+from bert_pipeline.predict.load import find_model, load_model, read_tokenizer
 from bert_pipeline.pretraining.batches import Examples, chunks
 from bert_pipeline.progress import bar, count_of, err
 from bert_pipeline.ragged import Int64Array
@@ -258,6 +257,8 @@ def evaluate_folder(
             progress.advance(len(rows))
     if not sums[0, SUMS.index("masked_tokens")]:
         raise BertpipeError(f"{examples_folder}: no {split} example has a token to predict.")
+    if not sums.isfinite().all():
+        raise BertpipeError(f"{folder}: its loss is not a finite number; check its config.json.")
     return compute_metrics(sums, examples)
 
 
@@ -273,13 +274,11 @@ def _check_match(
             f"{model} has a vocabulary of {vocab_size} tokens, but {examples_folder} was made with "
             f"one of {expected}; {advice}"
         )
-    tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file():
-        vocabulary = hash_vocabulary(Tokenizer.from_file(str(tokenizer)))
-        if vocabulary != manifest.counts["vocabulary"]:
-            raise BertpipeError(
-                f"{examples_folder} was made with another tokenizer than that of {model}; {advice}"
-            )
+    tokenizer = read_tokenizer(folder)
+    if tokenizer and hash_vocabulary(tokenizer) != manifest.counts["vocabulary"]:
+        raise BertpipeError(
+            f"{examples_folder} was made with another tokenizer than that of {model}; {advice}"
+        )
     positions = count_positions(network.config)
     length = manifest.config["max_seq_length"]
     if positions is not None and positions < length:

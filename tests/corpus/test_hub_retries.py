@@ -297,12 +297,12 @@ def test_page_of_another_server_is_retried_and_named(
 ) -> None:
     readme = f"# {len(body)} {path} {headers}\n"  # a commit that is in no cache
     hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl"), "README.md": readme})
-    hub.plant("status", path, status=200, body=body, headers=headers, times=2)
+    hub.plant("status", path, status=200, body=body, headers=headers)
     assert read("hub:me/data").texts == TEXTS
     assert not hub.faults[0].times
     hub.plant("status", path, status=200, body=body, headers=headers, times=FOREVER)
     hub.add("me/data", {"README.md": readme + "\n"})
-    error = read("hub:me/data", max_wait=1).error
+    error = read("hub:me/data", max_wait=0.2).error
     assert problem in error
     assert "<" not in error
 

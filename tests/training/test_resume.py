@@ -133,7 +133,10 @@ def test_run_by_minutes_resumes_its_clock(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signal_saves_a_checkpoint_and_the_run_resumes(
     number: int, code: int, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
