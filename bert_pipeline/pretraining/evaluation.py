@@ -21,7 +21,7 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model, load_model, read_tokenizer
 from bert_pipeline.pretraining.batches import Examples, chunks
-from bert_pipeline.progress import bar, count_of, err
+from bert_pipeline.progress import bar, err, human_count
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.storage.manifest import Manifest, read_manifest, verify_file
 from bert_pipeline.tokenizer.load import hash_vocabulary
@@ -32,7 +32,9 @@ MASK_SUMS = ("mlm_loss", "top1_correct", "top5_correct", "unigram_loss", "masked
 SUMS = (*MASK_SUMS, "pairs_correct", "pairs")
 """What is summed over examples, in the order of the sums' elements."""
 SHOWN_SOURCES = 5
-"""The sources with the most masked tokens that are printed; files have all of them."""
+"""How many sources are printed, those with the most masked tokens."""
+NAME_LENGTH = 24
+"""Most characters of a source that are printed, so that its figures are one line of 80 columns."""
 
 
 class SourceMetrics(TypedDict):
@@ -90,13 +92,18 @@ class Evaluation:
             return []
         largest_first = sorted(self.sources.items(), key=lambda item: -item[1]["masked_tokens"])
         lines = [
-            f"{found['mlm_loss']:.3f} nats, top-1 {found['top1_accuracy']:.1%}, "
-            f"{count_of(found['masked_tokens'], 'masked token')} of {name}"
+            f"{found['mlm_loss']:.3f} nats, top-1 {found['top1_accuracy']:.1%} of "
+            f"{human_count(found['masked_tokens'])}: {_shorten(name)}"
             for name, found in largest_first[:SHOWN_SOURCES]
         ]
         if (others := len(largest_first) - SHOWN_SOURCES) > 0:
             lines.append(f"and {others:,} smaller")
         return lines
+
+
+def _shorten(source: str) -> str:
+    """The end of a long name: paths begin alike."""
+    return source if len(source) <= NAME_LENGTH else f"…{source[1 - NAME_LENGTH :]}"
 
 
 def unigram_log_probabilities(examples_folder: Path) -> torch.Tensor:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bert_pipeline.examples.encode_corpus import EncodeJob, encode_piece
+from bert_pipeline.examples.token_store import TokenStore, piece_path
+from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest
 from tests.helpers.example_rows import restore, rows_of, shard_bytes
 from tests.helpers.unique_words import SPECIAL, Build, build
@@ -75,3 +79,19 @@ def test_sources_give_the_same_bytes_for_any_workers(build: Build, tmp_path: Pat
     build(LONG, **given)
     build(LONG, **given, workers=2, out=tmp_path / "again")
     assert shard_bytes(tmp_path / "examples") == shard_bytes(tmp_path / "again")
+
+
+def test_documents_of_one_piece_can_have_different_sources(tmp_path: Path) -> None:
+    """The second document has no token."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "ba", "na", "."]), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    texts = ["Ba na. Ba.", "\u0300", "Na ba na.", "Na.\nBa."]
+    columns = {"text": texts, "language": ["en"] * 4, "source": ["b", "b", "a", "b"]}
+    shard = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table(columns), shard)
+    given = (shard, hash_file(shard), 0, 4, tmp_path, False, ("a", "b"))
+    encode_piece(EncodeJob(piece_path(tmp_path, 0), *given))
+    piece = TokenStore(tmp_path, [3]).open(0)
+    lengths = np.diff(piece.sentences[piece.documents])
+    found = piece.find_sources(np.arange(len(piece.ids)))
+    assert found.tolist() == np.repeat([1, 0, 1], lengths).tolist()

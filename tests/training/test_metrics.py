@@ -1,6 +1,7 @@
 """Metrics: data wait, MFU, profiles and trackers."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,17 @@ def test_unknown_or_missing_tracker_is_rejected(
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="tensorbord")
     with pytest.raises(BertpipeError, match="pip install aim"):
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="aim")
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    figures = {
+        "loss": math.nan,
+        "eval_sources": {"one": {"mlm_loss": math.inf, "masked_tokens": 2}},
+    }
+    MetricsLog(log, after_step=0).write(figures)
+    written = '{"loss": null, "eval_sources": {"one": {"mlm_loss": null, "masked_tokens": 2}}}'
+    assert log.read_text() == f"{written}\n"
 
 
 def test_damaged_lines_of_the_log_are_dropped(tmp_path: Path) -> None:
