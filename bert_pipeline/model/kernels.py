@@ -79,13 +79,15 @@ class _Blocks:
         grads: Sequence[Tensor | None],
         rows: slice,
         grad_logits: Tensor,
+        logits: Tensor,
         block: Tensor,
         matrix: Tensor,
         counted: Tensor | None,
     ) -> None:
         """Add the gradients of a block, from the gradient of the loss by its logits.
 
-        `counted` is 0 for ignored rows, whose hidden states in `block` are 0, and 1 for others.
+        The memory of `logits` is used for its copy in `dtype`. `counted` is 0 for ignored rows,
+        whose hidden states in `block` are 0, and 1 for others.
         """
         grad_hidden, grad_weight, grad_bias = grads
         entries = slice(grad_logits.shape[1] - self.padding)
@@ -93,7 +95,7 @@ class _Blocks:
             grad_bias += grad_logits[:, entries].sum(0)
         elif grad_bias is not None and counted is not None:
             grad_bias += counted @ grad_logits[:, entries]
-        narrow = grad_logits.to(self.dtype)
+        narrow = grad_logits if logits is grad_logits else logits.copy_(grad_logits)
         if grad_hidden is not None:
             grad_hidden[rows] = narrow @ matrix
             if counted is not None:
@@ -126,9 +128,11 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             for x, needed in zip(inputs, blocks.needs_grad, strict=True)
         ]
         matrix, offset = blocks.prepare(weight, bias)
-        # All blocks share one buffer: it stays in the cache, and the softmax overwrites its logits.
+        # All blocks share these buffers, which stay in the cache. In fp32 the softmax overwrites the
+        # logits.
         shape = (min(blocks.rows, len(hidden)), len(matrix))
         buffer = torch.empty(shape, dtype=blocks.dtype, device=device)
+        exact_buffer = None if blocks.dtype == exact else torch.empty_like(buffer, dtype=exact)
         for start in range(0, len(hidden), blocks.rows):
             # Logits of the block.
             rows = slice(start, start + blocks.rows)
@@ -140,8 +144,10 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             logits = torch.addmm(offset, block, matrix.t(), out=buffer[: len(block)])
             peak = logits.amax(1)
             right = logits.gather(1, picked).to(exact)
-            out = logits if blocks.dtype == exact else None
-            grad_logits = torch.softmax(logits, 1, dtype=exact, out=out)
+            grad_logits = logits
+            if exact_buffer is not None:
+                grad_logits = exact_buffer[: len(block)].copy_(logits)
+            torch.softmax(grad_logits, 1, out=grad_logits)
             # Loss. The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a
             # second pass of exponentials, exact because it is never below 1 / V.
             losses = peak - grad_logits.amax(1).log() - right.squeeze(1)
@@ -149,7 +155,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             # Gradients.
             if any(blocks.needs_grad):
                 grad_logits.scatter_add_(1, picked, grad_logits.new_full(picked.shape, -1.0))
-                blocks.add_gradients(grads, rows, grad_logits, block, matrix, counted)
+                blocks.add_gradients(grads, rows, grad_logits, logits, block, matrix, counted)
         ctx.save_for_backward(*grads)
         ctx.dtypes = [x.dtype for x in inputs]
         return total

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,6 @@ def test_run_killed_20_times_ends_with_the_same_weights(
     [
         {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
         pytest.param(
-            {"max_steps": 40, "precision": "bf16", "tokens_per_batch": 300},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
             {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
             marks=pytest.mark.slow,
         ),
@@ -105,6 +102,33 @@ def test_killed_run_resumes_to_the_same_weights(
     assert [line["tokens"] for line in metrics(out) if "loss" in line] == [
         line["tokens"] for line in metrics(tmp_path / "alone") if "loss" in line
     ]
+
+
+@pytest.mark.slow
+def test_killed_run_in_bf16_resumes_across_the_start_of_longer_examples(
+    make_examples: Callable[..., Path],
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """With a token budget: micro-batches of each phase have a shape of their own."""
+    changes = {
+        "long_examples": make_examples("resumed-longer", max_seq_length=90),
+        "long_share": 0.5,
+        "max_steps": 24,
+        "precision": "bf16",
+        "tokens_per_batch": 300,
+    }
+    given = long_run(examples_folder, wordpiece_folder, tmp_path / "alone", **changes)
+    fork_run(given).join()
+    out = tmp_path / "killed"
+    for step in (6, 15):
+        process = fork_run(given | {"out": out})
+        wait_for((out / f"checkpoints/step-{step:08}").is_dir)
+        process.kill()
+        process.join()
+    fork_run(given | {"out": out}).join()
+    assert weights(out) == weights(tmp_path / "alone")
 
 
 @pytest.mark.slow
