@@ -155,12 +155,12 @@ class LocalLayout:
 
     def _blocks(self, device: torch.device) -> Iterator[tuple[slice, slice]]:
         """The queries that are mixed together, and the keys within their windows."""
-        width = self.grid.width
-        # The compiler would compile each number of blocks; a GPU has enough parallel work in one.
-        is_whole = device.type != "cpu" or torch.compiler.is_compiling()
-        size = width if is_whole else LOCAL_BLOCK
-        for start in range(0, width, size):
-            end = min(start + size, width)
+        # The compiler would compile each number of blocks; a GPU mixes all queries at once.
+        if device.type != "cpu" or torch.compiler.is_compiling():
+            yield slice(None), slice(None)
+            return
+        for start in range(0, self.grid.width, LOCAL_BLOCK):
+            end = start + LOCAL_BLOCK
             yield slice(start, end), slice(max(start - self.window, 0), end + self.window)
 
 

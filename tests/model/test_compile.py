@@ -1,6 +1,7 @@
 """Compiled layers: equal losses and gradients, dropout by the seed, and when a run compiles."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
+GLOBAL = "full_attention"
+LOCAL = "sliding_attention"
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -28,18 +31,35 @@ SIZES = {
 }
 
 
-def build(dropout: float) -> BertForPreTraining:
+def build(dropout: float, layers: int = 1) -> BertForPreTraining:
     torch.manual_seed(0)
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return BertForPreTraining(BertConfig(vocab_size=97, **SIZES, **rates))
+    sizes = SIZES | {"num_hidden_layers": layers}
+    return BertForPreTraining(BertConfig(vocab_size=97, **sizes, **rates))
 
 
-def build_modernbert(dropout: float) -> ModernBertForMaskedLM:
-    """A local layer, whose window is narrower than the rows."""
+def build_modernbert(dropout: float, layer_types: Sequence[str]) -> ModernBertForMaskedLM:
+    """Windows of local layers are narrower than the rows."""
     torch.manual_seed(0)
-    fields = {"layer_types": ["sliding_attention"], "local_attention": 12, "pad_token_id": 0}
+    fields = {"local_attention": 12, "pad_token_id": 0, "num_hidden_layers": len(layer_types)}
     rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), dropout)
-    return ModernBertForMaskedLM(ModernBertConfig(vocab_size=97, **SIZES, **fields, **rates))
+    options: dict[str, Any] = {"vocab_size": 97} | SIZES | fields | rates
+    return ModernBertForMaskedLM(ModernBertConfig(**options, layer_types=list(layer_types)))
+
+
+def count_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that are compiled from now on; they run as they are."""
+    graphs = []
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile
+    monkeypatch.setattr(
+        "torch.compile", lambda call, dynamic: compiled(call, dynamic=dynamic, backend=note)
+    )
+    return graphs
 
 
 @pytest.mark.slow
@@ -52,7 +72,7 @@ def build_modernbert(dropout: float) -> ModernBertForMaskedLM:
 def test_compiled_layers_equal_plain_layers(kind: str) -> None:
     """One compilation for several shapes; one layer, because compilation takes seconds."""
     torch._dynamo.reset()
-    network = build(0.3) if kind == "bert" else build_modernbert(0.3)
+    network = build(0.3) if kind == "bert" else build_modernbert(0.3, [LOCAL])
     compiled = PretrainingModel(network, compiled=True)
     plain = PretrainingModel(network)
     for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
@@ -80,20 +100,33 @@ def test_compiled_layers_equal_plain_layers(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    # The last layer differs; ModernBERT's first does too, and local ones.
+    [("bert", 2), ("modernbert", 4)],
+)
+def test_equal_layers_share_their_compilation_for_all_lengths(
+    kind: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = count_graphs(monkeypatch)
+    torch._dynamo.reset()
+    types = [GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL]
+    network = build(0.1, 6) if kind == "bert" else build_modernbert(0.1, types)
+    model = PretrainingModel(network, compiled=True)
+    for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22], [11, 8]]):
+        losses = model(flatten(make_rows(lengths, number), kind == "bert"))
+        torch.stack(losses).sum().backward()
+    torch._dynamo.reset()
+    assert len(graphs) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_ddp_does_not_split_the_graph_of_a_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The boundaries of DDP's gradient buckets must not split a layer."""
-    graphs = []
-
-    def note(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile
-    monkeypatch.setattr(
-        "torch.compile", lambda call, dynamic: compiled(call, dynamic=dynamic, backend=note)
-    )
+    graphs = count_graphs(monkeypatch)
     torch._dynamo.reset()
     torch.distributed.init_process_group(
         "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting"

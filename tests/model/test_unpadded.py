@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,81 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForPreTraining,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-)
 
-from bert_pipeline.errors import UsageError
-from bert_pipeline.model import attention
-from bert_pipeline.model.architectures import PRESETS, make_config
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded import UnpaddedEncoder
-from bert_pipeline.model.unpadded_batch import HeadPositions, PretrainingBatch
-from bert_pipeline.tokenizer.load import SpecialIds
+from bert_pipeline.model.unpadded_batch import HeadPositions
 from bert_pipeline.training.optimizers.muon import BatchedMuon
-from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows, pad
-
-CONFIG = BertConfig(
-    vocab_size=97,
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=48,
-    max_position_embeddings=40,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
-# One global layer, then two with a window of 5 tokens before and after.
-MODERN_CONFIG = ModernBertConfig(
-    vocab_size=97,
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=48,
-    local_attention=11,
-    pad_token_id=0,
-)
-SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
-DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
-MODERN_DROPOUT = {"embedding_dropout": 0.4, "attention_dropout": 0.4, "mlp_dropout": 0.4}
-BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
-GLOBAL_LAST = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
-NETWORKS = {
-    "bert, pairs": lambda: BertForPreTraining(CONFIG),
-    "bert": lambda: BertForMaskedLM(CONFIG),
-    "bert, dropout": lambda: BertForPreTraining(BertConfig(**CONFIG.to_dict() | DROPOUT)),
-    "modernbert": lambda: modernbert(),
-    "modernbert, global last": lambda: modernbert(**GLOBAL_LAST),
-    "modernbert, biases": lambda: modernbert(**BIASES, decoder_bias=False),
-    "modernbert, dropout": lambda: modernbert(**MODERN_DROPOUT),
-}
-LAYERS = CONFIG.num_hidden_layers
-
-
-def modernbert(**fields: Any) -> ModernBertForMaskedLM:
-    """With biases and weights of norms that matter."""
-    network = ModernBertForMaskedLM(ModernBertConfig(**MODERN_CONFIG.to_dict() | fields))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return network
-
-
-def for_stock(model: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """The rows as a stock model takes them."""
-    padded = pad(rows, isinstance(model, BertForPreTraining))
-    if isinstance(model, ModernBertForMaskedLM):
-        del padded["token_type_ids"]
-    return padded
-
-
-def for_ours(model: Any, rows: list[dict[str, Any]]) -> PretrainingBatch:
-    return flatten(rows, isinstance(model, BertForPreTraining))
+from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows
+from tests.helpers.networks import CONFIG, NETWORKS, for_ours, for_stock
 
 
 @pytest.mark.parametrize(
@@ -226,76 +157,6 @@ def test_bfloat16_autocast_rounds_only_the_products(name: str) -> None:
         assert (found[parameter] - gradient).norm() < 0.05 * max(gradient.norm(), 0.1 * scale)
 
 
-def attend_one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest: int,
-    longest_key: int,
-    window_size: tuple[int, int],
-) -> torch.Tensor:
-    """torch's varlen_attn, example by example: queries, keys and values `[T, heads, size]`."""
-    assert bounds.dtype == key_bounds.dtype == torch.int32
-    assert int(bounds.diff().max()) <= longest
-    assert int(key_bounds.diff().max()) <= longest_key
-    splits = [(query, bounds), (key, key_bounds), (value, key_bounds)]
-    parts = []
-    for q, k, v in zip(*(it.split(ends.diff().tolist()) for it, ends in splits), strict=True):
-        scores = q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1])
-        if window_size != (-1, -1):
-            before, after = window_size
-            # The kernel aligns the last query with the last key.
-            ahead = torch.arange(len(k)) - torch.arange(len(q))[:, None] - (len(k) - len(q))
-            scores = scores.masked_fill((ahead < -before) | (ahead > after), -torch.inf)
-        parts.append((torch.softmax(scores, -1) @ v.transpose(0, 1)).transpose(0, 1))
-    return torch.cat(parts)
-
-
-@pytest.mark.parametrize("name", ["bert, pairs", "modernbert", "modernbert, global last"])
-def test_varlen_kernel_gets_the_bounds_and_windows_of_examples(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel needs a GPU; the code around it does not."""
-    torch.manual_seed(0)
-    network = NETWORKS[name]()
-    model = PretrainingModel(network)
-    batch = for_ours(network, make_rows([12, 25, 7], 1))
-    losses, expected = losses_and_gradients(model, batch)
-    calls = []
-    monkeypatch.setattr(
-        attention, "has_varlen_kernel", lambda hidden, size: (hidden.shape[0], size) == (44, 8)
-    )
-    monkeypatch.setattr(
-        attention,
-        "varlen_attn",
-        lambda *args, **windows: calls.append(1) or attend_one_by_one(*args, **windows),
-    )
-    again, found = losses_and_gradients(model, batch)
-    assert len(calls) == LAYERS
-    torch.testing.assert_close(again, losses)
-    for parameter, gradient in expected.items():
-        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
-
-
-def test_varlen_kernel_is_not_used_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has none."""
-    calls = []
-    monkeypatch.setattr(attention, "has_varlen_kernel", lambda hidden, size: True)
-    monkeypatch.setattr(
-        attention,
-        "varlen_attn",
-        lambda *args, **windows: calls.append(1) or attend_one_by_one(*args, **windows),
-    )
-    batch = flatten(make_rows([12, 25, 7], 1), True)
-    model = PretrainingModel(NETWORKS["bert, dropout"]())
-    model(batch)
-    assert not calls
-    model.eval()(batch)
-    assert len(calls) == LAYERS
-
-
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
     """A group of this process alone."""
@@ -352,39 +213,3 @@ def test_muon_equals_torch_muon() -> None:
         torch.testing.assert_close(
             mine.state[a]["momentum_buffer"], stock.state[b]["momentum_buffer"]
         )
-
-
-PUBLISHED = {
-    "tiny": 4.4,
-    "mini": 11.3,
-    "small": 29.1,
-    "medium": 41.7,
-    "base": 110.1,
-    "large": 335.1,
-}
-
-
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("bert-")])
-def test_presets_have_the_published_sizes(name: str) -> None:
-    config = make_config(name, 30522, SPECIAL, None)
-    with torch.device("meta"):
-        size = (
-            sum(parameter.numel() for parameter in BertForPreTraining(config).bert.parameters())
-            / 1e6
-        )
-    # Millions: Turc et al. 2019, table 1 (the papers print 110 and 340 for base and large).
-    assert size == pytest.approx(PUBLISHED[name.removeprefix("bert-")], rel=0.03)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"hidden_sise": 64}, "hidden_sise"),
-        ({"vocab_size": 64}, "vocab_size"),
-        ({"hidden_size": 100, "num_attention_heads": 3}, "num_attention_heads"),
-        ({"is_decoder": True}, "is_decoder"),
-    ],
-)
-def test_unknown_model_fields_are_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(UsageError, match=named):
-        make_config(fields, 100, SPECIAL, None)
