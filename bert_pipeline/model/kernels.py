@@ -128,7 +128,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             for x, needed in zip(inputs, blocks.needs_grad, strict=True)
         ]
         matrix, offset = blocks.prepare(weight, bias)
-        # All blocks share these buffers, which stay in the cache. In fp32 the softmax overwrites the
+        # All blocks share the buffers, which stay in the cache. In fp32 the softmax overwrites the
         # logits.
         shape = (min(blocks.rows, len(hidden)), len(matrix))
         buffer = torch.empty(shape, dtype=blocks.dtype, device=device)

@@ -230,18 +230,11 @@ def scaled_gradients(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """This rank's gradients divided by `grad_scale`, all 0 if `found_inf`.
 
-    Also returns 1.0 to update the weights or 0.0 to skip the step. No value is read back from a
-    GPU.
+    Also returns 1.0 to update the weights or 0.0 to skip the step. No value is read back from the
+    device.
     """
     grads = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     go = torch.ones((), device=grads[0].device) if found_inf is None else 1.0 - found_inf
-    if go.device.type == "cpu":
-        # Reading a value costs nothing here, and one call for all gradients saves most of the time.
-        if not go:
-            return [torch.zeros_like(grad) for grad in grads], go
-        if grad_scale is not None:
-            grads = list(torch._foreach_mul(grads, 1.0 / grad_scale))
-        return grads, go
     scale = go if grad_scale is None else 1.0 / grad_scale
     return [torch.where(go > 0, grad * scale, torch.zeros_like(grad)) for grad in grads], go
 

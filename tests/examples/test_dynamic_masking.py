@@ -390,6 +390,7 @@ def test_loss_is_divided_by_the_number_of_masks_of_the_epoch(
         batch_size=48,
         accumulate=3,
         mask_rate_end=0.1,
+        precision="fp32",
         threads=1,
         quiet=True,
     )
