@@ -25,6 +25,7 @@ from bert_pipeline.tokenizer.config import TokenizeConfig
 
 if TYPE_CHECKING:
     from bert_pipeline.pretraining.evaluation import Evaluation
+    from bert_pipeline.pretraining.text_evaluation import TextEvaluation
     from bert_pipeline.verification import Verified
 
 C = TypeVar("C", bound=StageConfig)
@@ -105,6 +106,17 @@ def evaluate(
     from bert_pipeline.pretraining.evaluation import evaluate_folder
 
     return evaluate_folder(Path(model), Path(examples), split, quiet=quiet)
+
+
+def evaluate_text(model: str | Path, text: str | Path, *, quiet: bool = True) -> "TextEvaluation":
+    """Evaluate a model on plain text, in bits per byte (`bertpipe evaluate --text`).
+
+    That compares models with different tokenizers. `text` is a file, or a source as `build_corpus`
+    takes it. Raises `BertpipeError` if there is no text in it.
+    """
+    from bert_pipeline.pretraining.text_evaluation import evaluate_text
+
+    return evaluate_text(Path(model), str(text), quiet=quiet)
 
 
 def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 # Pydantic would search all installed packages for plugins, which takes longer than the rest of
 # `--help`.
@@ -110,22 +110,42 @@ for _name, _stage in STAGES.items():
 def evaluate(
     model: Model,
     examples: Annotated[
-        Path, typer.Option(help="Folder written by `bertpipe examples`.", show_default=False)
-    ],
+        Path | None, typer.Option(help="Folder written by `bertpipe examples`.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file, or a source such as wikitext-2, instead of examples: masked tokens in "
+            "bits per byte, which compares models with different tokenizers.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         Literal["validation", "train"], typer.Option(help="Examples to evaluate on.")
     ] = "validation",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on masked examples, compared with the unigram baseline."""
-    evaluation = api.evaluate(model, examples, split, quiet=as_json)
+    """Evaluate a model on masked examples, compared with the unigram baseline, or on plain text."""
+    if text is not None and examples is None:
+        of_text = api.evaluate_text(model, text, quiet=as_json)
+        _print_evaluation(of_text, f"{model} on {text}", of_text.describe(), as_json)
+    elif examples is not None and text is None:
+        evaluation = api.evaluate(model, examples, split, quiet=as_json)
+        title = f"{model} on {examples}, {split}"
+        _print_evaluation(evaluation, title, evaluation.describe(split), as_json)
+    else:
+        raise UsageError("evaluate: give either --examples or --text.")
+
+
+def _print_evaluation(
+    evaluation: Any, title: str, lines: list[tuple[str, str]], as_json: bool
+) -> None:
     if as_json:
         print(json.dumps(asdict(evaluation)))  # noqa: T201
         return
-    from bert_pipeline.pretraining.evaluation import describe
     from bert_pipeline.progress import print_pairs
 
-    print_pairs(f"{model} on {examples}, {split}", describe(evaluation, split))
+    print_pairs(title, lines)
 
 
 @app.command("fill-mask")

@@ -56,7 +56,7 @@ STAGES: dict[str, Stage] = {
     "tokenize": Stage(
         TokenizeConfig,
         "bert_pipeline.tokenizer.train:train_tokenizer",
-        "Train a tokenizer on a corpus, or take an existing one, and measure it.",
+        "Train a tokenizer on a corpus, or take or extend an existing one, and measure it.",
         folder="tokenizer",
         inputs={"corpus": "corpus"},
     ),

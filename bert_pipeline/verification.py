@@ -15,8 +15,8 @@ from bert_pipeline.storage.manifest import (
     changed_files,
     read_manifest_file,
 )
+from bert_pipeline.training.position import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 NAMED = 3
 """Problems of a folder that its line names; more are counted."""
 

@@ -36,12 +36,28 @@ from bert_pipeline.training.hardware import peak_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A training loop and its settings; `title` names them in the table."""
+
+    name: str
+    title: str
+    dropout: float = 0.0
+    precision: str = "fp32"
+
+
+# On a GPU, Trainer is always in bf16.
 CONTENDERS = {
-    "a": ("classic", 0.1, "tutorial loop, dropout 0.1"),
-    "b": ("trainer", 0.0, "Trainer"),
-    "c": ("bertpipe", 0.0, "bertpipe"),
-    "d": ("bertpipe", 0.1, "bertpipe, dropout 0.1"),
-    "e": ("trainer", 0.1, "Trainer, dropout 0.1"),
+    "a": Contender("classic", "tutorial loop, dropout 0.1", 0.1),
+    "b": Contender("trainer", "Trainer"),
+    "c": Contender("bertpipe", "bertpipe", precision="auto"),
+    "d": Contender("bertpipe", "bertpipe, dropout 0.1", 0.1, "auto"),
+    "e": Contender("trainer", "Trainer, dropout 0.1", 0.1),
+    "f": Contender("classic", "tutorial loop"),
+    "g": Contender("classic", "tutorial loop, bf16 autocast", precision="bf16"),
+    "h": Contender("trainer", "Trainer, bf16", precision="bf16"),
+    "i": Contender("bertpipe", "bertpipe, fp32"),
 }
 CONTENDER_SCRIPT = Path(__file__).with_name("training_contenders.py")
 
@@ -56,7 +72,7 @@ class Setting:
     length: int
     mask_rate: float
     batch: int
-    contenders: str = "abcde"
+    contenders: str = "abcdefghi"
 
 
 @dataclass(slots=True)
@@ -101,6 +117,7 @@ def settings(on_gpu: bool) -> list[Setting]:
             32,
         ),
         Setting("4 layers × 256", "bert-mini", vocab_size, length, 0.15, 32),
+        Setting("8 layers × 512", "bert-medium", vocab_size, length, 0.15, 32),
     ]
 
 
@@ -112,7 +129,7 @@ def training(
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
     only: Annotated[
         str, typer.Option(help="Contenders to run, by their letters in the table.")
-    ] = "abcde",
+    ] = "abcdefghi",
     models: Annotated[
         str | None, typer.Option(help="Only models with this text in their title.")
     ] = None,
@@ -164,15 +181,16 @@ def _compare(
         for letter in letters:
             if letter in failed:
                 continue
-            name, dropout, _ = CONTENDERS[letter]
+            contender = CONTENDERS[letter]
             job = Job(
-                contender=name,
+                contender=contender.name,
                 folder=folder,
                 model=setting.model,
                 vocab_size=setting.vocab_size,
                 length=setting.length,
                 batch=setting.batch,
-                dropout=dropout,
+                dropout=contender.dropout,
+                precision=contender.precision,
                 warm_up=warm_up,
                 steps=steps,
                 threads=threads,
@@ -191,7 +209,7 @@ def _compare(
             break
     _print(setting, found, flops / tokens, device, done + 1, steps, threads)
     for letter, reason in failed.items():
-        out.print(f"{CONTENDERS[letter][2]}: {reason}", markup=False)
+        out.print(f"{CONTENDERS[letter].title}: {reason}", markup=False)
 
 
 def _count_work(
@@ -240,16 +258,16 @@ def _print(
     """`flops` are those that a token needs; other work of a contender is not counted."""
     peak = peak_of(device)
     on_gpu = ["memory, GB", "MFU"] if device != "CPU" else []
-    header = ["", "tokens/s (range)", "÷ a", "÷ b", "first steps, s", *on_gpu]
+    header = ["", "tokens/s (range)", "÷ a", "÷ f", "÷ b", "first steps, s", *on_gpu]
     rows = []
     for letter, measured in found.items():
         if not measured.speed:
             continue
         speeds = sorted(measured.speed.values())
         row = [
-            f"{letter}  {CONTENDERS[letter][2]}",
+            f"{letter}  {CONTENDERS[letter].title}",
             f"{statistics.median(speeds):,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f})",
-            *(_ratio(measured, found.get(other)) for other in "ab"),
+            *(_ratio(measured, found.get(other)) for other in "afb"),
             f"{statistics.median(measured.extra):+.1f}",
         ]
         share = f"{statistics.median(speeds) * flops / peak:.1%}" if peak else "–"

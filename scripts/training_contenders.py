@@ -42,6 +42,7 @@ class Job:
     length: int
     batch: int
     dropout: float
+    precision: str
     warm_up: int
     steps: int
     threads: int
@@ -124,7 +125,7 @@ def make_model(job: Job) -> BertForPreTraining:
 
 
 def run_classic(job: Job) -> Timing:
-    """The tutorial loop: rows padded to one length, the model's own loss, plain AdamW, fp32."""
+    """The tutorial loop: rows padded to one length, the model's own loss, plain AdamW."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = PaddedRows(job)
     model = make_model(job).to(device).train()
@@ -135,7 +136,9 @@ def run_classic(job: Job) -> Timing:
     watch = Stopwatch(job)
     watch.record(0)
     for done, batch in enumerate(loader, start=1):
-        loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=job.precision == "bf16"):
+            loss = model(**inputs).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,7 +177,7 @@ def run_trainer(job: Job) -> Timing:
             per_device_train_batch_size=job.batch,
             learning_rate=LEARNING_RATE,
             optim="adamw_torch_fused",
-            bf16=on_gpu,
+            bf16=on_gpu or job.precision == "bf16",
             torch_compile=on_gpu and has_compiler(torch.device("cuda")),
             use_cpu=not on_gpu,
             dataloader_num_workers=4 if on_gpu else 0,
@@ -213,6 +216,7 @@ def run_bertpipe(job: Job) -> Timing:
             max_steps=steps,
             batch_size=job.batch,
             learning_rate=LEARNING_RATE,
+            precision=job.precision,
             compile="on" if compiles else "off",
             log_every=job.warm_up,
             checkpoint_every=steps,

@@ -134,7 +134,7 @@ def test_commands_have_the_documented_options(command: str, expected: str) -> No
         (
             ["run", "nonsense"],
             2,
-            "a shipped recipe. Known: bert-base, oscar-fa-roberta, quickstart.",
+            "a shipped recipe. Known: bert-base, domain-adapt, oscar-fa-roberta, quickstart.",
         ),
         (["run", "quikstart"], 2, "shipped recipe. Did you mean `quickstart`?"),
         (
@@ -168,7 +168,7 @@ def test_bad_usage_is_one_clear_message(
 
 @pytest.mark.integration
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = bertpipe("--debug", "fill-mask", tmp_path, "a [MASK]")
+    result = bertpipe("--debug", "verify", tmp_path)
     assert "Traceback" in result.stderr
 
 

@@ -44,7 +44,7 @@ from bert_pipeline.engine.clusters import cancel_earlier_run
 from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError, SourceUnreachable
 from bert_pipeline.progress import bar, human_bytes, print_line
-from bert_pipeline.storage.atomic import save_array, write_json
+from bert_pipeline.storage.atomic import save_array, write_checked_json
 from bert_pipeline.storage.manifest import Input, Manifest
 from bert_pipeline.storage.workspace import (
     Working,
@@ -87,7 +87,7 @@ def build_corpus(config: CorpusConfig) -> Manifest:
                 print_cleaning(work.finished.counts, config.clean, explain=True, quiet=config.quiet)
             return work.finished
         (parts := work.folder / PARTS).mkdir(exist_ok=True)
-        write_json(parts / COMMITS, find_commits(sources))
+        write_checked_json(parts / COMMITS, find_commits(sources))
         tasks = {spec: source.tasks(config) for spec, source in sources.items()}
         languages = find_languages(parts / "languages.json", tasks, config)
         jobs = _plan(parts, tasks, languages, config)

@@ -1,11 +1,11 @@
 """The commits of datasets on the Hub: an unfinished run goes on from those that it began with."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bert_pipeline.corpus.documents import Source
+from bert_pipeline.storage.atomic import read_record
 
 COMMITS = "commits.json"
 
@@ -23,8 +23,7 @@ class Versioned(Protocol):
 
 def resume_commits(folder: Path, sources: Mapping[str, Source]) -> None:
     """Let the sources read the commits that an unfinished run recorded in `folder`, if any."""
-    path = folder / COMMITS
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    recorded = read_record(folder / COMMITS)
     for spec, source in sources.items():
         if spec in recorded and isinstance(source, Versioned):
             source.resume_version(recorded[spec])

@@ -1,6 +1,5 @@
 """The language of each source: given with `--language`, or guessed from its first documents."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -19,7 +18,7 @@ from bert_pipeline.corpus.languages import (
 )
 from bert_pipeline.errors import BertpipeError, SourceUnreachable, Stopped
 from bert_pipeline.progress import err
-from bert_pipeline.storage.atomic import write_json
+from bert_pipeline.storage.atomic import read_record, write_checked_json
 
 _SAMPLE_DOCUMENTS = 200
 _SAMPLE_CHARS = 20_000
@@ -42,11 +41,10 @@ def find_languages(
     path: Path, tasks: Mapping[str, Sequence[Task]], config: CorpusConfig
 ) -> dict[str, SourceLanguage]:
     """The languages of the sources, which are recorded at `path` for a run that resumes."""
-    if path.is_file():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+    if recorded := read_record(path):
         return {spec: SourceLanguage(*recorded[spec]) for spec in tasks}
     languages = {spec: _find_language(spec, found, config) for spec, found in tasks.items()}
-    write_json(path, {spec: astuple(language) for spec, language in languages.items()})
+    write_checked_json(path, {spec: astuple(language) for spec, language in languages.items()})
     return languages
 
 

@@ -22,7 +22,12 @@ from bert_pipeline.engine.run import keep_processes, run_stage
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.config import ExamplesConfig
 from bert_pipeline.examples.coverage import count_covered
-from bert_pipeline.examples.encode_corpus import encode_piece, forget_encoder, plan_pieces
+from bert_pipeline.examples.encode_corpus import (
+    encode_piece,
+    find_sources,
+    forget_encoder,
+    plan_pieces,
+)
 from bert_pipeline.examples.held_out import HeldOut, choose_held_out
 from bert_pipeline.examples.preview import show_examples
 from bert_pipeline.examples.schema import STAGE, TOKEN_COUNTS
@@ -109,7 +114,7 @@ def _make(
     save_array(folder / STORE / TAILS, held_out.tails)
     store, splits = open_store(folder / STORE, held_out.documents, config)
     totals["divided_documents"] = len(held_out.tails)
-    jobs = _plan_jobs(folder, len(store.first) - 1, held_out, config, loaded)
+    jobs = _plan_jobs(folder, len(store.first) - 1, held_out, find_sources(corpus), config, loaded)
     with bar("making examples", len(jobs), quiet=config.quiet) as progress:
         for index, counts in run_stage(make_shard, jobs, config, folder):
             totals.update({f"{jobs[index].split}_{name}": count for name, count in counts.items()})
@@ -167,7 +172,12 @@ def _encode_corpus(
 
 
 def _plan_jobs(
-    folder: Path, pieces: int, held_out: HeldOut, config: ExamplesConfig, loaded: LoadedTokenizer
+    folder: Path,
+    pieces: int,
+    held_out: HeldOut,
+    sources: tuple[str, ...],
+    config: ExamplesConfig,
+    loaded: LoadedTokenizer,
 ) -> list[ExampleJob]:
     def job(split: Split, number: int, pieces_of_job: range) -> ExampleJob:
         return ExampleJob(
@@ -180,6 +190,7 @@ def _plan_jobs(
             config=config,
             special=loaded.special,
             vocab_size=loaded.vocab_size,
+            sources=sources if split == "validation" else (),
         )
 
     jobs = []

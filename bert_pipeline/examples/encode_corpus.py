@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_pipeline.corpus.sentences import split_running
 from bert_pipeline.examples.token_store import finished_piece_counts, piece_path, write_piece
-from bert_pipeline.ragged import Array, offsets_of
+from bert_pipeline.ragged import Array, Int32Array, offsets_of
 from bert_pipeline.storage.manifest import Manifest, verify_file
 from bert_pipeline.storage.shards import count_rows, iterate_range
 from bert_pipeline.tokenizer.encode import SentenceEncoder
@@ -42,6 +42,14 @@ class EncodeJob:
     end: int
     tokenizer: Path
     with_word_starts: bool
+    sources: tuple[str, ...] = ()
+    """The sources of the corpus, to store that of each document; empty to store none."""
+
+
+def find_sources(corpus: Manifest) -> tuple[str, ...]:
+    """The sources of a corpus that has several, in its order; empty for a single one."""
+    sources = tuple(dict.fromkeys(corpus.config["source"]))
+    return sources if len(sources) > 1 else ()
 
 
 def plan_pieces(
@@ -51,6 +59,7 @@ def plan_pieces(
     jobs: list[EncodeJob] = []
     shards = max(1, len(manifest.files))
     shard_bytes = manifest.counts["bytes"] / shards
+    sources = find_sources(manifest)
     pieces_per_shard = max(1, min(-(-MIN_PIECES // shards), int(shard_bytes / MIN_PIECE_BYTES)))
     for name, entry in manifest.files.items():
         rows = count_rows(corpus / name)
@@ -58,7 +67,7 @@ def plan_pieces(
         for first, end in pairwise(edges):
             path = piece_path(folder, len(jobs))
             shard = (corpus / name, entry["sha256"])
-            jobs.append(EncodeJob(path, *shard, first, end, tokenizer, with_word_starts))
+            jobs.append(EncodeJob(path, *shard, first, end, tokenizer, with_word_starts, sources))
     return jobs
 
 
@@ -87,14 +96,16 @@ def encode_piece(job: EncodeJob) -> dict[str, int]:
             word_starts.append(encoded.word_starts)
     sentences_per_document = np.bincount(np.concatenate(document_of_sentence))
     # Documents without any sentence left are dropped.
-    sentences_per_document = sentences_per_document[sentences_per_document > 0]
+    documents_left = np.flatnonzero(sentences_per_document)
     arrays = {
         "ids": np.concatenate(ids).astype(np.uint16 if vocab_size <= 1 << 16 else np.int32),
         "sentences": offsets_of(np.concatenate(sentence_lengths)),
-        "documents": offsets_of(sentences_per_document),
+        "documents": offsets_of(sentences_per_document[documents_left]),
     }
     if job.with_word_starts:
         arrays["starts"] = np.concatenate(word_starts).view(np.uint8)
+    if job.sources:
+        arrays["sources"] = _read_sources(job)[documents_left]
     counts = _count(arrays, unk) | {"bytes": size}
     write_piece(job.path, arrays, counts)
     return counts
@@ -107,6 +118,13 @@ def _count(arrays: dict[str, Array], unk: int | None) -> dict[str, int]:
         "tokens": len(arrays["ids"]),
         "unknown": 0 if unk is None else int(np.count_nonzero(arrays["ids"] == unk)),
     }
+
+
+def _read_sources(job: EncodeJob) -> Int32Array:
+    """The number of the source of each document of the piece."""
+    numbers = {source: number for number, source in enumerate(job.sources)}
+    rows = iterate_range(job.corpus_shard, ["source"], job.first, job.end)
+    return np.array([numbers[source] for (source,) in rows], dtype=np.int32)
 
 
 @lru_cache(maxsize=1)

@@ -22,3 +22,7 @@ SCHEMA = pa.schema(
 
 WORD_STARTS = pa.field("word_starts", pa.list_(pa.bool_()))
 """Additional column where dynamic masking masks whole words or spans: which tokens begin a word."""
+
+SOURCE = pa.field("source", pa.dictionary(pa.int32(), pa.string()))
+"""Additional column of validation shards where the corpus has several sources: the source of the
+document that a row begins with."""

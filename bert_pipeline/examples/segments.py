@@ -29,6 +29,11 @@ class Segments:
         lengths: Int64Array = 1 + np.diff(before[self.first])
         return lengths
 
+    @property
+    def row_starts(self) -> Int64Array:
+        """Where the first segment of each example starts in the ids."""
+        return self.start[self.first[:-1]]
+
     def take(self, examples: Int64Array) -> "Segments":
         """The given examples, in the given order."""
         counts = self.first[examples + 1] - self.first[examples]

@@ -18,7 +18,7 @@ from bert_pipeline.examples.masking import MaskRule, Masks, draw_masks
 from bert_pipeline.examples.objective import DocumentBatch, PackedSentences
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.rows import UnpaddedRows, write_rows
-from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
+from bert_pipeline.examples.schema import SCHEMA, SOURCE, WORD_STARTS
 from bert_pipeline.examples.segments import SegmentedIds, Segments
 from bert_pipeline.examples.splits import Split, Splits
 from bert_pipeline.examples.token_store import TokenStore
@@ -58,6 +58,8 @@ class ExampleJob:
     config: ExamplesConfig
     special: SpecialIds
     vocab_size: int
+    sources: tuple[str, ...]
+    """The sources that rows can have; empty for no column of sources."""
 
     @property
     def coverage(self) -> Path | None:
@@ -70,10 +72,12 @@ class ExampleJob:
         return self.config.masks == "static" or self.split == "validation"
 
 
-def shard_schema(config: ExamplesConfig, split: Split) -> pa.Schema:
-    """The columns of a split's shards; with `word_starts` if `pretrain` masks whole words."""
-    later = config.masks == "dynamic" and split == "train" and config.needs_word_starts
-    return SCHEMA.append(WORD_STARTS) if later else SCHEMA
+def shard_schema(job: ExampleJob) -> pa.Schema:
+    """The columns of a shard; with `word_starts` if `pretrain` masks whole words."""
+    schema = SCHEMA
+    if not job.has_masks and job.config.needs_word_starts:
+        schema = schema.append(WORD_STARTS)
+    return schema.append(SOURCE) if job.sources else schema
 
 
 def make_shard(job: ExampleJob) -> dict[str, int]:
@@ -84,7 +88,7 @@ def make_shard(job: ExampleJob) -> dict[str, int]:
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     write_shard(
         job.path,
-        shard_schema(job.config, job.split),
+        shard_schema(job),
         _make_batches(job, counts),
         lambda: dict(counts),
     )
@@ -97,10 +101,11 @@ def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBa
     stream = (job.split, job.config.seed, job.number)
     random = np.random.default_rng(make_seed(*stream))
     row = 0
-    for piece in job.pieces:
-        planned = _plan(job, piece, store, splits, random)
+    for number in job.pieces:
+        planned = _plan(job, number, store, splits, random)
+        piece = store.open(number)
         if job.coverage is not None:  # before the shard, so that a finished shard always has it
-            save_coverage(job.coverage, planned.segments, len(store.open(piece).ids))
+            save_coverage(job.coverage, planned.segments, len(piece.ids))
         planned = planned.take(random.permutation(len(planned.segments)))
         for group in _group_by_size(planned.segments, job.config):
             chosen = planned.take(group)
@@ -108,7 +113,8 @@ def _make_batches(job: ExampleJob, counts: Counter[str]) -> Iterator[pa.RecordBa
             keys = random_bits(make_key(*stream), row + group)
             masks = draw_masks(rows, keys, rule) if job.has_masks else _no_masks(rows)
             counts.update(_count(rows, masks, chosen.segments, job.special))
-            yield to_batch(rows, masks, chosen.segments.label, job)
+            sources = piece.find_sources(chosen.segments.row_starts) if job.sources else None
+            yield to_batch(rows, masks, chosen.segments.label, sources, job)
         row += len(planned.segments)
 
 
@@ -192,10 +198,14 @@ def _count(
 
 
 def to_batch(
-    rows: UnpaddedRows, masks: Masks, label: BoolArray | None, job: ExampleJob
+    rows: UnpaddedRows,
+    masks: Masks,
+    label: BoolArray | None,
+    sources: Array | None,
+    job: ExampleJob,
 ) -> pa.RecordBatch:
     """The rows as Arrow columns, made from the flat arrays without Python objects."""
-    schema = shard_schema(job.config, job.split)
+    schema = shard_schema(job)
     offsets = rows.offsets
     tokens = masks.tokens
     segment_ids = rows.segment_ids
@@ -223,4 +233,6 @@ def to_batch(
     ]
     if WORD_STARTS.name in schema.names and word_starts is not None:
         columns.append(list_column(word_starts, offsets))
+    if sources is not None:
+        columns.append(pa.DictionaryArray.from_arrays(sources, list(job.sources)))
     return pa.RecordBatch.from_arrays(columns, schema=schema)

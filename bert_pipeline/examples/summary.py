@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.examples.encode_corpus import find_sources
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.splits import Splits
 from bert_pipeline.progress import count_of, print_line, print_pairs
@@ -27,13 +28,16 @@ def manifest_counts(
     corpus: Manifest,
     config: ExamplesConfig,
 ) -> dict[str, Any]:
-    """The manifest's counts: the totals, the rates computed from them, and the languages.
+    """The manifest's counts: the totals, the rates computed from them, languages and sources.
 
-    A corpus made by an earlier version has no `languages`: documents of each by its code.
+    A corpus made by an earlier version has no `languages`: documents of each by its code. Only
+    several sources are listed: those that the column `source` may have.
     """
     counts: dict[str, Any] = dict(sorted(totals.items()))
     if "languages" in corpus.counts:
         counts["languages"] = corpus.counts["languages"]
+    if sources := find_sources(corpus):
+        counts["sources"] = list(sources)
     counts["unknown_rate"] = totals["unknown"] / max(1, totals["tokens"])
     counts["validation_share"] = 1 - totals["train_document_tokens"] / totals["tokens"]
     counts["train_used_rate"] = totals["train_tokens_used"] / totals["train_document_tokens"]

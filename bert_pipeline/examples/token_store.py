@@ -110,6 +110,15 @@ class Piece:
             return None
         return self._view("starts").view(np.bool_)
 
+    def find_sources(self, indices: Int64Array) -> Array:
+        """The numbers of the sources of some ids, by their indices in the piece.
+
+        Only for a store with the sources of documents. Parts of a divided document have its source.
+        """
+        starts = self._view("sentences")[self._view("documents")]
+        sources: Array = self._view("sources")[np.searchsorted(starts, indices, side="right") - 1]
+        return sources
+
 
 @dataclass(frozen=True, slots=True)
 class StoredIds:

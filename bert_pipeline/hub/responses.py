@@ -19,6 +19,8 @@ EXPIRED_STATUS = frozenset({400, 401, 403, 410})
 """What storage hosts answer to a signed URL that has expired."""
 MIN_BYTES_PER_S = 1000
 """A body that arrives more slowly counts as a broken connection."""
+REPOSITORY_INFO = re.compile(r"/api/(datasets|models)/[^/]+/[^/]+(/revision/[^/]+|/refs)?")
+"""Paths that answer with a repository or its branches; also those of a name without owner."""
 
 PORTAL = "A login page of the network, or a proxy, may answer for the Hub"
 
@@ -96,12 +98,27 @@ def _find_page(response: httpx.Response) -> str:
     if response.headers.get("Content-Type", "").startswith("text/html"):
         return f"received an HTML page instead of data. {PORTAL}"
     path = (*response.history, response)[0].request.url.path
-    if re.match(r"/api/(datasets|models)/", path) and _is_complete(response):
-        try:
-            json.loads(response.content)
-        except ValueError:
-            return f"received {len(response.content)} bytes that are not JSON. {PORTAL}"
-    return ""
+    if not _is_complete(response) or _is_answer(path, response.content):
+        return ""
+    return f"received {len(response.content)} bytes that are not JSON of the Hub. {PORTAL}"
+
+
+def _is_answer(path: str, content: bytes) -> bool:
+    """Whether this can be the Hub's answer, with the fields that `huggingface_hub` relies on."""
+    # The body of `/auth-check` is not read.
+    if not re.match(r"/api/(datasets|models)/", path) or path.endswith("/auth-check"):
+        return True
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return False
+    if "/tree/" in path:
+        return isinstance(answer, list) and all(
+            isinstance(entry, dict) and entry.keys() >= {"type", "path", "oid"} for entry in answer
+        )
+    if REPOSITORY_INFO.fullmatch(path):
+        return isinstance(answer, dict) and not answer.keys().isdisjoint({"id", "branches"})
+    return True
 
 
 def _find_wrong_range(response: httpx.Response) -> str:

@@ -87,12 +87,17 @@ _OTHER_HEADS = ("classif", "qa_", "summary", "pooler")
 
 
 def make_config(
-    model: str | dict[str, Any], vocab_size: int, special: SpecialIds, dropout: float | None
+    model: str | dict[str, Any],
+    vocab_size: int,
+    special: SpecialIds,
+    dropout: float | None,
+    attention_dropout: float | None = None,
 ) -> Any:
     """The transformers config of a preset, a JSON file or a mapping of config fields.
 
     `model_type` among the fields selects the architecture, by default BERT. `dropout` sets all
-    dropout fields except those of heads for other tasks. Raises `UsageError` for an unknown preset,
+    dropout fields except those of heads for other tasks, and `attention_dropout` after it those of
+    attention weights. Raises `UsageError` for an unknown preset,
     field or architecture, and for values that the architecture does not support.
     """
     fields = dict(model) if isinstance(model, dict) else _named_fields(model)
@@ -105,8 +110,7 @@ def make_config(
             raise UsageError(f"--model: remove {name}; it comes from the tokenizer.")
         if name in _SAVED_FIELDS or not (name in known or name in defaults.attribute_map):
             raise UsageError(f"--model: {type(defaults).__name__} has no field {name!r}.")
-    if dropout is not None:
-        fields |= dict.fromkeys(_dropout_fields(known), dropout)
+    fields |= _set_dropout(known, dropout, attention_dropout)
     # Ids that an architecture leaves unset by default are not part of its model.
     fields |= {
         name: value
@@ -120,6 +124,38 @@ def make_config(
         raise
     except _INVALID_VALUE_ERRORS as error:
         raise UsageError(f"--model: {' '.join(str(error).split())}") from None
+    return config
+
+
+def adapt_config(
+    folder: Path,
+    vocab_size: int,
+    special: SpecialIds,
+    dropout: float | None,
+    attention_dropout: float | None = None,
+) -> Any:
+    """The config of a model folder, with room for a vocabulary and the ids of its special tokens.
+
+    `dropout` and `attention_dropout` are as in `make_config`. Raises `BertpipeError` if the folder
+    has no config of a masked LM that is an encoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except BertpipeError:  # raised by a signal handler
+        raise
+    except Exception as error:  # a malformed config.json can raise any class
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BertpipeError(f"{folder}: its config cannot be loaded ({detail}).") from None
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+        raise BertpipeError(f"{folder}: {config.model_type} is not a masked-LM encoder.")
+    known = config.to_dict()
+    # Some vocabularies are padded to a multiple that suits the hardware.
+    config.vocab_size = max(config.vocab_size, vocab_size)
+    for name, value in _special_ids(special).items():
+        if known.get(name) is not None:
+            setattr(config, name, value)
+    for name, rate in _set_dropout(known, dropout, attention_dropout).items():
+        setattr(config, name, rate)
     return config
 
 
@@ -169,14 +205,27 @@ def _special_ids(special: SpecialIds) -> dict[str, int]:
     }
 
 
-def _dropout_fields(known: dict[str, Any]) -> list[str]:
-    return [
+def _set_dropout(
+    known: dict[str, Any], dropout: float | None, attention_dropout: float | None
+) -> dict[str, float]:
+    """The dropout fields with their new values; those that do not change are left out.
+
+    Raises `UsageError` if attention has no dropout in this architecture.
+    """
+    names = [
         name
         for name, value in known.items()
         if "dropout" in name
         and type(value) in (int, float)
         and not any(head in name for head in _OTHER_HEADS)
     ]
+    values = {} if dropout is None else dict.fromkeys(names, dropout)
+    if attention_dropout is None:
+        return values
+    of_attention = [name for name in names if "attention" in name]
+    if not of_attention:
+        raise UsageError("--attention-dropout: this architecture has no dropout in attention.")
+    return values | dict.fromkeys(of_attention, attention_dropout)
 
 
 def _check_network(config: Any) -> None:

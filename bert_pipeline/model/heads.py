@@ -48,7 +48,8 @@ class PretrainingHeads(nn.Module):
             pairs = self.heads.seq_relationship(pooled)
         if logits:
             return F.linear(masked, weight, bias), pairs
-        mlm = masked_cross_entropy(masked, weight, bias, batch.masked_labels)
+        labels = batch.masked_labels
+        mlm = masked_cross_entropy(masked, weight, bias, labels, with_ignored=batch.is_filled)
         if pairs is None or batch.is_random_next is None:
             return mlm, mlm.new_zeros(())
         return mlm, F.cross_entropy(pairs.float(), batch.is_random_next, reduction="sum")

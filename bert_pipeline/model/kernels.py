@@ -13,6 +13,8 @@ CPU_LOGIT_ROWS = 256
 GPU_LOGITS = 2**27
 """Logits per block on a GPU: 256 MiB in bf16."""
 GPU_VOCABULARY_MULTIPLE = 64
+IGNORED = -100
+"""The label of a row without a loss, as in torch."""
 
 
 class _ScatterRows(torch.autograd.Function):
@@ -61,6 +63,7 @@ class _Blocks:
     dtype: torch.dtype
     padding: int  # entries added to the vocabulary
     needs_grad: tuple[bool, ...]  # hidden, weight, bias
+    with_ignored: bool  # whether some labels are IGNORED
 
     def prepare(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The matrix and bias of the product; added vocabulary entries have no probability."""
@@ -78,15 +81,23 @@ class _Blocks:
         grad_logits: Tensor,
         block: Tensor,
         matrix: Tensor,
+        counted: Tensor | None,
     ) -> None:
-        """Add the gradients of a block, from the gradient of the loss by its logits."""
+        """Add the gradients of a block, from the gradient of the loss by its logits.
+
+        `counted` is 0 for ignored rows, whose hidden states in `block` are 0, and 1 for others.
+        """
         grad_hidden, grad_weight, grad_bias = grads
         entries = slice(grad_logits.shape[1] - self.padding)
-        if grad_bias is not None:
+        if grad_bias is not None and counted is None:
             grad_bias += grad_logits[:, entries].sum(0)
+        elif grad_bias is not None and counted is not None:
+            grad_bias += counted @ grad_logits[:, entries]
         narrow = grad_logits.to(self.dtype)
         if grad_hidden is not None:
             grad_hidden[rows] = narrow @ matrix
+            if counted is not None:
+                grad_hidden[rows] *= counted.unsqueeze(1)
         if grad_weight is not None and narrow is grad_logits:
             grad_weight.addmm_(grad_logits[:, entries].t(), block)
         elif grad_weight is not None:
@@ -122,7 +133,10 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             # Logits of the block.
             rows = slice(start, start + blocks.rows)
             block = hidden[rows].to(blocks.dtype)
-            picked = labels[rows].unsqueeze(1)
+            picked = labels[rows].clamp(min=0).unsqueeze(1)
+            counted = (labels[rows] != IGNORED).to(exact) if blocks.with_ignored else None
+            if counted is not None:
+                block = block * counted.unsqueeze(1).to(blocks.dtype)
             logits = torch.addmm(offset, block, matrix.t(), out=buffer[: len(block)])
             peak = logits.amax(1)
             right = logits.gather(1, picked).to(exact)
@@ -130,11 +144,12 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             grad_logits = torch.softmax(logits, 1, dtype=exact, out=out)
             # Loss. The largest probability is 1 / sum(exp(logits - peak)): log-sum-exp without a
             # second pass of exponentials, exact because it is never below 1 / V.
-            total += (peak - grad_logits.amax(1).log()).sum() - right.sum()
+            losses = peak - grad_logits.amax(1).log() - right.squeeze(1)
+            total += losses.sum() if counted is None else losses @ counted
             # Gradients.
             if any(blocks.needs_grad):
                 grad_logits.scatter_add_(1, picked, grad_logits.new_full(picked.shape, -1.0))
-                blocks.add_gradients(grads, rows, grad_logits, block, matrix)
+                blocks.add_gradients(grads, rows, grad_logits, block, matrix, counted)
         ctx.save_for_backward(*grads)
         ctx.dtypes = [x.dtype for x in inputs]
         return total
@@ -218,13 +233,15 @@ def masked_cross_entropy(
     *,
     rows: int | None = None,
     multiple: int | None = None,
+    with_ignored: bool = False,
 ) -> Tensor:
     """Summed cross-entropy of `hidden @ weight.T + bias`, without the logits of all rows in memory.
 
     Products are in the dtype of the current autocast; softmax, loss and gradient sums in float32 or
     better. Logits are computed for `rows` rows at a time, by default as fits the device's caches or
     memory. Internally the vocabulary is padded to a multiple of `multiple`, by default one that
-    suits a GPU's matrix units, and not at all on a CPU.
+    suits a GPU's matrix units, and not at all on a CPU. With `with_ignored`, rows with the label
+    `IGNORED` do not count.
 
     Shapes: hidden [M, H], weight [V, H], bias [V], labels [M].
     """
@@ -239,6 +256,7 @@ def masked_cross_entropy(
         dtype=product_dtype(hidden),
         padding=padding,
         needs_grad=tuple(torch.is_grad_enabled() and x.requires_grad for x in inputs),
+        with_ignored=with_ignored,
     )
     with torch.autocast(device, enabled=False):
         loss: Tensor = _MaskedCrossEntropy.apply(hidden, weight, bias, labels, blocks)  # type: ignore[no-untyped-call]

@@ -91,6 +91,8 @@ class PretrainingBatch(UnpaddedBatch):
     masked_index: Tensor  # [M] int64 into tokens, ascending, never the first token of an example
     masked_labels: Tensor  # [M] int64
     is_random_next: Tensor | None = None  # [B] int64, None without sentence pairs
+    is_filled: bool = False
+    """Whether some labels are `IGNORED`: the batch was filled up to a shape."""
     is_placeholder: bool = False
     """For a rank without examples: losses are multiplied by 0, so that it joins the all-reduce."""
     head_positions: HeadPositions = None  # type: ignore[assignment]

@@ -33,6 +33,12 @@ class ExamplesPipeline(FillMaskPipeline):  # type: ignore[misc]
             encoded["input_ids"] = encoded["input_ids"].new_tensor([ids])
         return encoded
 
+    def postprocess(self, model_outputs: Any, **parameters: Any) -> Any:
+        """The candidates. Raises `BertpipeError` when the scores are not numbers."""
+        if model_outputs["logits"].isnan().any():
+            raise BertpipeError("The model predicts NaN. Check its config.json.")
+        return super().postprocess(model_outputs, **parameters)
+
 
 class MaskFiller:
     """A model folder ready to fill masks; `[MASK]` is replaced by the model's own mask token."""
@@ -47,6 +53,11 @@ class MaskFiller:
         network = load_model(folder, AutoModelForMaskedLM)
         self._length = count_positions(network.config)
         self._vocab_size = network.config.vocab_size
+        if (last := max(self._tokenizer.get_vocab().values())) >= self._vocab_size:
+            raise BertpipeError(
+                f"{folder}: its tokenizer has ids up to {last}, the model only below "
+                f"{self._vocab_size}. Use the tokenizer of the model."
+            )
         self._pipeline = ExamplesPipeline(model=network, tokenizer=self._tokenizer)
 
     def fill(self, texts: Sequence[str], top_k: int) -> Any:

@@ -1,6 +1,9 @@
 """Finding a model folder and loading it, safetensors only."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +12,27 @@ from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest_file
 from bert_pipeline.tokenizer.load import list_tokenizer_files
 
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+"""The files of a model's weights, as globs."""
 MASK = "[MASK]"
 """Stands for the model's mask token in the texts of users."""
 MAX_NAMES = 3
 """Names of weights in an error message."""
+NUMBERED_LAYER = re.compile(r"\.layers?\.\d+\.")
+"""In the name of a weight."""
+MAX_LAYERS = 1000
+"""More than any encoder has; the time to create one grows with them."""
 
 
 def find_model(path: Path) -> Path:
     """The model folder at `path`, or in it if `path` is the folder of a run or its pretrain stage.
 
-    Raises `BertpipeError` if there is none.
+    Raises `BertpipeError` if there is none, or it has changed since its run was finished.
     """
     for candidate in (path, path / "model", path / "pretrain" / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / CONFIG).is_file():
+            _check_hashes(candidate)
             return candidate
     unfinished = (
         " Training has not finished; run it again to resume."
@@ -39,39 +50,112 @@ def load_model(folder: Path, auto_class: Any) -> Any:
     Raises `BertpipeError` if the folder is incomplete or damaged: transformers itself would fill
     missing weights with random ones.
     """
-    from safetensors import SafetensorError
-    from transformers.utils import logging
+    network, report = _load(folder, auto_class)
+    _check_weights(folder, network, report, sorted(report["missing_keys"]))
+    return network
 
-    _check_hashes(folder)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # no warnings about weights of heads that the class lacks
+
+def load_with_new_heads(folder: Path, auto_class: Any) -> tuple[Any, list[str]]:
+    """As `load_model` in fp32, with random weights in heads that are missing, and their names.
+
+    The encoder must be complete.
+    """
+    import torch
+
+    network, report = _load(folder, auto_class, dtype=torch.float32)
+    missing = sorted(report["missing_keys"])
+    encoder = f"{network.base_model_prefix}."
+    lacking = [name for name in missing if name.startswith(encoder) and "pooler" not in name]
+    _check_weights(folder, network, report, lacking)
+    return network, missing
+
+
+def _load(folder: Path, auto_class: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The network, and the report of transformers on its weights."""
+    from safetensors import SafetensorError
+
+    _check_index(folder)
     try:
-        network, report = auto_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except BertpipeError:  # raised by a signal handler
+        with _no_warnings():  # such as those about weights of heads that the class lacks
+            network, report = auto_class.from_pretrained(
+                folder,
+                config=_load_config(folder, auto_class),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except BertpipeError:  # ours, or raised by a signal handler
         raise
     except SafetensorError as error:
         raise BertpipeError(
             f"{folder}: its weights are damaged or incomplete ({error}). Copy or export them again."
         ) from None
     except Exception as error:  # a malformed config.json can raise any class
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BertpipeError(f"{folder}: cannot be loaded ({detail}).") from None
+        raise BertpipeError(f"{folder}: cannot be loaded ({_describe(error)}).") from None
+    return network, report
+
+
+def _load_config(folder: Path, auto_class: Any) -> Any:
+    from transformers import AutoConfig
+
+    config_class = getattr(auto_class, "config_class", AutoConfig)
+    config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "num_hidden_layers", 0) > MAX_LAYERS:
+        raise BertpipeError(
+            f"{folder}: config.json asks for {config.num_hidden_layers:,} layers; at most "
+            f"{MAX_LAYERS:,} are loaded."
+        )
+    return config
+
+
+def _check_index(folder: Path) -> None:
+    """Weights in several files must be safetensors files in the folder.
+
+    transformers reads any path that the index names, also a pickle, or a device without end.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        is_safe = all(
+            Path(name).name == name and name.endswith(".safetensors") and (folder / name).is_file()
+            for name in names
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        is_safe = False
+    if not is_safe:
+        raise BertpipeError(f"{index}: must name existing safetensors files in its folder only.")
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep transformers from writing to the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity_warning()
-    _check_weights(folder, network, report)
-    return network
 
 
-def _check_weights(folder: Path, network: Any, report: Mapping[str, Any]) -> None:
+def _describe(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_weights(
+    folder: Path, network: Any, report: Mapping[str, Any], lacking: list[str]
+) -> None:
     unusable = {
-        "lacks": sorted(report["missing_keys"]),
+        "lacks": lacking,
         "has weights of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
+        "has weights of layers that are not in config.json": sorted(
+            key for key in report["unexpected_keys"] if NUMBERED_LAYER.search(key)
+        ),
         "has weights that are not finite": [
             name for name, weight in network.named_parameters() if not weight.isfinite().all()
         ],
@@ -92,10 +176,12 @@ def _check_hashes(folder: Path) -> None:
         return
     for name, entry in manifest.files.items():
         file = folder.parent / name
-        if file.parent == folder and file.is_file() and hash_file(file) != entry["sha256"]:
+        if file.parent != folder:
+            continue
+        if not file.is_file() or hash_file(file) != entry["sha256"]:
             raise BertpipeError(
-                f"{file}: changed since it was written. Rebuild {folder.parent} with --overwrite, "
-                "or copy the folder elsewhere to use it as it is."
+                f"{file}: missing, or changed since it was written. Rebuild {folder.parent} with "
+                "--overwrite, or copy the folder elsewhere to use it as it is."
             )
 
 
@@ -104,10 +190,28 @@ def load_auto_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     list_tokenizer_files(folder)  # without any, transformers makes an empty tokenizer
-    try:
+    with _explain_tokenizer(folder), _no_warnings():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of `tokenizer.json` in a model folder; None without that file."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    with _explain_tokenizer(folder):
+        return Tokenizer.from_file(str(file))
+
+
+@contextmanager
+def _explain_tokenizer(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except BertpipeError:  # raised by a signal handler
         raise
     except Exception as error:  # the libraries raise any class for malformed files
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BertpipeError(f"{folder}: its tokenizer cannot be loaded ({detail}).") from None
+        raise BertpipeError(
+            f"{folder}: its tokenizer cannot be loaded ({_describe(error)})."
+        ) from None

@@ -68,8 +68,11 @@ class Examples:
         rows: StoredRows,
         dynamic: DynamicMasks | None = None,
         bytes_per_token: float | None = None,
+        sources: tuple[str, ...] = (),
     ) -> None:
         """`dynamic` draws the masks of rows that have none."""
+        self.sources = sources
+        """The sources that rows can have; empty if that is not known."""
         self.bytes_per_token = bytes_per_token
         """UTF-8 bytes of the corpus per token; None for examples that an older version made."""
         self._rows = rows
@@ -96,7 +99,7 @@ class Examples:
         files = SplitFiles.from_manifest(folder, manifest, split, vocab_size)
         size = manifest.counts.get("bytes")
         bytes_per_token = None if size is None else size / manifest.counts["tokens"]
-        return cls(open_rows(files, store, quiet=quiet), dynamic, bytes_per_token)
+        return cls(open_rows(files, store, quiet=quiet), dynamic, bytes_per_token, files.sources)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,6 +107,10 @@ class Examples:
     def count_tokens(self, rows: Int64Array) -> int:
         """Number of tokens of the rows."""
         return int(self._rows.tokens.lengths(rows).sum())
+
+    def count_tokens_of_each(self, rows: Int64Array) -> Int64Array:
+        """Number of tokens of each of the rows."""
+        return self._rows.tokens.lengths(rows)
 
     def longest(self, count: int) -> Int64Array:
         """The `count` longest rows of a large sample; repeated if there are fewer."""
@@ -161,6 +168,16 @@ class Examples:
             masked_labels=_long_tensor(labels),
             is_random_next=labels_of_pairs,
         )
+
+    def masks_of_sources(self, rows: Int64Array) -> BoolArray:
+        """Which of the rows' stored masks are of which source, `[sources, masked tokens]`.
+
+        Only for examples with sources.
+        """
+        assert self._rows.sources is not None
+        of_mask = np.repeat(self._rows.sources[rows], self._rows.masked_positions.lengths(rows))
+        found: BoolArray = of_mask == np.arange(len(self.sources))[:, None]
+        return found
 
     def _lay_out(self, rows: Int64Array) -> _Layout:
         begins = self._rows.tokens.offsets[rows]

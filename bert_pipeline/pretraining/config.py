@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from bert_pipeline.config import OneOrMany, flags
 from bert_pipeline.training.config import REQUIRES, TrainConfig
 
 
@@ -15,15 +16,19 @@ class PretrainConfig(TrainConfig):
         "examples",
         "tokenizer",
         "evaluate_rows",
+        "init_revision",
+        "old_text",
     }
     local: ClassVar[frozenset[str]] = TrainConfig.local | {
         "examples",
         "long_examples",
         "tokenizer",
+        "init_from",
     }
     requires: ClassVar[dict[tuple[str, str | None], frozenset[str]]] = REQUIRES | {
         ("batch_size_start", None): frozenset({"batch_size_warmup"}),
         ("long_examples", None): frozenset({"long_share", "long_batch_size"}),
+        ("init_from", None): frozenset({"init_revision", "old_text"}),
     }
 
     examples: Path
@@ -35,9 +40,23 @@ class PretrainConfig(TrainConfig):
     modernbert-tiny, modernbert-mini, modernbert-small, modernbert-medium, modernbert-base), or a
     JSON file of config fields of any masked LM in transformers, whose `model_type` selects the
     architecture (default bert)."""
+    init_from: str | None = None
+    """Continue pretraining from this model instead of random weights, with a new optimizer and
+    schedule: the folder of a masked LM or of a run, or a name on the Hugging Face Hub (safetensors
+    only). Excludes --model. If --tokenizer has entries that the model's has not, their embeddings
+    start as the mean of their sub-tokens'."""
+    init_revision: str | None = None
+    """Branch, tag or commit of --init-from on the Hub."""
+    old_text: OneOrMany = ()
+    """Text like that which the model of --init-from was trained on: a file, or a source such as
+    wikitext-2 (see `bertpipe corpus --source`). The summary compares both models on it. Can be
+    repeated."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's (0.1 in the presets of
     BERT and RoBERTa, 0 in those of ModernBERT)."""
+    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of attention weights alone, by default as --dropout. With 0, attention on a GPU needs
+    no padding."""
     nsp_weight: float = Field(1.0, ge=0)
     """Weight of the next-sentence loss; the masked-LM loss has weight 1."""
     mask_rate_end: float | None = Field(None, gt=0, lt=1)
@@ -64,6 +83,13 @@ class PretrainConfig(TrainConfig):
     """Held-out examples per evaluation during training; the final one uses all."""
 
     @model_validator(mode="after")
+    def _check_init_from(self) -> Self:
+        excluded = [name for name in ("model", "initialization") if name in self.model_fields_set]
+        if self.init_from is not None and excluded:
+            raise ValueError(f"--init-from excludes {flags(excluded)}.")
+        return self
+
+    @model_validator(mode="after")
     def _check_batch_sizes(self) -> Self:
         start = self.batch_size_start or self.batch_size
         if self.batch_size % start or self.batch_size_start == self.batch_size:
@@ -81,5 +107,8 @@ class PretrainConfig(TrainConfig):
         return self
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide the result; of --long-examples not the path, only whether."""
-        return super().content() | {"long_examples": self.long_examples is not None}
+        """The settings that decide the result; of inputs not the path, only whether given."""
+        content = super().content() | {"long_examples": self.long_examples is not None}
+        if self.init_from is None:
+            return content
+        return content | {"init_from": True, "model": None}

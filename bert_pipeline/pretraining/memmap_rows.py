@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.objectives import OBJECTIVES
-from bert_pipeline.examples.schema import SCHEMA, WORD_STARTS
+from bert_pipeline.examples.schema import SCHEMA, SOURCE, WORD_STARTS
 from bert_pipeline.examples.splits import Split
-from bert_pipeline.pretraining.row_checks import check_rows
+from bert_pipeline.pretraining.row_checks import check_rows, number_sources
 from bert_pipeline.progress import bar
 from bert_pipeline.ragged import Array, BoolArray, Int64Array, offsets_of
 from bert_pipeline.storage.atomic import (
@@ -80,6 +80,8 @@ class StoredRows:
     """None without sentence pairs."""
     word_starts: BoolArray | None
     """Aligned with the values of `tokens`; None if no masking needs them."""
+    sources: Array | None
+    """The number of each row's source; None if that is not known."""
     in_use: LockFile
     """The lock that tells other processes that the store has been verified."""
 
@@ -99,6 +101,8 @@ class SplitFiles:
     max_seq_length: int
     with_pairs: bool
     with_starts: bool
+    sources: tuple[str, ...] = ()
+    """The sources that rows can have; empty without a column of sources."""
 
     @classmethod
     def from_manifest(
@@ -118,6 +122,8 @@ class SplitFiles:
             max_seq_length=config["max_seq_length"],
             with_pairs=OBJECTIVES[config["objective"]].has_pairs,
             with_starts=split == "train" and is_masked_later,
+            # An older version, or a corpus of one source, has none.
+            sources=tuple(examples.counts.get("sources", ())) if split == "validation" else (),
         )
 
     def dtypes(self) -> dict[str, type[np.generic]]:
@@ -133,7 +139,8 @@ class SplitFiles:
         }
         pairs: dict[str, type[np.generic]] = {"is_random_next": np.bool_} if self.with_pairs else {}
         starts: dict[str, type[np.generic]] = {"word_starts": np.bool_} if self.with_starts else {}
-        return always | pairs | starts
+        sources: dict[str, type[np.generic]] = {"sources": np.int32} if self.sources else {}
+        return always | pairs | starts | sources
 
 
 def open_rows(files: SplitFiles, folder: Path | None = None, *, quiet: bool = False) -> StoredRows:
@@ -157,6 +164,7 @@ def open_rows(files: SplitFiles, folder: Path | None = None, *, quiet: bool = Fa
         masked_labels=found["masked_labels"],
         is_random_next=found.get("is_random_next"),
         word_starts=found.get("word_starts"),
+        sources=found.get("sources"),
     )
 
 
@@ -240,8 +248,9 @@ def _append_shards(
     rows = 0
     for path, sha256 in files.shards.items():
         verify_file(path, sha256)
-        names = [*SCHEMA.names, *([WORD_STARTS.name] if files.with_starts else [])]
-        table = read_columns(path, names)
+        optional = {WORD_STARTS.name: files.with_starts, SOURCE.name: bool(files.sources)}
+        names = [name for name, is_there in optional.items() if is_there]
+        table = read_columns(path, [*SCHEMA.names, *names])
         rows += table.num_rows
         if table.num_rows:
             for name, values in _flatten(table, path, files).items():
@@ -261,7 +270,7 @@ def _flatten(table: pa.Table, path: Path, files: SplitFiles) -> dict[str, Array]
     columns = {
         name: RaggedColumn.from_arrow(table[name])
         for name in table.column_names
-        if name != "is_random_next"
+        if name not in ("is_random_next", SOURCE.name)
     }
     # Remove padding, whose segment id is -1.
     aligned = [name for name in ("tokens", "segment_ids", WORD_STARTS.name) if name in columns]
@@ -286,6 +295,8 @@ def _flatten(table: pa.Table, path: Path, files: SplitFiles) -> dict[str, Array]
         arrays["is_random_next"] = table["is_random_next"].to_numpy()
     if files.with_starts:
         arrays["word_starts"] = columns[WORD_STARTS.name].values
+    if files.sources:
+        arrays["sources"] = number_sources(path, files, table[SOURCE.name])
     return arrays
 
 

@@ -8,11 +8,12 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.examples.objectives import OBJECTIVES
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.examples.splits import Split
-from bert_pipeline.model.architectures import count_positions, make_config
+from bert_pipeline.model.architectures import adapt_config, count_positions, make_config
 from bert_pipeline.model.initialization import check_informed
 from bert_pipeline.model.pretraining_model import check_objective
 from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.init_from import StartingModel
 from bert_pipeline.storage.manifest import Input, Manifest, describe_input, read_manifest
 from bert_pipeline.tokenizer.load import LoadedTokenizer, find_tokenizer, load_tokenizer
 
@@ -27,18 +28,27 @@ class Inputs:
     tokenizer: LoadedTokenizer
     model_config: Any
     """A transformers config."""
+    start: StartingModel | None = None
+    """The model of --init-from."""
 
     @classmethod
     def check(cls, config: PretrainConfig) -> Self:
         """Read the manifests; raises `BertpipeError` if they do not fit together."""
         folder = find_tokenizer(config.tokenizer, quiet=config.quiet)
         tokenizer = load_tokenizer(folder)
-        model_config = make_config(
-            config.model, tokenizer.vocab_size, tokenizer.special, config.dropout
+        start = None
+        given = (
+            *(tokenizer.vocab_size, tokenizer.special),
+            *(config.dropout, config.attention_dropout),
         )
+        if config.init_from is None:
+            model_config = make_config(config.model, *given)
+        else:
+            start = StartingModel.find(config.init_from, config.init_revision, quiet=config.quiet)
+            model_config = adapt_config(start.folder, *given)
         paths = [config.examples, *([config.long_examples] if config.long_examples else [])]
         phases = tuple((path, read_manifest(path, EXAMPLES)) for path in paths)
-        inputs = cls(phases, folder, tokenizer, model_config)
+        inputs = cls(phases, folder, tokenizer, model_config, start)
         check_objective(
             model_config, inputs.examples.config["objective"], has_pairs=inputs.has_pairs
         )
@@ -65,6 +75,11 @@ class Inputs:
                 f"--mask-rate-end {config.mask_rate_end}: above the mask rate {rate} of {path}."
             )
         length = examples.config["max_seq_length"]
+        if config.tokens_per_batch is not None and config.tokens_per_batch < 2 * length:
+            raise BertpipeError(
+                f"--tokens-per-batch {config.tokens_per_batch}: must be at least two examples of "
+                f"the {length} tokens of {path}."
+            )
         positions = count_positions(self.model_config)
         if positions is not None and length > positions:
             raise BertpipeError(
@@ -88,7 +103,8 @@ class Inputs:
         described = [describe_input(out, path, examples) for path, examples in self.phases]
         examples = dict(zip(("examples", "long_examples"), described, strict=False))
         tokenizer = describe_input(out, self.tokenizer_folder, self.tokenizer.manifest)
-        return examples | {"tokenizer": tokenizer}
+        start = {} if self.start is None else {"init_from": self.start.describe(out)}
+        return examples | start | {"tokenizer": tokenizer}
 
     def open(self, phase: int, split: Split, config: PretrainConfig, store: Path) -> Examples:
         """One split of the examples of a phase."""

@@ -1,6 +1,6 @@
 """`bertpipe pretrain`: assemble tokenizer, examples, model and optimizer, train, and export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from bert_pipeline.errors import BertpipeError, LostRank, ReportedByMain, Stoppe
 from bert_pipeline.model.compile import should_compile
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.pretraining_model import PretrainingModel
+from bert_pipeline.pretraining.adaptation import read_old_texts
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.export import export_model
+from bert_pipeline.pretraining.longer_run import plan_longer_run
 from bert_pipeline.pretraining.memmap_rows import FOLDER as STORE
 from bert_pipeline.pretraining.memmap_rows import remove_store
 from bert_pipeline.pretraining.preflight import Inputs
@@ -23,15 +25,17 @@ from bert_pipeline.pretraining.summary import announce, print_summary
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.progress import print_line
 from bert_pipeline.storage.workspace import Working, Workspace, workspace
+from bert_pipeline.training.checkpoint import remove_damaged_checkpoints
 from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
     find_strategy,
-    make_accelerator,
+    start_ranks,
 )
 from bert_pipeline.training.hardware import peak_memory
 from bert_pipeline.training.optimizers.combined import Optimizer
 from bert_pipeline.training.optimizers.groups import group_parameters
+from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.profile import OPERATORS, TRACE
 from bert_pipeline.training.state import TrainingState
@@ -40,7 +44,6 @@ from bert_pipeline.training.trackers import check_trackers
 from bert_pipeline.training.trainer import METRICS, Trainer
 
 STAGE = "pretrain"
-CHECKPOINTS = "checkpoints"
 MODEL = "model"
 WORKING = (
     *(STORE, METRICS, TRACKERS, f"{CHECKPOINTS}/step-*"),
@@ -67,7 +70,7 @@ def pretrain(config: PretrainConfig) -> None:
     of a distributed run calls this; only the main one writes and prints.
     """
     transformers_logging.disable_progress_bar()
-    ranks = Ranks.from_accelerator(make_accelerator(config))
+    ranks = start_ranks(config)
     try:
         with ExitStack() as stack:
             _pretrain(config, ranks, stack)
@@ -104,7 +107,11 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
         nonlocal work
         check_trackers(config.tracker)
         inputs = Inputs.check(config).describe(config.out)
-        work = stack.enter_context(workspace(STAGE, config, inputs, Working(WORKING)))
+        work = stack.enter_context(
+            workspace(STAGE, config, inputs, Working(WORKING, plan_extension=plan_longer_run))
+        )
+        if config.overwrite and (removed := remove_damaged_checkpoints(work.folder / CHECKPOINTS)):
+            print_line(f"pretrain: damaged, removed: {', '.join(removed)}", quiet=config.quiet)
         return work.folder, work.finished is not None
 
     _check_same_options(config, ranks)
@@ -148,14 +155,16 @@ def _train(
     work: Workspace | None,
 ) -> None:
     """Train, evaluate, export, and write the manifest; only the main process has a `work`."""
+    # Read now, so that a text that is missing does not end a run of days.
+    old_texts = read_old_texts(config.old_text) if ranks.is_main else {}
     trainer = make_trainer(config, inputs, ranks, folder)
     if ranks.is_main:
-        announce(trainer.task.model.network, ranks, quiet=config.quiet)
+        announce(trainer.task, ranks, quiet=config.quiet)
     trainer.train()
     metrics = trainer.evaluate(final=True)
     weights = trainer.state.gather_weights()
     # All processes wait for the manifest, so that they can read it afterwards.
-    ranks.broadcast(lambda: finish(trainer, work, weights, metrics))
+    ranks.broadcast(lambda: finish(trainer, work, weights, metrics, old_texts))
 
 
 class PretrainingTrainer(Trainer):
@@ -171,12 +180,11 @@ def make_trainer(
     """The trainer of a run in `folder`, ready to start or resume."""
     # 1. Data and model.
     task = PretrainingTask(config, inputs, ranks, folder)
-    device = ranks.accelerator.device
     steps = min_steps(config, inputs, len(task.examples[0]))
     task.model = PretrainingModel(
         task.make_network(),
         checkpoint_activations=config.checkpoint_activations,
-        compiled=should_compile(config.compile, device, steps, config.max_minutes),
+        compiled=should_compile(config.compile, ranks.device, steps, config.max_minutes),
     )
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
@@ -185,7 +193,7 @@ def make_trainer(
     # 3. Optimizer and checkpoints.
     network = task.model.network
     groups = group_parameters(network, parameter_kinds(network))
-    optimizer = Optimizer(network, groups, config)
+    optimizer = Optimizer(network, groups, config, ranks.precision)
     checkpoints = folder / CHECKPOINTS
     state = TrainingState(ranks, network, optimizer, checkpoints, config.keep_checkpoints)
     return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
@@ -209,13 +217,18 @@ def finish(
     work: Workspace | None,
     weights: Mapping[str, torch.Tensor],
     metrics: Mapping[str, Any],
+    old_texts: Mapping[str, Sequence[str]],
 ) -> None:
-    """Export the model and write the manifest, in the main process."""
+    """Export the model, compare it with the one that the run started from, write the manifest."""
     assert work is not None
     config = trainer.config
     position = trainer.position
     task = trainer.task
     files = export_model(work.folder / MODEL, weights, task.inputs, config, position, metrics)
+    comparison = {}
+    if (adaptation := task.adaptation(old_texts)) is not None:
+        device = trainer.ranks.device
+        comparison = adaptation.measure(work.folder / MODEL, device, quiet=config.quiet)
     remove_store(work.folder / STORE)
     counts = {
         "steps": position.step,
@@ -223,7 +236,8 @@ def finish(
         "elapsed_s": position.elapsed_s,
         "skipped_steps": position.skipped,
         **trainer.totals.rates(trainer.peak_flops),
-        "peak_memory_bytes": peak_memory(trainer.ranks.accelerator.device),
+        "peak_memory_bytes": peak_memory(trainer.ranks.device),
+        "bits_per_byte": comparison,
         **metrics,
     }
     work.finish(counts, [*files, work.folder / METRICS])

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.ragged import Array, BoolArray, Int64Array, expand
@@ -29,9 +31,7 @@ def check_rows(
     def reject_if(wrong: BoolArray, offsets: Int64Array, why: str) -> None:
         if wrong.any():
             row = int(np.searchsorted(offsets, wrong.argmax(), side="right")) - 1
-            raise BertpipeError(
-                f"{path}, row {row}: {why}. Run `bertpipe examples` again with --overwrite."
-            )
+            raise _invalid_row(path, row, why)
 
     reject_if(
         lengths > files.max_seq_length,
@@ -51,3 +51,20 @@ def check_rows(
     reject_if(differs, rows, "has different numbers of masked labels and positions")
     outside = (positions.values < 0) | (positions.values >= np.repeat(lengths, masked))
     reject_if(outside, positions.offsets, "has a masked position outside of its tokens")
+
+
+def number_sources(path: Path, files: "SplitFiles", sources: pa.ChunkedArray) -> Array:
+    """The number of each row's source; rejects a source that the folder does not list."""
+    known = pa.array(files.sources, pa.string())
+    numbers = pc.index_in(sources.cast(pa.string()), value_set=known)
+    if numbers.null_count:
+        row = pc.index(numbers.is_null(), True).as_py()
+        raise _invalid_row(path, row, "its source is none of its folder's")
+    found: Array = numbers.to_numpy()
+    return found
+
+
+def _invalid_row(path: Path, row: int, why: str) -> BertpipeError:
+    return BertpipeError(
+        f"{path}, row {row}: {why}. Run `bertpipe examples` again with --overwrite."
+    )

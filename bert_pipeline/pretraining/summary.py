@@ -5,8 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from bert_pipeline.pretraining.adaptation import print_adaptation
 from bert_pipeline.pretraining.config import PretrainConfig
-from bert_pipeline.pretraining.evaluation import Evaluation, describe
+from bert_pipeline.pretraining.evaluation import Evaluation
+from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs
 from bert_pipeline.training.distributed import Ranks
 
@@ -14,16 +16,20 @@ SLOW_DATA_SHARE = 0.1
 """Share of the time waiting for batches from which on a warning is printed."""
 
 
-def announce(network: PreTrainedModel, ranks: Ranks, *, quiet: bool) -> None:
-    """Print what is trained, and on which devices."""
+def announce(task: PretrainingTask, ranks: Ranks, *, quiet: bool) -> None:
+    """Print what is trained, from which weights, and on which devices."""
+    network: PreTrainedModel = task.model.network
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shape = network.config
     print_line(
         f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × "
         f"{shape.hidden_size}, {human_count(parameters)} parameters, on "
-        f"{ranks.accelerator.device.type} × {ranks.world_size}",
+        f"{ranks.device.type} × {ranks.world_size}, {ranks.precision.name}",
         quiet=quiet,
     )
+    if (start := task.inputs.start) is not None:
+        difference = start.describe_difference(task.inputs.tokenizer, task.new_heads)
+        print_line(f"  {difference}", quiet=quiet)
 
 
 def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
@@ -40,13 +46,15 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
         for name, value in counts.items()
         if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
     }
-    lines = describe(Evaluation(**metrics)) if metrics else []
+    lines = Evaluation(**metrics).describe() if metrics else []
     lines += _describe_speed(counts)
     if skipped := counts["skipped_steps"]:
         lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))
     if config.max_minutes or config.max_tokens or config.max_epochs:
         lines.append(("equivalent to", f"--max-steps {counts['steps']}"))
     print_pairs("Result", lines, quiet=config.quiet)
+    if comparison := counts.get("bits_per_byte"):
+        print_adaptation(comparison, quiet=config.quiet)
     print_line(f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.pretraining.batches import Examples, MaskSubset
+from bert_pipeline.pretraining.adaptation import Adaptation
+from bert_pipeline.pretraining.batches import LENGTH_SAMPLE, Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import (
     ROWS_PER_BATCH,
@@ -28,10 +30,14 @@ from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.pretraining.sampler import Cursor, Sampler, choose_rows, draw_rows
 from bert_pipeline.pretraining.skipped_batches import write_skipped_batch
 from bert_pipeline.progress import print_line
+from bert_pipeline.ragged import Int64Array
 from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
 
+CPU_TOKEN_MULTIPLE = 64
+"""Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
+of rows, which takes longer than the padding."""
 PROBED_ROWS = 4
 """Examples with which unused parameters are found."""
 
@@ -60,17 +66,50 @@ class PretrainingTask:
         self._final_mask_shares = [(config.mask_rate_end or rate) / rate for rate in rates]
         self._sampler = Sampler.from_config(config)
         self._unigram = unigram_log_probabilities(config.examples)
+        self._shapes = [self._find_shape(phase) for phase in range(len(inputs.phases))]
         self._phase: int | None = None
         """The phase of the latest line of metrics, at first that of the first step."""
+        self.new_heads: Sequence[str] = ()
+        """Weights that the model of --init-from lacked, which are random."""
         self.model: PretrainingModel
         """What is evaluated; set once it has been made for these examples."""
+
+    def _find_shape(self, phase: int) -> BatchShape | None:
+        """The shape of all micro-batches of a phase with `--tokens-per-batch`."""
+        tokens = self.config.tokens_per_batch
+        if tokens is None:
+            return None
+        settings = self.inputs.phases[phase][1].config
+        examples = self.examples[phase]
+        mean_length = examples.count_tokens(choose_rows(len(examples), LENGTH_SAMPLE))
+        return BatchShape.from_budget(
+            tokens,
+            mean_length / min(len(examples), LENGTH_SAMPLE),
+            settings["max_seq_length"],
+            settings["mask_rate"],
+        )
+
+    def _fill_up(self, batch: PretrainingBatch, phase: int) -> PretrainingBatch:
+        """The batch in the shape of its phase, or on a CPU in bf16 in one of a few shapes."""
+        shape = self._shapes[phase]
+        ranks = self.ranks
+        if shape is None and ranks.device.type == "cpu" and ranks.precision.half_dtype:
+            length = self.inputs.phases[phase][1].config["max_seq_length"]
+            shape = BatchShape.from_batch(batch, CPU_TOKEN_MULTIPLE, length)
+        if shape is None or not len(batch.tokens):
+            return batch
+        return fill_up(batch, shape, self.inputs.tokenizer.special.pad)
 
     def make_network(self) -> PreTrainedModel:
         """The stock model with its initial weights."""
         torch.manual_seed(self.config.seed)
-        network: PreTrainedModel = make_network(
-            self.inputs.model_config, with_pairs=self.inputs.has_pairs
-        )
+        inputs = self.inputs
+        if inputs.start is not None:
+            loaded, self.new_heads = inputs.start.load(
+                inputs.model_config, inputs.tokenizer, with_pairs=inputs.has_pairs
+            )
+            return loaded
+        network: PreTrainedModel = make_network(inputs.model_config, with_pairs=inputs.has_pairs)
         # The other processes get the weights of the main one, and need no memory for the counts.
         if self.config.initialization == "informed" and self.ranks.is_main:
             tokens, offsets = self.examples[0].sample_unmasked(COUNTED_TOKENS)
@@ -83,7 +122,10 @@ class PretrainingTask:
         parts = self.config.accumulate * self.ranks.world_size
         for phase, examples in enumerate(self.examples):
             size = self._sampler.largest_size(phase)
-            yield examples.collate(examples.longest(math.ceil(size / parts)))
+            rows = examples.longest(math.ceil(size / parts))
+            if shape := self._shapes[phase]:
+                rows = rows[next(shape.split(examples.count_tokens_of_each(rows)))]
+            yield self._fill_up(examples.collate(rows), phase)
 
     def freeze_unused(self) -> None:
         """Freeze the parameters that the loss does not depend on, such as ESM's contact head.
@@ -92,7 +134,7 @@ class PretrainingTask:
         """
         examples = self.examples[0]
         batch = examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
-        device = self.ranks.accelerator.device
+        device = self.ranks.device
         losses = self.model.to(device)(batch.to(device))
         torch.autograd.backward(torch.stack(losses).sum())
         for parameter in self.model.parameters():
@@ -119,20 +161,18 @@ class PretrainingTask:
         mask_share = 1 - progress * (1 - self._final_mask_shares[plan.phase])
         subset = MaskSubset(mask_share, config.seed, position.step)
         # This rank's examples, in micro-batches.
-        own = np.arange(ranks.rank, plan.size, ranks.world_size)
-        parts = np.array_split(own, config.accumulate)
-        batches = [
-            examples.collate(rows[part], subset, epochs[part]) for part in parts if len(part)
-        ]
-        pairs = len(own) if examples.has_pairs else 0
+        parts, micro_batches = self._split(rows, plan.phase)
+        batches = [examples.collate(rows[part], subset, epochs[part]) for part in parts]
+        pairs = sum(map(len, parts)) if examples.has_pairs else 0
         masked = sum(len(batch.masked_labels) for batch in batches)
         flops = [training_flops(self.inputs.model_config, batch) for batch in batches]
         known = [value for value in flops if value is not None]
         # With fewer examples than ranks × micro-batches, all ranks still join the all-reduce.
-        if missing := len(parts) - len(batches):
+        if missing := micro_batches - len(batches):
             placeholder = examples.collate(rows[:1], subset, epochs[:1])
             batches += [replace(placeholder, is_placeholder=True)] * missing
-        if ranks.accelerator.device.type == "cuda":
+        batches = [self._fill_up(batch, plan.phase) for batch in batches]
+        if ranks.device.type == "cuda":
             batches = [batch.pin() for batch in batches]
         return StepInputs(
             micro_batches=batches,
@@ -148,6 +188,19 @@ class PretrainingTask:
             },
             source=(plan.phase, rows, subset, epochs),
         )
+
+    def _split(self, rows: Int64Array, phase: int) -> tuple[list[Int64Array], int]:
+        """Places in `rows` of this rank's micro-batches, and the most that any rank has."""
+        world_size = self.ranks.world_size
+        of_ranks = [np.arange(rank, len(rows), world_size) for rank in range(world_size)]
+        own = of_ranks[self.ranks.rank]
+        shape = self._shapes[phase]
+        if shape is None:
+            parts = [part for part in np.array_split(own, self.config.accumulate) if len(part)]
+            return parts, self.config.accumulate
+        lengths = self.examples[phase].count_tokens_of_each(rows)
+        most = max(len(list(shape.split(lengths[places]))) for places in of_ranks)
+        return [own[part] for part in shape.split(lengths[own])], most
 
     def record_skipped(self, step: int, inputs: StepInputs) -> None:
         """Write the batch of a step that was skipped to `skipped/`."""
@@ -174,12 +227,13 @@ class PretrainingTask:
                 continue
             evaluation = self._evaluate(validation, final=final)
             if not final and self.ranks.is_main:
-                print_line(
+                line = (
                     f"  held out{' (longer examples)' if phase else ''}: masked-LM loss "
                     f"{evaluation.mlm_loss:.3f} (unigram {evaluation.unigram_loss:.3f}), top-1 "
-                    f"{evaluation.top1_accuracy:.1%}",
-                    quiet=self.config.quiet,
+                    f"{evaluation.top1_accuracy:.1%}"
                 )
+                lines = [line, *evaluation.describe_sources()]
+                print_line("\n    ".join(lines), quiet=self.config.quiet)
             metrics |= {f"{prefix}{name}": value for name, value in asdict(evaluation).items()}
         return metrics
 
@@ -191,14 +245,24 @@ class PretrainingTask:
         # model is gathered for each.
         batches = math.ceil(len(rows) / ranks.world_size / ROWS_PER_BATCH)
         parts = np.array_split(rows, batches * ranks.world_size)[ranks.rank :: ranks.world_size]
-        with ranks.accelerator.autocast():
+        with ranks.precision.autocast(ranks.device):
             sums = [self._sum(validation, part, rows) for part in parts]
-        total = ranks.sum(torch.stack(sums).sum(0))
-        return compute_metrics(total, validation.bytes_per_token)
+        # One by one: how each is rounded must not depend on the number of sources.
+        totals = [ranks.sum(parts.sum(0)) for parts in torch.stack(sums, dim=1)]
+        return compute_metrics(torch.stack(totals), validation)
 
     def _sum(self, validation: Examples, part: Any, rows: Any) -> torch.Tensor:
         own = part if len(part) else rows[:1]
         return sum_metrics(self.model, validation, own, self._unigram) * min(1, len(part))
+
+    def adaptation(self, old_texts: Mapping[str, Sequence[str]]) -> Adaptation | None:
+        """On which texts the result is compared with the model of --init-from; None without it."""
+        start = self.inputs.start
+        if start is None:
+            return None
+        length: int = self.inputs.examples.config["max_seq_length"]
+        tokenizer = self.inputs.tokenizer
+        return Adaptation(start, tokenizer, length, self.validation[0], old_texts)
 
     def interval_metrics(self, terms: Sequence[float], tokens: int) -> Mapping[str, float]:
         """The share of tokens that were predicted since the last line of metrics."""

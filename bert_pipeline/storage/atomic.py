@@ -179,6 +179,14 @@ def read_checked_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a mapping of `write_checked_json`; empty when there is none, or it is damaged."""
+    try:
+        return read_checked_json(path) if path.is_file() else {}
+    except ValueError:
+        return {}
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
     with atomic(path) as temporary:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,7 @@ class LockFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
-
-    def __del__(self) -> None:
-        """Release the lock."""
-        self._file.close()
+        weakref.finalize(self, self._file.close)
 
     def lock(self, operation: int) -> bool:
         """Lock the file (`fcntl.flock`); False when that would have to wait (`LOCK_NB`).

@@ -15,7 +15,7 @@ from bert_pipeline.errors import BertpipeError
 from bert_pipeline.progress import bar
 from bert_pipeline.storage.atomic import hash_file, hash_json, write_checked_json
 
-FORMAT = 4
+FORMAT = 5
 """Increased when the same settings give other files than before."""
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished.json"
@@ -160,7 +160,8 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
     """
     for name, entry in files.items():
         listed = PurePath(name)
-        if listed.is_absolute() or ".." in listed.parts or not listed.parts:
+        is_path = listed.parts and "\0" not in name
+        if not is_path or listed.is_absolute() or ".." in listed.parts:
             raise BertpipeError(
                 f"{path}: lists {name!r}, which is not in its folder. Make the folder again with "
                 "--overwrite."

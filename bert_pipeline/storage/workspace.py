@@ -69,6 +69,11 @@ class Working:
     """Globs of files and folders, besides the files that have a recorded hash."""
     cancel: Callable[[Path], None] = lambda folder: None
     """Cancels the jobs on a cluster that may still write to an unfinished folder."""
+    plan_extension: Callable[
+        [Path, Mapping[str, Any], Mapping[str, Any]], Callable[[], None] | None
+    ] = lambda folder, old, new: None
+    """What prepares a finished folder with the old settings for new ones that extend it; None if
+    they do not."""
 
     def remove(self, folder: Path) -> None:
         """Remove what the stage wrote to a folder; other files stay."""
@@ -192,7 +197,7 @@ def _reopen(
         finished = read_manifest(target, existing.stage)
         return Workspace(target, target, record, working, finished)
     if not config.overwrite:
-        raise BertpipeError(_explain_differences(target, _request(existing), _plain(record)))
+        return _extend(target, record, working, existing)
     new = new_folder(target)
     replacement = read_manifest_file(new)
     if (
@@ -204,6 +209,24 @@ def _reopen(
         swap(target, working.patterns)  # the earlier run was killed just before
         return Workspace(target, target, record, working, read_manifest(target, replacement.stage))
     return _start(new, target, record, working, overwrite=True)
+
+
+def _extend(
+    target: Path, record: dict[str, Any], working: Working, existing: Manifest
+) -> Workspace:
+    """Reopen a finished folder whose settings differ, if the new ones extend it."""
+    earlier = _request(existing)
+    request = _plain(record)
+    same_inputs = all(earlier[key] == request[key] for key in ("inputs", "format"))
+    settings = (earlier["config"], request["config"])
+    prepare = working.plan_extension(target, *settings) if same_inputs else None
+    if prepare is None:
+        raise BertpipeError(_explain_differences(target, earlier, request))
+    # Once the marker is there, the same command can do all this again.
+    write_checked_json(target / UNFINISHED, request)
+    prepare()
+    (target / MANIFEST).unlink()
+    return Workspace(target, target, record, working)
 
 
 def _check_other_files(target: Path) -> None:

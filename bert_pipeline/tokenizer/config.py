@@ -11,15 +11,17 @@ from bert_pipeline.tokenizer.special_tokens import ORIGINAL_UNUSED, SPECIALS
 
 KIND_OPTIONS = tuple(option for kind in KINDS.values() for option in kind.options)
 """Options that only some kinds have."""
+LEARNING_OPTIONS = ("min_frequency", "sample_mb")
+"""Options for training that also apply to new entries of an existing tokenizer."""
 TRAINING_OPTIONS = (
     *("kind", "vocab_size", "specials", "unused", "lowercase", *KIND_OPTIONS),
-    *("min_frequency", "sample_mb"),
+    *LEARNING_OPTIONS,
 )
 """Options for training a tokenizer; not allowed with an existing one."""
 
 
 class TokenizeConfig(StageConfig):
-    """Train a tokenizer on a corpus, or use an existing one."""
+    """Train a tokenizer on a corpus, or take or extend an existing one."""
 
     execution: ClassVar[frozenset[str]] = StageConfig.execution | {
         "corpus",
@@ -62,7 +64,7 @@ class TokenizeConfig(StageConfig):
     word is a clause."""
     min_frequency: int = Field(2, ge=1)
     """Minimum number of occurrences of a pair of tokens to be merged into an entry (not with
-    unigram)."""
+    unigram); with `--extend` of a new entry, for all kinds."""
     alphabet_size: int | None = Field(None, ge=1)
     """Number of single characters with an entry, most frequent first; others become unknown tokens
     (only with wordpiece; `limit_alphabet` in Hugging Face tokenizers). Default: as many as cover
@@ -75,6 +77,13 @@ class TokenizeConfig(StageConfig):
     tokenizer: str | None = None
     """Use this existing tokenizer instead of training one: a folder, or a name on the Hugging Face
     Hub such as google-bert/bert-base-uncased. Excludes all options for training."""
+    extend: str | None = None
+    """Add entries learnt from the corpus to this existing tokenizer, given as for `--tokenizer`;
+    its ids stay, and text in which no new entry applies is split as before. Requires
+    `--add-vocab`."""
+    add_vocab: int | None = Field(None, ge=1)
+    """Maximum number of entries that `--extend` adds: those that save the most tokens of the
+    corpus."""
     revision: str | None = None
     """Branch, tag or commit of a tokenizer on the Hub."""
     compare: OneOrMany = ()
@@ -87,13 +96,16 @@ class TokenizeConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check_training_options(self) -> "TokenizeConfig":
-        given = [option for option in TRAINING_OPTIONS if option in self.model_fields_set]
-        if self.tokenizer is not None and given:
-            raise ValueError(
-                f"--tokenizer uses an existing tokenizer, which excludes {flags(given)}."
-            )
-        if self.tokenizer is None and self.revision is not None:
-            raise ValueError("--revision requires --tokenizer.")
+        if self.tokenizer is not None and self.extend is not None:
+            raise ValueError("--extend and --tokenizer exclude each other.")
+        if (self.extend is None) != (self.add_vocab is None):
+            raise ValueError("--extend and --add-vocab require each other.")
+        given = [option for option in self._unused_options if option in self.model_fields_set]
+        if given:
+            option = "--tokenizer" if self.extend is None else "--extend"
+            raise ValueError(f"{option} uses an existing tokenizer, which excludes {flags(given)}.")
+        if self.existing is None and self.revision is not None:
+            raise ValueError("--revision requires --tokenizer or --extend.")
         return self
 
     @model_validator(mode="after")
@@ -119,8 +131,21 @@ class TokenizeConfig(StageConfig):
             return self.unused
         return ORIGINAL_UNUSED if self.id_layout == "original" else 0
 
+    @property
+    def existing(self) -> str | None:
+        """The folder or name of the tokenizer that is taken or extended."""
+        return self.tokenizer if self.extend is None else self.extend
+
+    @property
+    def _unused_options(self) -> tuple[str, ...]:
+        """Options that have no meaning for an existing tokenizer."""
+        if self.existing is None:
+            return ()
+        kept = () if self.extend is None else LEARNING_OPTIONS
+        return tuple(option for option in TRAINING_OPTIONS if option not in kept)
+
     def content(self) -> dict[str, Any]:
         """The settings that the result depends on; without training options for an existing one."""
-        excluded = TRAINING_OPTIONS if self.tokenizer is not None else ()
+        excluded = self._unused_options
         content = super().content().items()
         return {name: value for name, value in content if name not in excluded}

@@ -18,6 +18,13 @@ from bert_pipeline.tokenizer.special_tokens import (
 )
 
 
+def set_threads(workers: int) -> None:
+    """Set the threads of the library, before it is used for the first time."""
+    # The Rust side reads these when its thread pool starts for the first time.
+    os.environ["RAYON_NUM_THREADS"] = str(workers)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
+
+
 def learn_vocabulary(
     config: TokenizeConfig, corpus: Manifest, paragraphs: Sequence[str]
 ) -> tuple[Tokenizer, dict[str, Any]]:
@@ -27,9 +34,7 @@ def learn_vocabulary(
     fill the vocabulary gives a smaller one, and a line says so. Raises `BertpipeError` when the
     vocabulary is too small for the characters of the text.
     """
-    # The Rust side reads these when its thread pool starts for the first time.
-    os.environ["RAYON_NUM_THREADS"] = str(config.workers)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if config.workers > 1 else "false"
+    set_threads(config.workers)
     kind = KINDS[config.kind]
     untrained = kind.new(config)
     megabytes = config.sample_mb or choose_sample_mb(untrained, paragraphs)

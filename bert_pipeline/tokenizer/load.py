@@ -67,8 +67,7 @@ def find_tokenizer(
                 f"--revision {revision}: {folder} is a local folder. Use a name on the Hub."
             )
         return folder
-    # `runs/my/tokenizer`, or `runs/tokenizr` beside an existing folder `runs`, is a wrong path.
-    if not _HUB_NAME.fullmatch(str(name)) or (folder.parent.name and folder.parent.is_dir()):
+    if not is_hub_name(str(name)):
         raise UsageError(
             f"{name}: no such folder. Use the folder of a tokenizer, or a name on the Hugging Face "
             "Hub such as OWNER/NAME."
@@ -80,6 +79,13 @@ def find_tokenizer(
         err.print(f"{name}: no such folder, downloading from the Hub.", markup=False)
     # In older repositories only `config.json` names the class of the tokenizer.
     return download_files(str(name), revision, [*TOKENIZER_FILES, "config.json"], max_wait, quiet)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no folder may be one on the Hub."""
+    parent = Path(name).expanduser().parent
+    # `runs/my/tokenizer`, or `runs/tokenizr` beside an existing folder `runs`, is a wrong path.
+    return bool(_HUB_NAME.fullmatch(name)) and not (parent.name and parent.is_dir())
 
 
 def list_tokenizer_files(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ def print_merged_words(tokenizer: Tokenizer, text: MeasuredText, config: Tokeniz
     Nothing is printed for a tokenizer that changes no letter.
     """
     options = [flag(option) for option in MERGING_OPTIONS if getattr(config, option)]
-    cause = ", ".join(options) if config.tokenizer is None else "its normalization"
+    cause = ", ".join(options) if config.existing is None else "its normalization"
     if not cause or tokenizer.normalizer is None:
         return
     counts = text.count_words()
@@ -29,7 +29,7 @@ def print_merged_words(tokenizer: Tokenizer, text: MeasuredText, config: Tokeniz
     for word in sorted(counts, key=lambda word: (-counts[word], word)):
         words_of[tokenizer.normalizer.normalize_str(word).strip()].append(word)
     merged = [words for words in words_of.values() if len(words) > 1]
-    if not merged and config.tokenizer is not None:
+    if not merged and config.existing is not None:
         return
     share = sum(map(len, merged)) / max(1, len(counts))
     # Words that differ in more than case first: they have different meanings.

@@ -228,10 +228,7 @@ def _split_words(tokenizer: Tokenizer, words: Iterable[str]) -> Iterator[tuple[s
     for word in words:
         # With a space before it, as within a sentence.
         ids = tokenizer.encode(" " + word, add_special_tokens=False).ids
-        pieces = [
-            tokenizer.decode([i], skip_special_tokens=False).strip() or "·"
-            for i in ids[:MAX_WORD_PIECES]
-        ]
+        pieces = [show_token(tokenizer, number) for number in ids[:MAX_WORD_PIECES]]
         yield word, pieces if len(ids) <= MAX_WORD_PIECES else [*pieces, "…"]
 
 
@@ -247,3 +244,9 @@ def _limit_size(texts: Iterator[str], limit: int) -> Iterator[str]:
         left -= len(raw)
         if left <= 0:
             return
+
+
+def show_token(tokenizer: Tokenizer, number: int) -> str:
+    """A token as text, `·` for one of white space."""
+    text: str = tokenizer.decode([number], skip_special_tokens=False)
+    return text.strip() or "·"

@@ -12,6 +12,7 @@ from bert_pipeline.storage.atomic import explain_full_disk
 from bert_pipeline.storage.manifest import Input, Manifest, describe_input, read_manifest
 from bert_pipeline.storage.workspace import finished_inputs, workspace
 from bert_pipeline.tokenizer.config import TokenizeConfig
+from bert_pipeline.tokenizer.extend import extend_tokenizer, print_new_entries
 from bert_pipeline.tokenizer.learn import learn_vocabulary
 from bert_pipeline.tokenizer.load import (
     STAGE,
@@ -44,8 +45,8 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
     others = {name: load_tokenizer(_find(name, None, config), needed=()) for name in config.compare}
     inputs = {"corpus": describe_input(config.out, config.corpus, corpus)}
     existing = None
-    if config.tokenizer is not None:
-        inputs["tokenizer"], existing = _describe_existing(config, config.tokenizer)
+    if config.existing is not None:
+        inputs["tokenizer"], existing = _describe_existing(config, config.existing)
     text = None
     with workspace(STAGE, config, inputs) as work:
         if work.finished:
@@ -55,15 +56,18 @@ def train_tokenizer(config: TokenizeConfig) -> Manifest:
             text = _sample_text(config, corpus)
             tokenizer, specials, counts = _make(config, corpus, text, existing)
             special_ids = resolve_special_ids(tokenizer, specials, config.out)
-            quality = text.measure(tokenizer, special_ids, str(config.out))
+            before = counts.get("before", {"frequent_words": []})
+            words = [word for word, _ in before["frequent_words"]]
+            quality = text.measure(tokenizer, special_ids, str(config.out), words or None)
             with explain_full_disk(work.folder):
                 files = save_pretrained(tokenizer, specials, work.folder)
             counts |= {"measured_on": text.to_json(), "quality": asdict(quality)}
             manifest = work.finish(counts | {"vocab_size": quality.vocab_size}, files)
             _print_summary(manifest, config, corpus)
-            print_quality(quality, quiet=config.quiet)
+            if config.extend is None:
+                print_quality(quality, quiet=config.quiet)
             print_merged_words(tokenizer, text, config)
-    if others or config.verbose:
+    if others or config.verbose or config.extend is not None:
         _compare(config, manifest, others, text or _sample_text(config, corpus))
     return manifest
 
@@ -80,8 +84,11 @@ def _make(
         return tokenizer, SPECIALS[config.specials], counts
     folder, loaded = existing
     source = {}
-    if not _is_local(config.tokenizer):
-        source = {"repository": config.tokenizer, "commit": folder.name}
+    if not _is_local(config.existing):
+        source = {"repository": config.existing, "commit": folder.name}
+    if config.extend is not None:
+        tokenizer, specials, counts = extend_tokenizer(config, corpus, text, loaded)
+        return tokenizer, specials, counts | {"taken": source}
     tokenizer, specials = use_examples_layout(loaded)
     return tokenizer, specials, {"taken": source}
 
@@ -95,11 +102,16 @@ def _compare(
     """Measure the other tokenizers on the same text and print all figures side by side."""
     quality = Quality(**manifest.counts["quality"])
     words = [word for word, _ in quality.frequent_words]
-    columns = {str(config.out): quality} | {
+    columns = {str(config.out): quality}
+    if config.extend is not None:
+        columns = {config.extend: Quality(**manifest.counts["before"])} | columns
+    columns |= {
         name: text.measure(other.tokenizer, other.special, name, words)
         for name, other in others.items()
     }
     print_comparison(manifest.counts["measured_on"], columns, quiet=config.quiet)
+    if config.extend is not None:
+        print_new_entries(manifest.counts, quiet=config.quiet)
 
 
 def _describe_existing(
@@ -138,11 +150,12 @@ def _sample_text(config: TokenizeConfig, corpus: Manifest) -> MeasuredText:
 
 def _print_summary(manifest: Manifest, config: TokenizeConfig, corpus: Manifest) -> None:
     counts = manifest.counts
-    if config.tokenizer is not None:
+    name = config.kind
+    if config.existing is not None:
         commit = counts["taken"].get("commit")
-        name = config.tokenizer + (f" at {commit[:8]}" if commit else "")
-    else:
-        name = config.kind
+        name = config.existing + (f" at {commit[:8]}" if commit else "")
+    if config.extend is not None:
+        name += f" with {counts['new_entries']:,} new entries"
     print_line(
         f"tokenizer: {name}, {counts['vocab_size']:,} entries → {config.out}", quiet=config.quiet
     )

@@ -40,7 +40,8 @@ def save_checkpoint(
 ) -> None:
     """Write `step-NNNNNNNN` from full tensors on the CPU, then remove old ones beyond `keep`.
 
-    The newest regular one, to which a run is rolled back, and the best one are kept in any case.
+    The newest regular one, to which a run is rolled back, the best one and the last one before the
+    decay are kept in any case.
     """
     with atomic_folder(folder / f"step-{position.step:08}") as temporary:
         save_file(dict(model), temporary / MODEL)
@@ -52,7 +53,8 @@ def save_checkpoint(
     older = sorted((step for step in found if step <= position.step), reverse=True)
     regular = next((step for step in older if _has_mark(found[step], "regular")), None)
     best = next((step for step in older if _has_mark(found[step], "is_best")), None)
-    for step in found.keys() - {*older[:keep], regular, best}:
+    stable = next((step for step in older if _has_mark(found[step], "is_stable")), None)
+    for step in found.keys() - {*older[:keep], regular, best, stable}:
         shutil.rmtree(found[step])
 
 
@@ -75,10 +77,29 @@ def load_best(folder: Path) -> Checkpoint | None:
     return _load(folder, lambda position: position.is_best)[0]
 
 
+def find_stable(folder: Path) -> Position | None:
+    """The position of the intact checkpoint from before the decay of `wsd`; None without one."""
+    marked = (path for _, path in sorted(_find(folder).items()) if _has_mark(path, "is_stable"))
+    return next((position for path in marked if (position := _verify(path))), None)
+
+
+def newer_checkpoints(folder: Path, step: int) -> list[Path]:
+    """The checkpoints after a step."""
+    return [path for number, path in sorted(_find(folder).items()) if number > step]
+
+
 def damaged_checkpoints(folder: Path) -> tuple[int, list[Path]]:
     """The number of checkpoints in a folder, and those whose files do not match their hashes."""
     found = [path for _, path in sorted(_find(folder).items())]
     return len(found), [path for path in found if _verify(path) is None]
+
+
+def remove_damaged_checkpoints(folder: Path) -> list[str]:
+    """Remove the checkpoints that nothing can resume from; returns their names."""
+    _, damaged = damaged_checkpoints(folder)
+    for path in damaged:
+        shutil.rmtree(path)
+    return [path.name for path in damaged]
 
 
 def _load(

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bert_pipeline.config import Choice, OneOrMany, StageConfig, available_cores, flag
 from bert_pipeline.training.optimizers.registry import OPTIMIZERS
-from bert_pipeline.training.schedule import SCHEDULES, RunLength
+from bert_pipeline.training.schedule import SCHEDULES, RunLength, Schedule
 
 REQUIRES: dict[tuple[str, str | None], frozenset[str]] = {
     ("schedule", "wsd"): frozenset({"decay"}),
@@ -21,6 +21,7 @@ class TrainConfig(StageConfig):
 
     execution: ClassVar[frozenset[str]] = StageConfig.execution | {
         "accumulate",
+        "tokens_per_batch",
         "num_processes",
         "checkpoint_activations",
         "threads",
@@ -38,8 +39,9 @@ class TrainConfig(StageConfig):
     """Options that may differ between the processes of a run, such as paths on several hosts."""
     requires: ClassVar[dict[tuple[str, str | None], frozenset[str]]] = REQUIRES
 
-    max_steps: int | None = Field(None, ge=1)
-    """Train for this many optimizer steps."""
+    max_steps: int | None = Field(None, ge=0)
+    """Train for this many optimizer steps. A finished run of `--schedule wsd` goes on from before
+    its decay if the number is raised."""
     max_tokens: int | None = Field(None, ge=1)
     """Train for this many real tokens (without padding) instead."""
     max_minutes: float | None = Field(None, gt=0)
@@ -51,6 +53,11 @@ class TrainConfig(StageConfig):
     accumulate: int = Field(1, ge=1)
     """Gradient-accumulation steps per process (`gradient_accumulation_steps`): less memory, the
     same result."""
+
+    tokens_per_batch: int | None = Field(None, ge=16)
+    """Split a step into micro-batches of this many tokens per process instead of --accumulate: as
+    many examples as fit, filled up with padding to one shape, so that kernels and memory see no
+    other. The result is the same."""
 
     optimizer: Annotated[str, Choice(OPTIMIZERS)] = "adamw"
     """`lamb` is for batches of thousands of examples; `muon` orthogonalizes the updates of the
@@ -86,9 +93,10 @@ class TrainConfig(StageConfig):
     """Consecutive steps with a loss or gradient that is not finite after which the run is rolled
     back to its last checkpoint and continues after their batches. Each such step is skipped, its
     batch written to skipped/. If it happens again, the run stops."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the matrix products (mixed precision); `auto` is bf16 on a GPU that supports
-    it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the matrix products (mixed precision): `auto` is bf16 on GPUs and CPUs that
+    multiply it fast, fp16 with a loss scale on older GPUs, and fp32 elsewhere. fp32 uses TF32 on
+    GPUs that have it. A run resumes only in the precision in which it was started."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the encoder's layers (`torch.compile`); `auto` does so for runs on a GPU that are
     long enough to amortise compilation."""
@@ -130,6 +138,12 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_micro_batches(self) -> Self:
+        if self.tokens_per_batch is not None and "accumulate" in self.model_fields_set:
+            raise ValueError("--tokens-per-batch excludes --accumulate.")
+        return self
+
+    @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         warmup = self.find_warmup()
         if self.schedule == "wsd" and warmup + self.decay > 1:
@@ -153,6 +167,10 @@ class TrainConfig(StageConfig):
         """The length of the run."""
         seconds = self.max_minutes and self.max_minutes * 60
         return RunLength(self.max_steps, self.max_tokens, self.max_epochs, seconds)
+
+    def learning_rate_schedule(self) -> Schedule:
+        """The learning-rate schedule."""
+        return Schedule(self.schedule, self.find_warmup(), self.decay)
 
     def shared_by_processes(self) -> dict[str, Any]:
         """The options that must be equal in all processes of a run."""

@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bert_pipeline.errors import BertpipeError, ReportedByMain
+from bert_pipeline.errors import ReportedByMain
 from bert_pipeline.training.config import TrainConfig
+from bert_pipeline.training.precision import FP32, Precision, resolve_precision
 
 T = TypeVar("T")
 
@@ -27,12 +28,21 @@ class Ranks:
     accelerator: Accelerator
     host_group: dist.ProcessGroup | None
     """Gloo: with NCCL every exchange would synchronize the device."""
+    precision: Precision = FP32
+    """Of the matrix products, the same in all processes."""
 
     @classmethod
-    def from_accelerator(cls, accelerator: Accelerator) -> Self:
+    def from_accelerator(cls, accelerator: Accelerator, precision: Precision = FP32) -> Self:
         """The processes that this one was started with."""
         is_distributed = accelerator.num_processes > 1
-        return cls(accelerator, dist.new_group(backend="gloo") if is_distributed else None)
+        group = dist.new_group(backend="gloo") if is_distributed else None
+        return cls(accelerator, group, precision)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def world_size(self) -> int:
@@ -102,8 +112,8 @@ class Ranks:
         return values
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate for this machine's GPUs or CPU, with fixed threads and precision."""
+def start_ranks(config: TrainConfig) -> Ranks:
+    """The processes on this machine's GPUs or CPU, with fixed threads and precision."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -111,17 +121,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # Accelerate warns without
         torch.set_num_threads(threads)
         _keep_memory()
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bf16" and on_gpu and not has_bf16:
-        raise BertpipeError("--precision bf16: this GPU does not support bf16; use fp32.")
-    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if use_bf16 else "no", cpu=not on_gpu, project_dir=config.out
-    )
+    # Autocast is the engine's own: Accelerate has no fp16 on a CPU.
+    accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu, project_dir=config.out)
     accelerator.gradient_accumulation_steps = (
         1  # a launcher's setting would divide the loss; --accumulate does not
     )
-    return accelerator
+    ranks = Ranks.from_accelerator(accelerator)
+    precision = ranks.broadcast(lambda: resolve_precision(config.precision, ranks.device))
+    return replace(ranks, precision=precision)
 
 
 def find_strategy(config: TrainConfig) -> Literal["ddp", "fsdp"]:
@@ -148,8 +155,8 @@ def distribute(
     # Each rank shards its own copy: the copies must be equal.
     for parameter in model.parameters():
         dist.broadcast(parameter.data, src=0)
-    use_bf16 = accelerator.mixed_precision == "bf16"
-    types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if use_bf16 else {}
+    half = ranks.precision.half_dtype
+    types = {"param_dtype": half, "reduce_dtype": torch.float32} if half else {}
     policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
     for part in (*layers, model):
         fully_shard(part, mp_policy=policy)
@@ -223,14 +230,19 @@ def scaled_gradients(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """This rank's gradients divided by `grad_scale`, all 0 if `found_inf`.
 
-    Also returns 1.0 to update the weights or 0.0 to skip the step. No value is read back from the
-    device.
+    Also returns 1.0 to update the weights or 0.0 to skip the step. No value is read back from a
+    GPU.
     """
     grads = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     go = torch.ones((), device=grads[0].device) if found_inf is None else 1.0 - found_inf
-    scale = (
-        go if grad_scale is None else torch.where(go > 0, 1.0 / grad_scale, torch.zeros_like(go))
-    )
+    if go.device.type == "cpu":
+        # Reading a value costs nothing here, and one call for all gradients saves most of the time.
+        if not go:
+            return [torch.zeros_like(grad) for grad in grads], go
+        if grad_scale is not None:
+            grads = list(torch._foreach_mul(grads, 1.0 / grad_scale))
+        return grads, go
+    scale = go if grad_scale is None else 1.0 / grad_scale
     return [torch.where(go > 0, grad * scale, torch.zeros_like(grad)) for grad in grads], go
 
 

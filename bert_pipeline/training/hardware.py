@@ -27,14 +27,16 @@ PEAKS = {
     "RTX 6000 Ada": 364e12,
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
+    "V100": 112e12,
+    "T4": 65e12,
 }
-"""FLOP/s of dense bf16 matrix products with fp32 accumulation, from the vendor's data sheets, by a
-part of the device's name."""
+"""FLOP/s of dense bf16 (V100 and T4: fp16) products with fp32 accumulation, from the vendor's
+data sheets, by a part of the device's name."""
 
 
-def find_peak(device: torch.device, *, bf16: bool) -> float | None:
+def find_peak(device: torch.device, *, is_half: bool) -> float | None:
     """A device's peak in FLOP/s; None if unknown, and then no utilisation (MFU) is reported."""
-    if device.type != "cuda" or not bf16:
+    if device.type != "cuda" or not is_half:
         return None
     return peak_of(torch.cuda.get_device_name(device))
 

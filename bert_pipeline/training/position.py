@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in that of a run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -28,5 +31,7 @@ class Position:
     """The best value so far of the metric that selects checkpoints."""
     precision: str = ""
     """The precision that `--precision auto` stood for."""
+    is_stable: bool = False
+    """Whether its checkpoint is the last one before the decay of the `wsd` schedule."""
     is_best: bool = False
     """Whether its checkpoint has the best value so far."""

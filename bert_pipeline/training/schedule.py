@@ -19,7 +19,7 @@ class RunLength:
     def progress(self, position: Position, elapsed_s: float) -> float:
         """The completed share of the run, from 0 to 1, `elapsed_s` seconds after its start."""
         if self.steps is not None:
-            return min(1.0, position.step / self.steps)
+            return min(1.0, position.step / self.steps) if self.steps else 1.0
         if self.tokens is not None:
             return min(1.0, position.tokens / self.tokens)
         if self.epochs is not None:
@@ -64,6 +64,10 @@ class Schedule:
     name: str
     warmup: float
     decay: float
+
+    def is_stable(self, progress: float) -> bool:
+        """Whether the learning rate does not depend on the length of the run yet (`wsd`)."""
+        return self.name == "wsd" and progress <= 1.0 - self.decay
 
     def factor(self, progress: float) -> float:
         """The factor of the peak learning rate at a completed share of the run."""

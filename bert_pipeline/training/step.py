@@ -48,12 +48,12 @@ class StepResult:
     _values: torch.Tensor
     _arrived: torch.cuda.Event | None
 
-    def read(self) -> tuple[list[float], float]:
-        """Each loss summed over all ranks, and the gradient norm; waits for the device."""
+    def read(self) -> tuple[list[float], float, float]:
+        """Each loss summed over all ranks, gradient norm and loss scale; waits for the device."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        *losses, norm = self._values.tolist()
-        return losses, norm
+        *losses, norm, loss_scale = self._values.tolist()
+        return losses, norm, loss_scale
 
 
 def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -1,6 +1,7 @@
 """Experiment trackers, through Accelerate."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,16 @@ class Trackers:
     def log(self, line: Mapping[str, Any]) -> None:
         """Send a line of metrics."""
         if self._names:
-            figures = {
-                key: value for key, value in line.items() if key != "step" and value is not None
-            }
-            self._accelerator.log(figures, step=line["step"])
+            figures = {key: value for key, value in line.items() if key != "step"}
+            self._accelerator.log(dict(_flatten(figures)), step=line["step"])
+
+
+def _flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Figures without those that are None; those of a mapping have its name before their own."""
+    for name, value in figures.items():
+        # Characters that some trackers reject become underscores.
+        path = prefix + re.sub(r"[^\w.-]", "_", name)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}/")
+        elif value is not None:
+            yield path, value

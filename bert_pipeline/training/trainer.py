@@ -23,6 +23,7 @@ from bert_pipeline.training.distributed import Ranks, gradient_norm, reshard, sy
 from bert_pipeline.training.hardware import find_peak, peak_memory
 from bert_pipeline.training.metrics import Meter, MetricsLog, StepTotals
 from bert_pipeline.training.position import Position
+from bert_pipeline.training.precision import LossScale
 from bert_pipeline.training.prefetch import StepPrefetcher
 from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.signals import StopSignal
@@ -36,6 +37,10 @@ METRICS = "metrics.jsonl"
 
 class StepOptimizer(Protocol):
     """What updates the weights."""
+
+    @property
+    def loss_scale(self) -> torch.Tensor:
+        """The factor of the loss whose gradients `step` takes, a scalar on the device."""
 
     def set_progress(self, progress: float) -> float:
         """Set the learning rates for a completed share of the run; return the reported one."""
@@ -70,19 +75,19 @@ class Trainer:
         self.state = state
         self.folder = folder
         self.best_metric = best_metric
-        device = ranks.accelerator.device
-        peak = find_peak(device, bf16=ranks.accelerator.mixed_precision == "bf16")
+        peak = find_peak(ranks.device, is_half=ranks.precision.half_dtype is not None)
         self.peak_flops = peak and peak * ranks.world_size
         """FLOP/s of all devices together, if known."""
-        self.precision = "bf16" if ranks.accelerator.mixed_precision == "bf16" else "fp32"
-        """The precision of the matrix products, as resolved for this machine."""
         self.length = config.length()
+        self._schedule = config.learning_rate_schedule()
         self.position = Position()
         self._meter = Meter(task, self.peak_flops)
         self._stop = StopSignal()
         self._stopped_by = 0
         self._pending: StepResult | None = None
         self._saved_step = 0
+        self._is_last_stable = False
+        self._loss_scale = 1.0
         self._started = time.perf_counter()
         self._elapsed_before = 0.0
         self._bar: Bar | None = None
@@ -104,11 +109,12 @@ class Trainer:
         """
         config = self.config
         is_quiet = config.quiet or not self.ranks.is_main
-        start = self.state.load_newest(quiet=config.quiet) or Position(precision=self.precision)
-        if start.precision != self.precision:
+        precision = self.ranks.precision.name
+        start = self.state.load_newest(quiet=config.quiet) or Position(precision=precision)
+        if start.precision != precision:
             raise BertpipeError(
                 f"The run was trained in {start.precision} up to step {start.step:,}; here "
-                f"--precision {config.precision} is {self.precision}. Resume where it is "
+                f"--precision {config.precision} is {precision}. Resume where it is "
                 f"{start.precision}, or start again with --overwrite."
             )
         if start.step:
@@ -135,7 +141,7 @@ class Trainer:
     def _start(self, start: Position) -> None:
         """Set the clock, the position and the logs to the start or the checkpoint."""
         config = self.config
-        self.position = replace(start, regular=False, is_best=False)
+        self.position = replace(start, regular=False, is_best=False, is_stable=False)
         self._saved_step = start.step
         self._trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
         if self.ranks.is_main:
@@ -168,7 +174,7 @@ class Trainer:
                     # This step is dropped: it started from the weights before the rollback.
                     return False
                 self._pending = result
-                self._advance(inputs)
+                self._advance(inputs, progress)
                 if self._needs_values() and self._read_pending():
                     return False
                 self._meter.add_time(time.perf_counter() - step_started, waited)
@@ -179,8 +185,8 @@ class Trainer:
         """Run out of memory now rather than late in the run, where longer examples begin."""
         self.model.train()
         for batch in self.task.largest_batches():
-            with self.ranks.accelerator.autocast():
-                losses = self.model(batch.to(self.ranks.accelerator.device))
+            with self.ranks.precision.autocast(self.ranks.device):
+                losses = self.model(batch.to(self.ranks.device))
             self.ranks.accelerator.backward(torch.stack(losses).sum())
             for parameter in self.model.parameters():
                 parameter.grad = None
@@ -197,9 +203,11 @@ class Trainer:
         torch.manual_seed(step_seed * ranks.world_size + ranks.rank)
         losses = self.forward_backward(inputs, all_ranks.terms)
         losses = ranks.sum(losses.double())
-        norm = gradient_norm(self.model.parameters())
+        loss_scale = self.optimizer.loss_scale
+        norm = gradient_norm(self.model.parameters()) / loss_scale
         self.optimizer.step(norm, norm.isfinite() & losses.isfinite().all())
-        values, arrived = copy_to_host(torch.cat([losses, norm.double().unsqueeze(0)]))
+        scalars = torch.stack([norm.double(), loss_scale.double()])
+        values, arrived = copy_to_host(torch.cat([losses, scalars]))
         return StepResult(inputs, all_ranks, learning_rate, values, arrived)
 
     def forward_backward(self, inputs: StepInputs, terms: Sequence[float]) -> torch.Tensor:
@@ -218,10 +226,10 @@ class Trainer:
         last = len(inputs.micro_batches) - 1
         for number, batch in enumerate(inputs.micro_batches):
             with synchronize_if(number == last, self.model, accelerator):
-                with accelerator.autocast():  # FSDP's wrapper does not add it
-                    losses = self.model(batch.to(accelerator.device))
+                with ranks.precision.autocast(ranks.device):
+                    losses = self.model(batch.to(ranks.device))
                 weighted = [w * loss for w, loss in zip(weights, losses, strict=True)]
-                accelerator.backward(torch.stack(weighted).sum())
+                accelerator.backward(torch.stack(weighted).sum() * self.optimizer.loss_scale)
             sums.append(torch.stack(losses).detach())
         return torch.stack(sums).sum(0)
 
@@ -233,9 +241,12 @@ class Trainer:
             self._write_metrics({"step": self.position.step, **metrics})
         return metrics
 
-    def save(self, *, regular: bool = False, is_best: bool = False) -> None:
+    def save(
+        self, *, regular: bool = False, is_best: bool = False, is_stable: bool = False
+    ) -> None:
         """Start to write a checkpoint of the current position."""
-        self.state.save(replace(self.position, regular=regular, is_best=is_best))
+        position = replace(self.position, regular=regular, is_best=is_best, is_stable=is_stable)
+        self.state.save(position)
         self._saved_step = self.position.step
 
     def _gather(self, inputs: StepInputs) -> AllRanks:
@@ -254,9 +265,15 @@ class Trainer:
     def _elapsed(self) -> float:
         return self._elapsed_before + time.perf_counter() - self._started
 
-    def _advance(self, inputs: StepInputs) -> None:
+    def _advance(self, inputs: StepInputs, progress: float) -> None:
+        """Move on after a step that began at `progress`."""
         position = inputs.advance(self.position)
         self.position = replace(position, elapsed_s=self._elapsed())
+        # By the clock, ranks would not agree on it.
+        is_stable = self._schedule.is_stable
+        self._is_last_stable = is_stable(progress) and not is_stable(
+            self.length.progress(self.position, 0.0)
+        )
         if self._bar:
             self._bar.move_to(self.length.progress(self.position, self.position.elapsed_s))
 
@@ -266,12 +283,16 @@ class Trainer:
         self._pending = None
         if result is None:
             return False
-        losses, norm = result.read()
-        if math.isfinite(norm) and all(map(math.isfinite, losses)):
+        losses, norm, self._loss_scale = result.read()
+        are_losses_finite = all(map(math.isfinite, losses))
+        if math.isfinite(norm) and are_losses_finite:
             agreed = result.all_ranks
             rate = result.learning_rate
             self._meter.add_step(result.inputs, losses, agreed.terms, agreed.flops, rate, norm)
             self.position = replace(self.position, bad_in_a_row=0)
+            return False
+        if are_losses_finite and self._loss_scale > LossScale.LOWEST:
+            # An overflow of fp16, which the optimizer answers with a smaller scale.
             return False
         position = self.position
         self.position = replace(
@@ -311,7 +332,8 @@ class Trainer:
     def _needs_values(self) -> bool:
         config = self.config
         intervals = (config.log_every, config.evaluate_every, config.checkpoint_every)
-        return any(self.position.step % every == 0 for every in intervals)
+        is_due = any(self.position.step % every == 0 for every in intervals)
+        return is_due or self._is_last_stable
 
     def _between_steps(self) -> None:
         config = self.config
@@ -330,8 +352,8 @@ class Trainer:
         is_regular = step % config.checkpoint_every == 0 and not self.position.bad_in_a_row
         if is_regular:
             self.position = replace(self.position, rolled_back=False)
-        if is_regular or is_best:
-            self.save(regular=is_regular, is_best=is_best)
+        if is_regular or is_best or self._is_last_stable:
+            self.save(regular=is_regular, is_best=is_best, is_stable=self._is_last_stable)
 
     def _select(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the metrics of an evaluation are the best so far."""
@@ -354,8 +376,9 @@ class Trainer:
         # The device has just been waited for, which the clock has not counted yet.
         self.position = replace(self.position, elapsed_s=self._elapsed())
         if line := self._meter.read(self.position):
-            memory = peak_memory(self.ranks.accelerator.device)
-            self._write_metrics({**line, "peak_memory_bytes": memory})
+            memory = peak_memory(self.ranks.device)
+            scale = {"loss_scale": self._loss_scale} if self._loss_scale != 1.0 else {}
+            self._write_metrics({**line, **scale, "peak_memory_bytes": memory})
             speed = line["tokens_per_second"]
             if self._bar:
                 text = f"step {line['step']:,} · loss {line['loss']:.3f} · {speed:,.0f} tokens/s"

@@ -167,7 +167,7 @@ def test_exact_keeps_texts_that_differ_in_one_character(tmp_path: Path):
 @pytest.mark.integration
 @settings(max_examples=10, deadline=None)
 @given(
-    st.lists(st.sampled_from(invent(6, 7, 30)), min_size=1, max_size=25),
+    st.lists(st.sampled_from(invent(6, 7, 30)), min_size=1, max_size=12),
     st.integers(1, 8),
     st.data(),
 )

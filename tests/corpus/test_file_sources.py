@@ -391,6 +391,17 @@ def test_symbolic_links_in_a_circle_are_followed_once(tmp_path: Path):
     assert find_files(f"{folder}/**/*.txt") == found
 
 
+@pytest.mark.parametrize("target", ["lost.txt", "link.txt"])
+def test_symbolic_link_to_nothing_is_not_left_out(tmp_path: Path, target: str):
+    (tmp_path / "a.txt").write_text("Text of a.")
+    (tmp_path / "link.txt").symlink_to(target)
+    config = CorpusConfig(out=tmp_path / "out", source=(f"text:{tmp_path}/*.txt",), workers=1)
+    with pytest.raises(
+        BertpipeError, match=r"link\.txt is a symbolic link to a file that does not"
+    ):
+        build_corpus(config)
+
+
 @pytest.mark.parametrize(
     "pattern",
     ["**/*.txt", "*/**/c.txt", "**", "a/**", "**/b/**", "./**/*.txt", "a**/*.txt", "a[[]1]/**/*"],

@@ -118,6 +118,15 @@ def test_truncated_parquet_is_an_error_or_skipped(hub: LocalHub, read: Read) -> 
     assert (skipped.texts, skipped.counts) == (["next"], Counter(skipped_broken_file=1))
 
 
+def test_footer_changed_on_the_way_is_not_broken_data(hub: LocalHub, read: Read) -> None:
+    """The footer is read first, and a range has no hash."""
+    hub.add("me/data", {"train.parquet": pack(TEXTS, "parquet")})
+    hub.plant("flip", "/cdn/|resolve/.*train", after=65_534, min_size=65_536)
+    reading = read("hub:me/data", on_error="skip")
+    assert (reading.texts, reading.counts) == (TEXTS, Counter())
+    assert not hub.faults[0].times
+
+
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst"])
 def test_invalid_json_line_is_an_error_or_skipped(hub: LocalHub, read: Read, form: str) -> None:
     lines = [json.dumps({"text": text}) for text in TEXTS]

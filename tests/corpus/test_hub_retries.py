@@ -277,6 +277,7 @@ def test_wait_that_the_hub_asks_for_does_not_end_the_run(hub: LocalHub, read: Re
 
 
 PORTAL = b"<html><title>Welcome to the hotel</title></html>"
+LOGIN = b'{"login": "required"}'
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,8 @@ PORTAL = b"<html><title>Welcome to the hotel</title></html>"
     [
         ("/api/datasets/me/data", PORTAL, {"Content-Type": "text/html"}, "an HTML page instead of"),
         ("/api/datasets/me/data", PORTAL, {}, f"{len(PORTAL)} bytes that are not JSON"),
+        ("/api/datasets/me/data", LOGIN, {}, f"{len(LOGIN)} bytes that are not JSON of the Hub"),
+        ("/tree/", LOGIN, {}, f"{len(LOGIN)} bytes that are not JSON of the Hub"),
         ("README.md", PORTAL, {"Content-Type": "text/html; charset=utf-8"}, "an HTML page"),
         ("README.md", b"Please log in.", {}, "14 bytes without an ETag"),
         ("README.md", b"# Shor", {"ETag": f'"{"0" * 40}"'}, "6 bytes that differ from the hash"),
@@ -294,12 +297,12 @@ def test_page_of_another_server_is_retried_and_named(
 ) -> None:
     readme = f"# {len(body)} {path} {headers}\n"  # a commit that is in no cache
     hub.add("me/data", {"train.jsonl": pack(TEXTS, "jsonl"), "README.md": readme})
-    hub.plant("status", path, status=200, body=body, headers=headers, times=2)
+    hub.plant("status", path, status=200, body=body, headers=headers)
     assert read("hub:me/data").texts == TEXTS
     assert not hub.faults[0].times
     hub.plant("status", path, status=200, body=body, headers=headers, times=FOREVER)
     hub.add("me/data", {"README.md": readme + "\n"})
-    error = read("hub:me/data", max_wait=1).error
+    error = read("hub:me/data", max_wait=0.2).error
     assert problem in error
     assert "<" not in error
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.languages import guess_language, normalize_language
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.storage.shards import read_columns
+from tests.helpers.cli import run_cli
 from tests.helpers.corpora import shard_bytes
 
 TEXTS = {
@@ -193,7 +192,7 @@ def test_counts_of_languages_leave_out_removed_documents(tmp_path: Path):
 @pytest.mark.parametrize("language", ["guess", "guess-each"])
 def test_guess_does_not_depend_on_workers_or_limits(tmp_path: Path, language: str):
     for number in range(4):
-        rows = rows_of(["de"] * 30 if number else ["fr"] * 30)
+        rows = rows_of(["de"] * 10 if number else ["fr"] * 10)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{number}.jsonl").write_text(text)
     source = [f"jsonl:{tmp_path}/*.jsonl"]
@@ -208,13 +207,11 @@ def test_guess_does_not_depend_on_workers_or_limits(tmp_path: Path, language: st
 @pytest.mark.integration
 def test_command_prints_the_guess_and_warns_about_another_language(tmp_path: Path):
     write_texts(tmp_path, "fa")
-    command = [sys.executable, "-m", "bert_pipeline", "corpus", "--workers", "1"]
-    command += ["--source", "text:fa.txt", "--out", "out"]
+    command = ["corpus", "--workers", "1", "--source", "text:fa.txt", "--out", "out"]
 
     def run(*options: str) -> tuple[str, str]:
-        done = subprocess.run(
-            [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+        done = run_cli(*command, *options, cwd=tmp_path)
+        assert done.code == 0, done.stderr
         return done.stdout, done.stderr
 
     printed, errors = run()

@@ -250,7 +250,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b""), Path.unlink])
-@pytest.mark.parametrize("kind", ["parquet", "npy", "pairs", "sha256"])
+@pytest.mark.parametrize("kind", ["parquet", "npy", "pairs", "sha256", "json"])
 def test_damaged_working_files_are_written_again(
     tmp_path: Path, kind: str, damage: Callable[[Path], None]
 ):

@@ -30,7 +30,7 @@ from bert_pipeline.pretraining.sampler import Cursor
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.tokenizer.load import load_tokenizer
-from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.distributed import start_ranks
 from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples
 
@@ -393,7 +393,7 @@ def test_loss_is_divided_by_the_number_of_masks_of_the_epoch(
         threads=1,
         quiet=True,
     )
-    ranks = Ranks.from_accelerator(make_accelerator(config))
+    ranks = start_ranks(config)
     task = PretrainingTask(config, Inputs.check(config), ranks, tmp_path)
     totals = []
     for number in range(0, 60, 7):

@@ -366,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _auth_check(self, repo: str) -> None:
         if self._commit(repo, None) and self._may_read(repo):
-            self._send(200, {})
+            self._send(200, b"OK")
 
     def _resolve(self, repo: str, revision: str, path: str) -> None:
         if not (commit := self._commit(repo, revision)) or not self._may_read(repo):

@@ -70,17 +70,23 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def make_corpus(folder: Path, texts: Sequence[str], shards: int = 1) -> Path:
-    """Build a corpus folder from `texts`, in about `shards` shards; return `folder`."""
+def make_corpus(
+    folder: Path, texts: Sequence[str], shards: int = 1, *, several_sources: bool = False
+) -> Path:
+    """Build a corpus folder from `texts`, in about `shards` shards; return `folder`.
+
+    The shards are made of as many files, which are one source or several.
+    """
     raw = folder.with_name(folder.name + "-raw")
     per_file = -(-len(texts) // shards)
     for number, start in enumerate(range(0, len(texts), per_file)):
         write_jsonl(raw / f"{number:03}.jsonl", texts[start : start + per_file])
-    size = max(file.stat().st_size for file in raw.iterdir()) / 1e6
+    files = sorted(raw.iterdir())
+    size = max(file.stat().st_size for file in files) / 1e6
     build_corpus(
         CorpusConfig(
             out=folder,
-            source=(f"jsonl:{raw}/*.jsonl",),
+            source=tuple(f"jsonl:{file}" for file in (files if several_sources else [raw / "*"])),
             language=("en",),  # the words are of no language
             shard_mb=size,
             workers=1,

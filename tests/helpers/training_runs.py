@@ -21,6 +21,7 @@ from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.pretrain import pretrain
 from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.distributed import Ranks
+from bert_pipeline.training.precision import Name, Precision
 from bert_pipeline.training.task import StepInputs
 from bert_pipeline.training.trainer import Trainer
 
@@ -40,12 +41,13 @@ SLOW = {
 
 
 def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Options of a run that takes a second."""
+    """Options of a run that takes a second; from an existing model if `init_from` is given."""
+    shape = {} if "init_from" in changes else {"model": SHAPE}
     return {
         "examples": examples,
         "tokenizer": tokenizer,
         "out": out,
-        "model": SHAPE,
+        **shape,
         "max_steps": 30,
         "batch_size": 8,
         "learning_rate": 3e-3,
@@ -53,6 +55,7 @@ def options(examples: Path, tokenizer: Path, out: Path, **changes: Any) -> dict[
         "evaluate_every": 20,
         "checkpoint_every": 10,
         "threads": 1,
+        "precision": "fp32",
         "quiet": True,
     } | changes
 
@@ -153,6 +156,8 @@ def has_begun(out: Path) -> bool:
 class NoUpdate:
     """An optimizer that changes nothing."""
 
+    loss_scale = torch.ones(())
+
     def set_progress(self, progress: float) -> float:
         return 0.0
 
@@ -163,12 +168,12 @@ def make_trainer(
     model: torch.nn.Module,
     losses: dict[str, float],
     optimizer: Any = None,
-    precision: str = "no",
+    precision: Name = "fp32",
 ) -> Trainer:
     """A trainer of single steps, without a run's folder."""
     reset_accelerate()
     config = TrainConfig(out=Path("out"), max_steps=10)
-    ranks = Ranks.from_accelerator(Accelerator(cpu=True, mixed_precision=precision))
+    ranks = Ranks.from_accelerator(Accelerator(cpu=True), Precision(precision))
     task: Any = SimpleNamespace(losses=losses)
     state: Any = None
     return Trainer(config, ranks, model, optimizer or NoUpdate(), task, state, Path("out"))

@@ -20,14 +20,20 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def build(tmp_path: Path) -> Build:
     """A function that makes examples of sentences of these lengths, and returns the counts.
 
-    Each line is a sentence. Each word is one token; their ids ascend in the order of the text.
+    Each line is a sentence. Each word is one token; their ids ascend in the order of the text. A
+    document without sentences is an accent, which is no token.
     """
 
-    def make(sentence_lengths: Sequence[Sequence[int]], **options: object) -> dict[str, float]:
+    def make(
+        sentence_lengths: Sequence[Sequence[int]],
+        *,
+        several_sources: bool = False,
+        **options: object,
+    ) -> dict[str, float]:
         words = invent_words(Random(3), sum(map(sum, sentence_lengths)))
         left = iter(words)
         texts = [
-            "\n".join(" ".join(next(left) for _ in range(length)) for length in lengths)
+            "\n".join(" ".join(next(left) for _ in range(length)) for length in lengths) or "\u0300"
             for lengths in sentence_lengths
         ]
         tokenizer = tmp_path / "tokenizer"
@@ -36,7 +42,9 @@ def build(tmp_path: Path) -> Build:
         (tokenizer / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
         given_options: dict[str, object] = {
             "out": tmp_path / "examples",
-            "corpus": make_corpus(tmp_path / "corpus", texts, shards=2),
+            "corpus": make_corpus(
+                tmp_path / "corpus", texts, shards=2, several_sources=several_sources
+            ),
             "tokenizer": tokenizer,
             "max_seq_length": 32,
             "validation_fraction": 0,

@@ -258,6 +258,15 @@ SHAPE = {
 }
 
 
+def test_attention_dropout_is_set_apart_from_other_dropout() -> None:
+    bert = make_config("bert-tiny", 300, SPECIAL, 0.1, 0.0)
+    assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob) == (0.1, 0.0)
+    modern = make_config("modernbert-tiny", 300, SPECIAL, None, 0.2)
+    assert (modern.attention_dropout, modern.mlp_dropout) == (0.2, 0.0)
+    with pytest.raises(UsageError, match="has no dropout in attention"):
+        make_config({"model_type": "fnet"}, 300, SPECIAL, None, 0.1)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])
 def test_run_of_another_architecture_ends_with_a_model_that_fills_masks(
@@ -273,6 +282,7 @@ def test_run_of_another_architecture_ends_with_a_model_that_fills_masks(
         max_steps=20,
         batch_size=16,
         learning_rate=5e-3,
+        precision="fp32",
         threads=1,
         quiet=True,
     )

@@ -45,6 +45,7 @@ def model(
         max_steps=40,
         batch_size=16,
         learning_rate=5e-3,
+        precision="fp32",
         threads=1,
         quiet=True,
     )

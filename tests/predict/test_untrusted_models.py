@@ -1,10 +1,10 @@
 """Model folders that are incomplete, damaged or hostile: one clear line, and no code is run."""
 
+import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from bert_pipeline.predict.fill_mask import MaskFiller
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import evaluate_folder
 from bert_pipeline.pretraining.pretrain import pretrain
+from tests.helpers.cli import run_cli
 
 pytestmark = pytest.mark.integration
 SHAPE = {
@@ -82,6 +83,29 @@ def name_wrong_types(folder: Path) -> None:
     edit_config(folder, hidden_size="many", num_hidden_layers=[1])
 
 
+def stack_layers(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=10_000_000)
+
+
+def remove_layers(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=0)
+
+
+def point_index(folder: Path, target: str) -> None:
+    """Weights in several files, all of which are `target`."""
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "other.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, target)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shift_ids(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {"the": 5000}
+    path.write_text(json.dumps(content))
+
+
 def keep_encoder_only(folder: Path) -> None:
     BertModel(BertConfig(vocab_size=400, **SHAPE)).save_pretrained(folder)
 
@@ -97,6 +121,12 @@ def keep_encoder_only(folder: Path) -> None:
         (write_list, "config.json|cannot be loaded"),
         (nest_deeply, "config.json|cannot be loaded"),
         (name_wrong_types, "cannot be loaded"),
+        (stack_layers, "asks for 10,000,000 layers"),
+        (remove_layers, "layers that are not in config.json: bert.encoder.layer.0"),
+        (partial(point_index, target="/dev/zero"), "index.json: must name existing safetensors"),
+        (partial(point_index, target="other.bin"), "index.json: must name existing safetensors"),
+        (partial(point_index, target="../x.safetensors"), "index.json: must name existing"),
+        (shift_ids, "its tokenizer has ids up to 5000"),
     ],
 )
 def test_unusable_model_is_refused_by_fill_mask(
@@ -115,6 +145,23 @@ def test_incomplete_model_is_refused_by_evaluate(model: Path, examples_folder: P
         evaluate_folder(model, examples_folder, "validation", quiet=True)
     write_list(model)
     with pytest.raises(BertpipeError, match=r"config\.json: not the config"):
+        evaluate_folder(model, examples_folder, "validation", quiet=True)
+
+
+def test_model_that_predicts_nan_is_an_error(model: Path, examples_folder: Path) -> None:
+    edit_config(model, layer_norm_eps=float("nan"))
+    with pytest.raises(BertpipeError, match="predicts NaN"):
+        MaskFiller(model).fill(["a [MASK]"], 1)
+    with pytest.raises(BertpipeError, match="its loss is not a finite number"):
+        evaluate_folder(model, examples_folder, "validation", quiet=True)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"{", b"{}"])
+def test_damaged_tokenizer_is_named_by_evaluate(
+    model: Path, examples_folder: Path, content: bytes
+) -> None:
+    (model / "tokenizer.json").write_bytes(content)
+    with pytest.raises(BertpipeError, match="its tokenizer cannot be loaded"):
         evaluate_folder(model, examples_folder, "validation", quiet=True)
 
 
@@ -152,14 +199,21 @@ def test_changed_byte_in_the_model_of_a_run_is_named(
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(BertpipeError, match=r"model\.safetensors: changed since it was written"):
+    with pytest.raises(BertpipeError, match=r"model\.safetensors: missing, or changed since"):
         MaskFiller(run)
     shutil.copytree(run / "model", tmp_path / "copy")
     MaskFiller(tmp_path / "copy")  # a copy is somebody's own model
+    content[-5] ^= 1
+    file.write_bytes(content)
+    (run / "model" / "tokenizer.json").unlink()  # vocab.txt beside it is not the same
+    with pytest.raises(BertpipeError, match=r"tokenizer\.json: missing, or changed since"):
+        MaskFiller(run)
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
-def test_code_in_a_model_folder_is_never_run(model: Path, where: str) -> None:
+def test_code_in_a_model_folder_is_never_run(
+    model: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = model / "trace"
     (model / "theirs.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     path = model / where
@@ -173,8 +227,7 @@ def test_code_in_a_model_folder_is_never_run(model: Path, where: str) -> None:
         },
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    command = [sys.executable, "-m", "bert_pipeline", "fill-mask", str(model), "a [MASK]"]
-    done = subprocess.run(command, input="y\n" * 50, capture_output=True, text=True, check=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 50))
+    done = run_cli("fill-mask", model, "a [MASK]")
     assert not trace.exists()
-    assert done.returncode in (0, 1)
-    assert "Traceback" not in done.stderr
+    assert done.code in (0, 1)

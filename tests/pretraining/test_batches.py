@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.model.kernels import IGNORED
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
@@ -29,7 +30,7 @@ from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.pretraining.task import PretrainingTask
 from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import read_manifest
-from bert_pipeline.training.distributed import Ranks, make_accelerator
+from bert_pipeline.training.distributed import start_ranks
 from bert_pipeline.training.position import Position
 from tests.helpers.stored_rows import load_examples, read_rows
 from tests.helpers.training_runs import reset_accelerate
@@ -244,20 +245,18 @@ def make_run(
             model=shape,
             max_steps=100,
             mask_rate_end=0.1,
+            precision="fp32",
             threads=1,
             quiet=True,
             **options,
         )
-        accelerator = make_accelerator(config)
-        tasks = [
-            PretrainingTask(
-                config, Inputs.check(config), Ranks.from_accelerator(accelerator), tmp_path
-            )
-            for _ in range(ranks)
-        ]
+        own = start_ranks(config)
+        tasks = [PretrainingTask(config, Inputs.check(config), own, tmp_path) for _ in range(ranks)]
         for rank, task in enumerate(tasks):
             # Only the rank matters here; other tests train in several processes.
-            who = SimpleNamespace(rank=rank, world_size=ranks, accelerator=accelerator)
+            who = SimpleNamespace(
+                rank=rank, world_size=ranks, device=own.device, precision=own.precision
+            )
             task.ranks = who  # type: ignore[assignment]
         return tasks
 
@@ -265,7 +264,7 @@ def make_run(
 
 
 def by_row(batch: PretrainingBatch) -> list[tuple[Any, ...]]:
-    """Each row of a batch, with its masks and label."""
+    """Each row of a batch, with its masks and label; not what fills it up to a shape."""
     edges = batch.cu_seqlens.tolist()
     index = batch.masked_index.tolist()
     labels = batch.masked_labels.tolist()
@@ -275,8 +274,10 @@ def by_row(batch: PretrainingBatch) -> list[tuple[Any, ...]]:
         masks = [
             (place - begin, label)
             for place, label in zip(index, labels, strict=True)
-            if begin <= place < end
+            if begin <= place < end and label != IGNORED
         ]
+        if is_random == IGNORED:
+            continue
         rows.append((*batch.tokens[begin:end].tolist(), *masks, is_random))
     return rows
 
@@ -312,6 +313,39 @@ def test_step_is_distributed_over_any_ranks_and_micro_batches(
         assert whole.terms == (len(batch.masked_labels), size)  # type: ignore[attr-defined]
         assert tuple(map(sum, zip(*(step.terms for step in shares), strict=True))) == whole.terms
         assert {step.tokens for step in [whole, *shares]} == {len(batch.tokens)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("size", [1, 48])
+def test_micro_batches_of_a_token_budget_have_one_shape(
+    ranks: int, size: int, make_run: Callable[..., list[PretrainingTask]]
+) -> None:
+    given = {"batch_size": size, "long_batch_size": size}
+    (alone,) = make_run(1, **given)
+    runs = make_run(ranks, **given, tokens_per_batch=260)
+    for position, done in [
+        (Position(), 0.0),
+        (Position(50, cursor={"phase": 0, "rows": 1000}), 0.5),
+        (Position(95, cursor={"phase": 1, "rows": 5 * size}), 0.95),
+    ]:
+        whole = alone.make_step(position, done)
+        shares = [run.make_step(position, done) for run in runs]
+        (batch,) = whole.micro_batches
+        expected = by_row(batch)  # type: ignore[arg-type]
+        for rank, step in enumerate(shares):
+            real = [part for part in step.micro_batches if not part.is_placeholder]  # type: ignore[attr-defined]
+            assert [row for part in real for row in by_row(part)] == expected[rank::ranks]  # type: ignore[arg-type]
+        parts: list[Any] = [part for step in shares for part in step.micro_batches]
+        shapes = {
+            (len(part.tokens), len(part.cu_seqlens), len(part.masked_index), part.max_seqlen)
+            for part in parts
+        }
+        assert len(shapes) == 1
+        assert len(parts[0].tokens) == 260
+        assert len({len(step.micro_batches) for step in shares}) == 1
+        assert tuple(map(sum, zip(*(step.terms for step in shares), strict=True))) == whole.terms
+        assert {step.tokens for step in shares} == {whole.tokens}
 
 
 def test_mask_rate_is_annealed_to_the_same_end_in_both_phases(

@@ -243,3 +243,16 @@ def test_gradient_accumulation_of_a_launcher_does_not_change_the_loss(
     run(examples_folder, wordpiece_folder, tmp_path / "launched", max_steps=2)
     norms = [metrics(tmp_path / name)[0]["grad_norm"] for name in ("alone", "launched")]
     assert norms[0] == norms[1]
+
+
+def test_token_budget_gives_the_losses_of_a_whole_batch(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    given = {"dropout": 0.0, "max_steps": 20}
+    run(examples_folder, wordpiece_folder, tmp_path / "whole", **given)
+    run(examples_folder, wordpiece_folder, tmp_path / "budget", **given, tokens_per_batch=200)
+    for one, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "budget"), strict=True):
+        for key in {"loss", "mlm_loss", "nsp_loss", "eval_mlm_loss", "tokens"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+    with pytest.raises(BertpipeError, match="must be at least two examples of the 64 tokens"):
+        run(examples_folder, wordpiece_folder, tmp_path / "small", tokens_per_batch=100)

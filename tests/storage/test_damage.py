@@ -89,7 +89,9 @@ def forge(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("name", ["../precious.txt", "/etc/hostname", "a/../../precious.txt", ""])
+@pytest.mark.parametrize(
+    "name", ["../precious.txt", "/etc/hostname", "a/../../precious.txt", "", "a\0"]
+)
 def test_manifest_with_a_file_outside_of_its_folder_is_refused(tmp_path: Path, name: str):
     config = BoatConfig(out=tmp_path / "boat")
     precious = tmp_path / "precious.txt"
@@ -243,6 +245,23 @@ def test_lock_holds_under_every_name_of_a_folder(tmp_path: Path):
         with pytest.raises(BertpipeError, match="another bertpipe process writes this folder"):
             build(BoatConfig(out=tmp_path / "boat"))
         holder.kill()
+
+
+@pytest.mark.integration
+def test_out_where_no_file_can_be_made_is_one_line():
+    """In another process: an error while an object is removed is no exception here."""
+    command = [sys.executable, "-m", "bert_pipeline", "corpus", "--source", f"text:{__file__}"]
+    done = subprocess.run(
+        [*command, "--out", "/proc/none"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("bertpipe: /proc")
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "out").touch()
+    done = run_cli("corpus", "--source", f"text:{__file__}", "--out", tmp_path / "out")
+    assert (done.code, "out: is a file, not a folder" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

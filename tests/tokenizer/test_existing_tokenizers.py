@@ -290,6 +290,21 @@ def test_hub_tokenizer_is_downloaded(tmp_path: Path, hub: LocalHub, corpus_folde
 
 
 @pytest.mark.slow
+def test_hub_tokenizer_of_a_revision_is_extended(
+    tmp_path: Path, hub: LocalHub, corpus_folder: Path
+):
+    out = tmp_path / "t"
+    given = ["--extend", "a/bert", "--revision", "v2", "--add-vocab", 5]
+    done = bertpipe(hub, tmp_path / "hf", "--corpus", corpus_folder, "--out", out, *given)
+    assert done.returncode == 0, done.stderr
+    assert "a/bert at " in done.stdout
+    vocab = AutoTokenizer.from_pretrained(out).get_vocab()
+    assert len(vocab) == vocab["newword"] + 6
+    again = bertpipe(hub, tmp_path / "hf", "--corpus", corpus_folder, "--out", out, *given)
+    assert "already complete" in again.stdout
+
+
+@pytest.mark.slow
 def test_hub_tokenizer_with_retries_cache_and_no_network(
     tmp_path: Path, hub: LocalHub, plain_bert: Path, corpus_folder: Path
 ):

@@ -1,6 +1,7 @@
 """Metrics: data wait, MFU, profiles and trackers."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,15 @@ def test_rates_and_mfu_are_none_where_unknown() -> None:
         ("NVIDIA A10G", 70),
         ("NVIDIA L4", 121),
         ("NVIDIA GeForce RTX 4090", 165.2),
-        ("Tesla T4", None),
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 112),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Something New", None),
     ],
 )
 def test_peak_flops_by_device_name(name: str, teraflops: float | None) -> None:
     assert peak_of(name) == (teraflops and pytest.approx(teraflops * 1e12))
-    assert find_peak(torch.device("cpu"), bf16=True) is None
+    assert find_peak(torch.device("cpu"), is_half=True) is None
 
 
 @pytest.mark.integration
@@ -145,6 +147,17 @@ def test_unknown_or_missing_tracker_is_rejected(
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="tensorbord")
     with pytest.raises(BertpipeError, match="pip install aim"):
         run(examples_folder, wordpiece_folder, tmp_path / "out", tracker="aim")
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    figures = {
+        "loss": math.nan,
+        "eval_sources": {"one": {"mlm_loss": math.inf, "masked_tokens": 2}},
+    }
+    MetricsLog(log, after_step=0).write(figures)
+    written = '{"loss": null, "eval_sources": {"one": {"mlm_loss": null, "masked_tokens": 2}}}'
+    assert log.read_text() == f"{written}\n"
 
 
 def test_damaged_lines_of_the_log_are_dropped(tmp_path: Path) -> None:

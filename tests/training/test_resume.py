@@ -17,6 +17,7 @@ from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.trainer import Trainer
+from bert_pipeline.verification import verify_folders
 from tests.helpers.training_runs import (
     SHAPE,
     command,
@@ -73,7 +74,15 @@ def test_run_killed_20_times_ends_with_the_same_weights(
     [
         {"max_steps": None, "max_tokens": 25_000, "batch_size_start": 4, "batch_size_warmup": 0.5},
         pytest.param(
+            {"max_steps": 40, "precision": "bf16", "tokens_per_batch": 300},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"optimizer": "lamb", "schedule": "wsd", "precision": "bf16", "max_steps": 24},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"precision": "fp16", "max_steps": 24},
             marks=pytest.mark.slow,
         ),
     ],
@@ -124,7 +133,10 @@ def test_run_by_minutes_resumes_its_clock(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signal_saves_a_checkpoint_and_the_run_resumes(
     number: int, code: int, examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +260,32 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
         load_newest(tmp_path)
 
 
+@pytest.mark.integration
+def test_overwrite_removes_damaged_checkpoints(
+    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also all of an unfinished run, which has nothing else to resume from."""
+    given = (examples_folder, wordpiece_folder, tmp_path / "out")
+    short = {"max_steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
+
+    def damage() -> None:
+        for path in tmp_path.glob("out/checkpoints/step-*/state.json"):
+            path.write_text("{")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_pipeline.pretraining.pretrain.export_model", None)
+        with pytest.raises(TypeError):
+            run(*given, **short)
+    damage()
+    with pytest.raises(BertpipeError, match="--overwrite starts again from step 0"):
+        run(*given, **short)
+    run(*given, **short, overwrite=True)
+    damage()
+    assert verify_folders(tmp_path / "out", quiet=True)[0].problems
+    run(*given, **short, overwrite=True)
+    assert not verify_folders(tmp_path / "out", quiet=True)[0].problems
+
+
 def test_newest_regular_checkpoint_is_kept_beside_those_of_stops(tmp_path: Path) -> None:
     for step, regular in ((10, True), (20, True), (23, False), (27, False), (29, False)):
         save_checkpoint(
@@ -329,5 +367,5 @@ def test_run_is_not_resumed_in_another_precision(
     assert found.position.precision == "fp32"
     elsewhere = replace(found.position, step=found.position.step + 1, precision="bf16")
     save_checkpoint(out / "checkpoints", elsewhere, found.model, found.optimizer, keep=9)
-    with pytest.raises(BertpipeError, match=r"trained in bf16 up to step .* auto is fp32"):
+    with pytest.raises(BertpipeError, match=r"trained in bf16 up to step .* fp32 is fp32"):
         run(examples_folder, wordpiece_folder, out, max_steps=100_000)

@@ -76,6 +76,12 @@ class FileSource:
             raise BertpipeError(
                 f"--source {spec}: {pattern} {problem}. Give a pattern such as 'DIR/**/*.txt'."
             )
+        for path in found:
+            if path.is_symlink() and not path.exists():
+                raise BertpipeError(
+                    f"--source {spec}: {path} is a symbolic link to a file that does not exist. "
+                    "Restore the file, or remove the link."
+                )
         self.base = Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent
 
     def fingerprint(self) -> str:

@@ -147,9 +147,7 @@ class HubFileReader:
 
         Only these columns are decoded, because others may have unsupported types.
         """
-        metadata = next(
-            self._resume_after_errors(path, lambda: _read_metadata(self._location(path)))
-        )
+        metadata = next(self._resume_after_errors(path, lambda: self._read_metadata(path)))
         fields = metadata.schema.to_arrow_schema().names
         name = self.policy.choose_field(fields, self.url(path))
         names = [name, *filter(None, [self.policy.language_field])]
@@ -164,15 +162,34 @@ class HubFileReader:
             with fsspec.open(self._location(path)) as raw:
                 yield from _read_batches(raw, metadata, names)
             return
+        with self._open_spooled(path) as file:
+            yield from _read_batches(file, metadata, names)
+            file.complete()
+            if not pq.read_metadata(file).equals(metadata):
+                raise ChangedOnTheWay(self.url(path))
+
+    def _read_metadata(self, path: str) -> Iterator[pq.FileMetaData]:
+        try:
+            with fsspec.open(self._location(path)) as raw:
+                metadata = pq.read_metadata(raw)
+        except (*TRANSIENT_ERRORS, *PERMANENT_ERRORS):
+            raise
+        except DATA_ERRORS:
+            # Broken on the Hub, or changed on the way? Only the complete file has a hash.
+            with self._open_spooled(path) as file:
+                file.complete()
+                metadata = pq.read_metadata(file)
+        yield metadata
+
+    @contextmanager
+    def _open_spooled(self, path: str) -> Iterator[SpooledFile]:
+        """The same as `_open_checked`, with random access."""
         with (
             explain_full_disk(Path(tempfile.gettempdir())),
             self._open_checked(path) as checked,
             closing(SpooledFile(checked)) as file,
         ):
-            yield from _read_batches(file, metadata, names)
-            file.complete()
-            if not pq.read_metadata(file).equals(metadata):
-                raise ChangedOnTheWay(self.url(path))
+            yield file
 
     @contextmanager
     def _open_checked(self, path: str) -> Iterator[CheckedFile]:
@@ -225,11 +242,6 @@ def file_format(path: str) -> str:
         path = path.removesuffix(compression)
     extension = path.rpartition("/")[2].rpartition(".")[2].lower()
     return extension if extension in READERS else ""
-
-
-def _read_metadata(location: str) -> Iterator[pq.FileMetaData]:
-    with fsspec.open(location) as file:
-        yield pq.read_metadata(file)
 
 
 def _read_batches(

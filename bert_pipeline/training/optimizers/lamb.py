@@ -13,10 +13,11 @@ from bert_pipeline.training.optimizers.groups import ParameterGroup
 
 if TYPE_CHECKING:
     from bert_pipeline.training.config import TrainConfig
+    from bert_pipeline.training.precision import Precision
 
 
 def build(
-    groups: Sequence[ParameterGroup], config: "TrainConfig"
+    groups: Sequence[ParameterGroup], config: "TrainConfig", precision: "Precision"
 ) -> dict[str, torch.optim.Optimizer]:
     """LAMB over all parameters; those without weight decay are not adapted."""
     rate = config.find_learning_rate()

@@ -1,9 +1,10 @@
-"""Muon (`torch.optim.Muon`) with a batched Newton-Schulz iteration, in fp32 on a CPU.
+"""Muon (`torch.optim.Muon`) with a batched Newton-Schulz iteration, in the run's precision.
 
 The stock optimizer orthogonalizes one matrix at a time in bfloat16. A CPU without bfloat16
 instructions takes tens of milliseconds per matrix for that, more than the rest of a small model's
-step. Here matrices of equal shape go through the iteration together, and on a CPU in fp32. Options,
-state and mathematics are those of `torch.optim.Muon` (momentum buffers are interchangeable).
+step. Here matrices of equal shape go through the iteration together, in bfloat16 only where the
+run's matrix products are. Options, state and mathematics are those of `torch.optim.Muon` (momentum
+buffers are interchangeable).
 """
 
 import math
@@ -26,28 +27,37 @@ from bert_pipeline.training.optimizers.groups import ParameterGroup
 
 if TYPE_CHECKING:
     from bert_pipeline.training.config import TrainConfig
+    from bert_pipeline.training.precision import Precision
 
 
 def build(
-    groups: Sequence[ParameterGroup], config: "TrainConfig"
+    groups: Sequence[ParameterGroup], config: "TrainConfig", precision: "Precision"
 ) -> dict[str, torch.optim.Optimizer]:
     """Muon over the matrices between hidden states, AdamW over the rest."""
     hidden = [group for group in groups if group.is_hidden_matrix]
-    members = adamw.build([group for group in groups if not group.is_hidden_matrix], config)
+    others = [group for group in groups if not group.is_hidden_matrix]
+    members = adamw.build(others, config, precision)
     if hidden:
         rate = config.muon_learning_rate
-        members["muon"] = BatchedMuon(
+        muon = BatchedMuon(
             [group.settings(rate, config.weight_decay) for group in hidden],
             lr=rate,
             momentum=config.muon_momentum,
             ns_steps=config.muon_iterations,
             weight_decay=config.weight_decay,
         )
+        if precision.name == "bf16":
+            muon.iteration_dtype = torch.bfloat16
+        members["muon"] = muon
     return members
 
 
 def orthogonalize(
-    updates: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+    updates: Tensor,
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Push the singular values of each `[n, rows, columns]` matrix towards 1.
 
@@ -58,12 +68,13 @@ def orthogonalize(
     a, b, c = coefficients
     tall = updates.shape[1] > updates.shape[2]
     x = updates.transpose(1, 2) if tall else updates  # the smaller Gram matrix
-    x = x.bfloat16() if x.is_cuda else x.float()
+    x = x.to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)  # spectral norm at most 1
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
+    x = x.to(updates.dtype)
     return x.transpose(1, 2) if tall else x
 
 
@@ -81,6 +92,7 @@ class BatchedMuon(torch.optim.Muon):
     which skips the step at 1.0; weights may be sharded (FSDP2).
     """
 
+    iteration_dtype: torch.dtype = torch.float32
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
@@ -121,7 +133,11 @@ class BatchedMuon(torch.optim.Muon):
             for update, parameter in zip(updates, parameters, strict=True)
         ]
         update = orthogonalize(
-            torch.stack(full), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            torch.stack(full),
+            group["ns_coefficients"],
+            group["ns_steps"],
+            group["eps"],
+            self.iteration_dtype,
         )
         parts = [
             local_shard(sharded_like(matrix, parameter))

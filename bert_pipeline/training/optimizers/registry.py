@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 
     from bert_pipeline.training.config import TrainConfig
     from bert_pipeline.training.optimizers.groups import ParameterGroup
+    from bert_pipeline.training.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerKind:
     """An optimizer by name.
 
-    `module` has `build(groups, config)`, which returns the torch optimizers that are stepped
-    together, by name; the learning rate of the first one is the one that is reported.
+    `module` has `build(groups, config, precision)`, which returns the torch optimizers that are
+    stepped together, by name; the learning rate of the first one is the one that is reported.
     """
 
     module: str
@@ -30,11 +31,11 @@ class OptimizerKind:
     """Options of `TrainConfig` that only this optimizer reads."""
 
     def build(
-        self, groups: "Sequence[ParameterGroup]", config: "TrainConfig"
+        self, groups: "Sequence[ParameterGroup]", config: "TrainConfig", precision: "Precision"
     ) -> "dict[str, torch.optim.Optimizer]":
         """The torch optimizers for some groups of parameters."""
         module: Any = importlib.import_module(f"bert_pipeline.training.optimizers.{self.module}")
-        built: dict[str, torch.optim.Optimizer] = module.build(groups, config)
+        built: dict[str, torch.optim.Optimizer] = module.build(groups, config, precision)
         return built
 
 
