@@ -20,7 +20,12 @@ SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 def cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    with_ignored: bool,
 ) -> torch.Tensor:
     """The loss by products that torch's counter knows; it misses in-place ones."""
     return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
