@@ -157,8 +157,12 @@ def normalize(norm: Any, hidden: Tensor) -> Tensor:
     exact = torch.promote_types(hidden.dtype, torch.float32)
     weight = norm.weight.to(exact)
     bias = None if norm.bias is None else norm.bias.to(exact)
+    dtype = product_dtype(hidden)
+    if hidden.device.type == "cpu" and hidden.dtype == dtype == torch.bfloat16:
+        # On a CPU the kernel itself reads and writes bf16, and computes in fp32.
+        return F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
     normalized = F.layer_norm(hidden.to(exact), norm.normalized_shape, weight, bias, norm.eps)
-    return normalized.to(product_dtype(hidden))
+    return normalized.to(dtype)
 
 
 def _project(states: Tensor, projection: tuple[Tensor, Tensor | None], rows: slice) -> Tensor:
