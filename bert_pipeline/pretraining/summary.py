@@ -23,7 +23,7 @@ def announce(task: PretrainingTask, ranks: Ranks, *, quiet: bool) -> None:
     shape = network.config
     print_line(
         f"pretraining: {type(network).__name__}, {shape.num_hidden_layers} layers × "
-        f"{shape.hidden_size}, {human_count(parameters)} parameters, on "
+        f"{shape.hidden_size}, {human_count(parameters)} parameters, "
         f"{ranks.device.type} × {ranks.world_size}, {ranks.precision.name}",
         quiet=quiet,
     )
