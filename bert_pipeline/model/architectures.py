@@ -149,6 +149,8 @@ def adapt_config(
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise BertpipeError(f"{folder}: {config.model_type} is not a masked-LM encoder.")
     known = config.to_dict()
+    # Weights are trained in fp32, whatever the type in which they were saved.
+    config.dtype = torch.float32
     # Some vocabularies are padded to a multiple that suits the hardware.
     config.vocab_size = max(config.vocab_size, vocab_size)
     for name, value in _special_ids(special).items():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -104,6 +105,17 @@ def test_no_steps_change_no_logits(
         torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
     names = [json.loads((f / "config.json").read_text())["architectures"] for f in (start, saved)]
     assert names[0] == names[1]
+
+
+def test_weights_saved_in_16_bits_are_trained_in_32(
+    mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    network = AutoModelForMaskedLM.from_config(CONFIGS["modernbert"]()).bfloat16()
+    start = save(network, wordpiece_folder, tmp_path / "start")
+    run(mlm_examples_folder, wordpiece_folder, tmp_path / "out", init_from=str(start), max_steps=2)
+    checkpoint = tmp_path / "out/checkpoints/step-00000002/model.safetensors"
+    types = {str(tensor.dtype) for tensor in load_file(checkpoint).values()}
+    assert types == {"torch.float32"}
 
 
 def test_missing_heads_are_named_and_random(
