@@ -276,12 +276,13 @@ def _check_match(
     advice = "use the examples that were made for the model."
     vocab_size = network.config.vocab_size
     expected = manifest.counts["vocab_size"]
-    if vocab_size != expected:
+    tokenizer = read_tokenizer(folder)
+    # The vocabulary of a model may be padded beyond that of its tokenizer.
+    if vocab_size < expected or (vocab_size > expected and tokenizer is None):
         raise BertpipeError(
             f"{model} has a vocabulary of {vocab_size} tokens, but {examples_folder} was made with "
             f"one of {expected}; {advice}"
         )
-    tokenizer = read_tokenizer(folder)
     if tokenizer and hash_vocabulary(tokenizer) != manifest.counts["vocabulary"]:
         raise BertpipeError(
             f"{examples_folder} was made with another tokenizer than that of {model}; {advice}"

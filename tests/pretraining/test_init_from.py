@@ -28,6 +28,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from bert_pipeline import evaluate
 from bert_pipeline.config import build_config
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.config import PretrainConfig
@@ -116,6 +117,18 @@ def test_weights_saved_in_16_bits_are_trained_in_32(
     checkpoint = tmp_path / "out/checkpoints/step-00000002/model.safetensors"
     types = {str(tensor.dtype) for tensor in load_file(checkpoint).values()}
     assert types == {"torch.float32"}
+
+
+def test_padded_vocabulary_is_kept(
+    mlm_examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
+) -> None:
+    network = BertForMaskedLM(BertConfig(**STANDARD | {"vocab_size": 448}))
+    start = save(network, wordpiece_folder, tmp_path / "start")
+    out = tmp_path / "out"
+    run(mlm_examples_folder, wordpiece_folder, out, init_from=str(start), max_steps=2)
+    assert BertForMaskedLM.from_pretrained(out / "model").config.vocab_size == 448
+    found = evaluate(out, mlm_examples_folder)
+    assert found.mlm_loss == pytest.approx(counts(out)["eval_mlm_loss"], rel=1e-4)
 
 
 def test_missing_heads_are_named_and_random(
