@@ -411,7 +411,7 @@ def test_quickstart_with_less_text_and_time(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "out"),
     ]
-    command += ["--set", "corpus.max_documents=1500", "--set", "pretrain.max_minutes=0.3"]
+    command += ["--set", "corpus.max_documents=700", "--set", "pretrain.max_minutes=0.2"]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"}
     )

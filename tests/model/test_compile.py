@@ -70,9 +70,12 @@ def count_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_compiled_layers_equal_plain_layers(kind: str) -> None:
-    """One compilation for several shapes; one layer, because compilation takes seconds."""
+    """One compilation for several shapes; one layer, because compilation takes seconds.
+
+    With dropout too for BERT, which is one more compilation.
+    """
     torch._dynamo.reset()
-    network = build(0.3) if kind == "bert" else build_modernbert(0.3, [LOCAL])
+    network = build(0.3) if kind == "bert" else build_modernbert(0.0, [LOCAL])
     compiled = PretrainingModel(network, compiled=True)
     plain = PretrainingModel(network)
     for number, lengths in enumerate([[12, 25, 7], [30, 9], [40, 3, 17, 22]]):
@@ -81,17 +84,15 @@ def test_compiled_layers_equal_plain_layers(kind: str) -> None:
         again, same = losses_and_gradients(compiled, batch)
         assert torch.equal(losses, again)
         assert all(torch.equal(gradients[name], same[name]) for name in gradients)
-    torch.manual_seed(8)
-    assert not torch.equal(torch.stack(compiled(batch)), losses)
+    if kind == "bert":
+        torch.manual_seed(8)
+        assert not torch.equal(torch.stack(compiled(batch)), losses)
+        torch._dynamo.reset()
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
     torch.testing.assert_close(compiled.eval()(batch), plain.eval()(batch))
-    for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    plain.train()
-    losses, gradients = losses_and_gradients(plain, batch)
-    torch._dynamo.reset()
+    losses, gradients = losses_and_gradients(plain.train(), batch)
     again, found = losses_and_gradients(compiled.train(), batch)
     torch.testing.assert_close(again, losses)
     for name, gradient in gradients.items():
