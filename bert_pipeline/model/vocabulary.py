@@ -17,9 +17,9 @@ def copy_weights(
     """Copy the weights of a network to one with the same layers and another vocabulary.
 
     Rows of the embeddings, of an untied decoder and of its bias are taken by `sources`; None stands
-    for the same ids. Ids without sources, and those after the last entry (of a padded vocabulary),
-    keep the old row of their id, and beyond the old rows they get the mean of all. Weights named
-    in `missing` stay as they are in `new`.
+    for the same ids. Entries without sources get the mean of all rows. Ids after the last entry (of
+    a padded vocabulary) keep the old row of their id, if there is one. Weights named in `missing`
+    stay as they are in `new`.
     """
     by_vocabulary = _vocabulary_tensors(old)
     rows = len(new.get_input_embeddings().weight)
@@ -49,6 +49,5 @@ def _take_means(old: Tensor, sources: VocabularySources, rows: int) -> Tensor:
     kept = min(rows, len(old))
     result[:kept] = old[:kept]
     for number, ids in enumerate(sources):
-        if ids:
-            result[number] = old[list(ids)].mean(0)
+        result[number] = old[list(ids)].mean(0) if ids else old.mean(0)
     return result

@@ -9,6 +9,7 @@ from typing import Any
 from bert_pipeline.config import flag
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.training.checkpoint import find_stable, newer_checkpoints
+from bert_pipeline.training.optimizers.registry import OPTIMIZERS
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.schedule import RunLength
 
@@ -44,8 +45,11 @@ def plan_longer_run(
             "damaged. Use --overwrite to start again."
         )
     progress = RunLength(**{PROGRESS_BY[length]: new[length]}).progress(stable, 0.0)
-    warmup = max(new["warmup"] or 0.0, new["batch_size_warmup"] if new["batch_size_start"] else 0.0)
-    if progress < warmup:
+    warmup = new["warmup"]
+    if warmup is None:
+        warmup = OPTIMIZERS[new["optimizer"]].warmup(new["batch_size"])
+    batch_size_warmup = new["batch_size_warmup"] if new["batch_size_start"] else 0.0
+    if progress < max(warmup, batch_size_warmup):
         raise BertpipeError(
             f"{folder}: {flag(length)} {new[length]} is too long to go on to: its warm-up would "
             f"end after step {stable.step:,}, where the run goes on. Start again in another --out."

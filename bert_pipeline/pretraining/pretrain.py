@@ -156,7 +156,7 @@ def _train(
 ) -> None:
     """Train, evaluate, export, and write the manifest; only the main process has a `work`."""
     # Read now, so that a text that is missing does not end a run of days.
-    old_texts = read_old_texts(config.old_text) if ranks.is_main else {}
+    old_texts = ranks.broadcast(lambda: read_old_texts(config.old_text))
     trainer = make_trainer(config, inputs, ranks, folder)
     if ranks.is_main:
         announce(trainer.task, ranks, quiet=config.quiet)

@@ -19,7 +19,7 @@ from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model
-from bert_pipeline.pretraining.evaluation import load_pretrained
+from bert_pipeline.pretraining.evaluation import ROWS_PER_BATCH, load_pretrained
 from bert_pipeline.progress import Bar, bar, human_bytes
 from bert_pipeline.ragged import Int32Array
 from bert_pipeline.tokenizer.encode import SentenceEncoder
@@ -28,7 +28,6 @@ from bert_pipeline.tokenizer.load import LoadedTokenizer, SpecialIds, load_token
 MASK_RATE = 0.15
 MAX_LENGTH = 512
 """Tokens per row, unless the model has fewer positions."""
-ROWS_PER_BATCH = 64
 DOCUMENTS_AT_A_TIME = 256
 
 

@@ -100,7 +100,7 @@ def learn_entries(
     min_frequency: int,
     progress: Bar,
 ) -> list[NewEntry]:
-    """The entries that save the most tokens, one after the other, at most `limit`.
+    """At most `limit` entries, each the one that saves the most tokens given those before it.
 
     `words` are the tokens of different words, `counts` how often each occurs, `names` the strings
     of the tokens. An entry replaces a run of at most `longest` tokens; entries chosen before are

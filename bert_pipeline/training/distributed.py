@@ -128,6 +128,8 @@ def start_ranks(config: TrainConfig) -> Ranks:
     )
     ranks = Ranks.from_accelerator(accelerator)
     precision = ranks.broadcast(lambda: resolve_precision(config.precision, ranks.device))
+    if precision.name == "tf32":
+        torch.set_float32_matmul_precision("high")
     return replace(ranks, precision=precision)
 
 

@@ -62,10 +62,7 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
     # Tensor cores for fp16 came with compute capability 7.0, for TF32 with 8.0.
     if requested == "fp16" or (requested == "auto" and capability >= (7, 0)):
         return Precision("fp16")
-    if capability >= (8, 0):
-        torch.set_float32_matmul_precision("high")
-        return Precision("tf32")
-    return FP32
+    return Precision("tf32") if capability >= (8, 0) else FP32
 
 
 def _fastest_on_cpu() -> Name:

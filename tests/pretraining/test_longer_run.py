@@ -63,6 +63,8 @@ def test_killed_longer_run_resumes(
         (WSD | {"max_steps": 8}, {"max_steps": 7}, "that is shorter"),
         (WSD | {"max_steps": 8, "mask_rate_end": 0.1}, {"max_steps": 9}, "--mask-rate-end"),
         (WSD | {"max_steps": 8, "warmup": 0.4}, {"max_steps": 900}, "warm-up would end after"),
+        # The default warm-up is 1% of the run.
+        (WSD | {"max_steps": 8, "warmup": None}, {"max_steps": 900}, "warm-up would end after"),
         (WSD | {"max_steps": 8}, {"max_steps": 9, "seed": 1}, "made with other settings"),
     ],
 )

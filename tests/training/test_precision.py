@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.training.optimizers.muon import orthogonalize
-from bert_pipeline.training.precision import LossScale, Precision, resolve_precision
+from bert_pipeline.training.precision import LossScale, resolve_precision
 from tests.helpers.training_runs import counts, metrics, run
 
 CPU = torch.device("cpu")
@@ -86,4 +86,3 @@ def test_bf16_iterations_of_muon_are_as_orthogonal_as_torchs() -> None:
     for update, result in zip(updates, ours, strict=True):
         stock = torch.optim._muon._zeropower_via_newtonschulz(update, coefficients, 5, 1e-7)
         torch.testing.assert_close(result, stock.float(), rtol=0.1, atol=0.02)
-    assert Precision("bf16").half_dtype == torch.bfloat16
