@@ -96,6 +96,9 @@ def test_command_prints_the_metrics_of_a_file(model: Path, text: Path) -> None:
     refused = run_cli("evaluate", model, "--text", empty)
     assert refused.code == 1
     assert "has no text" in refused.stderr
+    nowhere = run_cli("evaluate", model, "--text", "nowhere.txt")
+    assert nowhere.code == 2
+    assert "nowhere.txt: no such file" in nowhere.stderr
     both = run_cli("evaluate", model, "--text", text, "--examples", model)
     assert both.code == 2
     assert "give either --examples or --text" in both.stderr
