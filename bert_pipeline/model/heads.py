@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM
 
 from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
-from bert_pipeline.model.unpadded import ROBERTA_NETWORKS
+from bert_pipeline.model.unpadded import ROBERTA_BODIES
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 
 
@@ -65,7 +65,7 @@ class PretrainingHeads(nn.Module):
         heads = self.heads
         if isinstance(self.network, ModernBertForMaskedLM):
             transformed: Tensor = heads["head"](hidden)
-        elif isinstance(self.network, ROBERTA_NETWORKS):
+        elif isinstance(self.network.base_model, ROBERTA_BODIES):
             transformed = heads.layer_norm(F.gelu(heads.dense(hidden)))
         else:
             transformed = heads.predictions.transform(hidden)
@@ -76,5 +76,5 @@ def _find_heads(network: Any) -> nn.Module:
     """The module that holds all parameters above the base model."""
     if isinstance(network, ModernBertForMaskedLM):
         return nn.ModuleDict({"head": network.head, "decoder": network.decoder})
-    heads: nn.Module = network.lm_head if isinstance(network, ROBERTA_NETWORKS) else network.cls
+    heads: nn.Module = network.lm_head if isinstance(network.base_model, ROBERTA_BODIES) else network.cls
     return heads

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, BertForPreTraining
 from bert_pipeline.errors import UsageError
 from bert_pipeline.model.heads import PretrainingHeads
 from bert_pipeline.model.padded import PaddedNetwork
-from bert_pipeline.model.unpadded import UNPADDED_NETWORKS, UnpaddedEncoder
+from bert_pipeline.model.unpadded import UNPADDED_BODIES, UnpaddedEncoder
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 
 
@@ -17,7 +17,7 @@ class UnpaddedNetwork(nn.Module):
 
     def __init__(self, network: Any, **how: bool) -> None:
         super().__init__()
-        self.encoder = UnpaddedEncoder(network, **how)
+        self.encoder = UnpaddedEncoder(network.base_model, **how)
         self.heads = PretrainingHeads(network)
 
     @property
@@ -49,7 +49,7 @@ class PretrainingModel(nn.Module):
     ) -> None:
         """With `compiled`, each layer is compiled when it is first called in training."""
         super().__init__()
-        kind = UnpaddedNetwork if isinstance(network, UNPADDED_NETWORKS) else PaddedNetwork
+        kind = UnpaddedNetwork if isinstance(network.base_model, UNPADDED_BODIES) else PaddedNetwork
         self._wrapped: Any = kind(
             network, checkpoint_activations=checkpoint_activations, compiled=compiled
         )

@@ -10,18 +10,18 @@ It saves work compared with calling the model:
 * the last layer is finished only at the positions that heads read (`HeadPositions`).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    BertForMaskedLM,
-    BertForPreTraining,
-    CamembertForMaskedLM,
-    ModernBertForMaskedLM,
-    RobertaForMaskedLM,
-    XLMRobertaForMaskedLM,
+    MODEL_MAPPING,
+    BertModel,
+    CamembertModel,
+    ModernBertModel,
+    RobertaModel,
+    XLMRobertaModel,
 )
 
 from bert_pipeline.model.attention import make_layout
@@ -37,21 +37,20 @@ from bert_pipeline.model.unpadded_layers import (
     normalize,
 )
 
-# These have BERT's encoder layers; RoBERTa has another head, and numbers positions from its padding
-# index + 1 on.
-ROBERTA_NETWORKS = (RobertaForMaskedLM, XLMRobertaForMaskedLM, CamembertForMaskedLM)
-BERT_NETWORKS = (BertForPreTraining, BertForMaskedLM, *ROBERTA_NETWORKS)
-UNPADDED_NETWORKS = (*BERT_NETWORKS, ModernBertForMaskedLM)
+# These have BERT's encoder layers; RoBERTa numbers positions from its padding index + 1 on.
+ROBERTA_BODIES = (RobertaModel, XLMRobertaModel, CamembertModel)
+BERT_BODIES = (BertModel, *ROBERTA_BODIES)
+UNPADDED_BODIES = (*BERT_BODIES, ModernBertModel)
 
 
 def supports_unpadded(config: Any) -> bool:
-    """Whether the masked LM of a config is one of `UNPADDED_NETWORKS`."""
-    return MODEL_FOR_MASKED_LM_MAPPING[type(config)] in UNPADDED_NETWORKS
+    """Whether the base model of a config is one of `UNPADDED_BODIES`."""
+    return MODEL_MAPPING[type(config)] in UNPADDED_BODIES
 
 
 def has_bert_layers(config: Any) -> bool:
-    """Whether the masked LM of a config is one of `BERT_NETWORKS`."""
-    return MODEL_FOR_MASKED_LM_MAPPING[type(config)] in BERT_NETWORKS
+    """Whether the base model of a config is one of `BERT_BODIES`."""
+    return MODEL_MAPPING[type(config)] in BERT_BODIES
 
 
 class BertEmbeddings(nn.Module):
@@ -89,19 +88,18 @@ class ModernBertEmbeddings(nn.Module):
 
 
 class UnpaddedEncoder(nn.Module):
-    """Embeddings and layers of one of `UNPADDED_NETWORKS`; any head can read its hidden states."""
+    """Embeddings and layers of one of `UNPADDED_BODIES`; any head can read its hidden states."""
 
-    def __init__(self, network: Any, **how: bool) -> None:
+    def __init__(self, body: Any, **how: bool) -> None:
         """`how` (activation checkpointing, compilation) is passed to `wrap_layer`."""
         super().__init__()
-        body = network.base_model
         self._windows: dict[str, int | None] = {FULL_ATTENTION: None}
         self.rotary: Any = None
         self.final_norm: Any = None
         self.embeddings: nn.Module
         layers: list[UnpaddedLayer]
-        if isinstance(network, BERT_NETWORKS):
-            is_roberta = isinstance(network, ROBERTA_NETWORKS)
+        if isinstance(body, BERT_BODIES):
+            is_roberta = isinstance(body, ROBERTA_BODIES)
             first_position = body.embeddings.padding_idx + 1 if is_roberta else 0
             self.embeddings = BertEmbeddings(body.embeddings, first_position)
             layers = [PostNormLayer(layer, **how) for layer in body.encoder.layer]
@@ -116,13 +114,34 @@ class UnpaddedEncoder(nn.Module):
     def forward(self, batch: UnpaddedBatch, head_positions: HeadPositions) -> Tensor:
         """Last hidden states where the heads read, `[R, hidden]`."""
         hidden: Tensor = self.embeddings(batch)
-        types = {layer.attention_type for layer in self.layers}
-        inputs = {kind: self._prepare(kind, batch, head_positions, hidden) for kind in types}
+        inputs = self._prepare_all(batch, head_positions, hidden)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, inputs[layer.attention_type])
         last = self.layers[-1]
         hidden = last(hidden, inputs[last.attention_type], last=True)
         return hidden if self.final_norm is None else normalize(self.final_norm, hidden)
+
+    def hidden_states(self, batch: UnpaddedBatch) -> Iterator[Tensor]:
+        """The embeddings and the output of each layer, `[T, hidden]`.
+
+        As a stock model's `hidden_states`, of which the last are its last hidden states.
+        """
+        hidden: Tensor = self.embeddings(batch)
+        yield hidden
+        nothing = HeadPositions.select(batch.cu_seqlens.cpu(), batch.tokens.new_empty(0).cpu())
+        positions = nothing.map(lambda tensor: tensor.to(hidden.device))
+        inputs = self._prepare_all(batch, positions, hidden)
+        for number, layer in enumerate(self.layers, start=1):
+            hidden = layer(hidden, inputs[layer.attention_type])
+            is_last = number == len(self.layers) and self.final_norm is not None
+            yield normalize(self.final_norm, hidden) if is_last else hidden
+
+    def _prepare_all(
+        self, batch: UnpaddedBatch, head_positions: HeadPositions, hidden: Tensor
+    ) -> dict[str, AttentionInputs]:
+        """What the layers of each attention type share."""
+        types = {layer.attention_type for layer in self.layers}
+        return {kind: self._prepare(kind, batch, head_positions, hidden) for kind in types}
 
     def _prepare(
         self, kind: str, batch: UnpaddedBatch, head_positions: HeadPositions, hidden: Tensor

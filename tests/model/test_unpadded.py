@@ -77,12 +77,29 @@ def test_encoder_returns_the_hidden_states_that_heads_read(read: str, name: str)
     mask = padded["attention_mask"]
     del padded["labels"]
     with torch.no_grad():
-        hidden = UnpaddedEncoder(model, checkpoint_activations=False, compiled=False).eval()(
+        hidden = UnpaddedEncoder(model.base_model, checkpoint_activations=False, compiled=False).eval()(
             batch, positions
         )
         stock = model.base_model(**padded).last_hidden_state[mask.bool()]
     torch.testing.assert_close(hidden[positions.first], stock[[0, 12, 37]])
     torch.testing.assert_close(hidden[positions.others], stock[index])
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_hidden_states_of_all_layers_are_those_of_the_stock_model(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    rows = make_rows([12, 25, 7], 1)
+    padded = for_stock(model, rows)
+    del padded["labels"]
+    encoder = UnpaddedEncoder(model.base_model, checkpoint_activations=False, compiled=False).eval()
+    with torch.no_grad():
+        found = list(encoder.hidden_states(flatten(rows, False)))
+        stock = model.base_model(**padded, output_hidden_states=True).hidden_states
+    is_token = padded["attention_mask"].bool()
+    assert len(found) == len(stock)
+    for mine, expected in zip(found, stock, strict=True):
+        torch.testing.assert_close(mine, expected[is_token])
 
 
 @pytest.mark.integration
