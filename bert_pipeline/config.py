@@ -74,6 +74,10 @@ class Choice:
         return name
 
 
+class Argument:
+    """Marks an option that the command line takes as an argument, without its name."""
+
+
 def available_cores() -> int:
     """Cores that this process may use: a container or `taskset` may allow only some of them."""
     if hasattr(os, "sched_getaffinity"):

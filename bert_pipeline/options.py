@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from bert_pipeline.config import (
+    Argument,
     Choice,
     StageConfig,
     build_config,
@@ -81,6 +82,9 @@ def _from_field(name: str, field: FieldInfo) -> inspect.Parameter:
         option = f"{option}/--no-{option[2:]}"
     if choices := choices_of(field):
         annotation = Literal[choices]
+    if is_argument(field):
+        argument = typer.Argument(help=field.description, metavar=name.upper(), show_default=False)
+        return _parameter(name, annotation | None, argument)
     help_text = f"{field.description} {describe_default(field)}".strip()
     return _parameter(
         name, annotation | None, typer.Option(option, help=help_text, show_default=False)
@@ -91,6 +95,11 @@ def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
+
+
+def is_argument(field: FieldInfo) -> bool:
+    """Whether the command line takes the value without the name of the option."""
+    return any(isinstance(annotation, Argument) for annotation in field.metadata)
 
 
 def describe_default(field: FieldInfo) -> str:

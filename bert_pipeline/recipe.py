@@ -75,7 +75,7 @@ def read_recipe(
     reject_unknown(content, SECTIONS, f"{path}: section")
     for setting in settings:
         _apply(content, setting)
-    names = [name for name, stage in STAGES.items() if not stage.variant_of or name in content]
+    names = [name for name, stage in STAGES.items() if not stage.is_optional or name in content]
     shared = {"overwrite": overwrite, "quiet": quiet, "verbose": verbose}
     stages = {}
     for name in names:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from bert_pipeline.config import ShardedConfig, StageConfig
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 from bert_pipeline.training.config import TrainConfig
@@ -29,7 +30,9 @@ class Stage:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """The stages whose folders it reads, by the option that takes the folder."""
     variant_of: str | None = None
-    """For an optional stage: the stage whose options it takes where its own section has none."""
+    """The stage whose options it takes where its own section has none."""
+    is_optional: bool = False
+    """Whether a recipe runs it only if there is a section for it."""
 
     def run(self, config: StageConfig) -> None:
         """Run the stage, in several processes if its config says so; loads the libraries."""
@@ -74,6 +77,7 @@ STAGES: dict[str, Stage] = {
         folder="examples-long",
         inputs={"corpus": "corpus", "tokenizer": "tokenize"},
         variant_of="examples",
+        is_optional=True,
     ),
     "pretrain": Stage(
         PretrainConfig,
@@ -85,5 +89,13 @@ STAGES: dict[str, Stage] = {
             "long_examples": "long_examples",
             "tokenizer": "tokenize",
         },
+    ),
+    "finetune": Stage(
+        FinetuneConfig,
+        "bert_pipeline.finetuning.finetune:finetune",
+        "Fine-tune a model on labelled rows, or resume a stopped run.",
+        folder="finetune",
+        inputs={"model": "pretrain"},
+        is_optional=True,
     ),
 }

@@ -207,6 +207,12 @@ def _special_ids(special: SpecialIds) -> dict[str, int]:
     }
 
 
+def set_dropout(config: Any, dropout: float | None) -> None:
+    """Set all dropout fields of a config; None leaves them."""
+    for name, rate in _set_dropout(config.to_dict(), dropout, None).items():
+        setattr(config, name, rate)
+
+
 def _set_dropout(
     known: dict[str, Any], dropout: float | None, attention_dropout: float | None
 ) -> dict[str, float]:

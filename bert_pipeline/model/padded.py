@@ -39,11 +39,8 @@ class PaddedNetwork(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The encoder's layers: of the modules in module lists, the type with most parameters."""
-        by_type: dict[type, list[nn.Module]] = {}
-        for module in _list_members(self.network):
-            by_type.setdefault(type(module), []).append(module)
-        return max(by_type.values(), key=_count_parameters, default=[])
+        """The encoder's layers."""
+        return encoder_layers(self.network)
 
     def forward(self, batch: PretrainingBatch, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """As `PretrainingHeads.forward`, without sentence pairs."""
@@ -68,6 +65,14 @@ class PaddedNetwork(nn.Module):
         with _scoring_only(decoder, masked, (layout.examples, layout.width)):
             scores: Tensor = self.network(**inputs, return_dict=True).logits
         return scores if scores.dim() == 2 else take_rows(scores.flatten(0, 1), masked)
+
+
+def encoder_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers of any encoder: of the modules in module lists, the type with most parameters."""
+    by_type: dict[type, list[nn.Module]] = {}
+    for module in _list_members(network):
+        by_type.setdefault(type(module), []).append(module)
+    return max(by_type.values(), key=_count_parameters, default=[])
 
 
 def _list_members(module: nn.Module) -> Iterator[nn.Module]:

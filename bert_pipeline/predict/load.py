@@ -55,16 +55,22 @@ def load_model(folder: Path, auto_class: Any) -> Any:
     return network
 
 
-def load_with_new_heads(folder: Path, auto_class: Any) -> tuple[Any, list[str]]:
+def load_with_new_heads(folder: Path, auto_class: Any, config: Any = None) -> tuple[Any, list[str]]:
     """As `load_model` in fp32, with random weights in heads that are missing, and their names.
 
-    The encoder must be complete.
+    The encoder must be complete. With a `config` for other heads, those with another shape than in
+    the folder are new too.
     """
     import torch
 
-    network, report = _load(folder, auto_class, dtype=torch.float32)
-    missing = sorted(report["missing_keys"])
+    options = {} if config is None else {"config": config, "ignore_mismatched_sizes": True}
+    network, report = _load(folder, auto_class, dtype=torch.float32, **options)
     encoder = f"{network.base_model_prefix}."
+    other_heads = {
+        mismatch for mismatch in report["mismatched_keys"] if not mismatch[0].startswith(encoder)
+    }
+    report = {**report, "mismatched_keys": set(report["mismatched_keys"]) - other_heads}
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in other_heads)})
     lacking = [name for name in missing if name.startswith(encoder) and "pooler" not in name]
     _check_weights(folder, network, report, lacking)
     return network, missing
@@ -79,7 +85,7 @@ def _load(folder: Path, auto_class: Any, **options: Any) -> tuple[Any, Mapping[s
         with _no_warnings():  # such as those about weights of heads that the class lacks
             network, report = auto_class.from_pretrained(
                 folder,
-                config=_load_config(folder, auto_class),
+                config=options.pop("config", None) or load_config(folder, auto_class),
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -97,7 +103,8 @@ def _load(folder: Path, auto_class: Any, **options: Any) -> tuple[Any, Mapping[s
     return network, report
 
 
-def _load_config(folder: Path, auto_class: Any) -> Any:
+def load_config(folder: Path, auto_class: Any = None) -> Any:
+    """The config of a model folder. Raises `BertpipeError` for one of an absurd size."""
     from transformers import AutoConfig
 
     config_class = getattr(auto_class, "config_class", AutoConfig)

@@ -16,6 +16,7 @@ class PretrainConfig(TrainConfig):
         "examples",
         "tokenizer",
         "evaluate_rows",
+        "tokens_per_batch",
         "init_revision",
         "old_text",
     }
@@ -66,6 +67,11 @@ class PretrainConfig(TrainConfig):
     """`bert` draws all weights at random; `informed` derives some from token counts of the
     examples, for small budgets."""
 
+    tokens_per_batch: int | None = Field(None, ge=16)
+    """Split a step into micro-batches of this many tokens per process instead of --accumulate: as
+    many examples as fit, filled up with padding to one shape, so that kernels and memory see no
+    other. The result is the same."""
+
     batch_size_start: int | None = Field(None, ge=1)
     """Batch-size warm-up: examples per step at the start; the batch grows to --batch-size in
     multiples of it."""
@@ -81,6 +87,12 @@ class PretrainConfig(TrainConfig):
     """Save the encoder without its heads too, in `model/backbone`."""
     evaluate_rows: int = Field(512, ge=1)
     """Held-out examples per evaluation during training; the final one uses all."""
+
+    @model_validator(mode="after")
+    def _check_micro_batches(self) -> Self:
+        if self.tokens_per_batch is not None and "accumulate" in self.model_fields_set:
+            raise ValueError("--tokens-per-batch excludes --accumulate.")
+        return self
 
     @model_validator(mode="after")
     def _check_init_from(self) -> Self:

@@ -40,24 +40,12 @@ class StartingModel:
 
         Raises `BertpipeError` if there is no such model, or if it has no tokenizer.
         """
-        path = Path(name).expanduser()
-        if path.exists() or not is_hub_name(name):
-            folder = find_model(path)
-        else:
-            from bert_pipeline.hub.downloads import download_files
-
-            patterns = [CONFIG, *WEIGHTS, *TOKENIZER_FILES]
-            folder = download_files(name, revision, patterns, max_wait=120, quiet=quiet)
-        if not _weight_files(folder):
-            raise BertpipeError(
-                f"{name}: no model.safetensors found. Weights in other formats are not loaded; "
-                "convert them with save_pretrained of transformers."
-            )
+        folder = find_start(name, revision, quiet=quiet)
         return cls(name, folder, load_tokenizer(folder))
 
     def describe(self, out: Path) -> Input:
         """The record of the model for the manifest."""
-        files = [self.folder / CONFIG, *_weight_files(self.folder)]
+        files = [self.folder / CONFIG, *weight_files(self.folder)]
         hashes = {file.name: hash_file(file) for file in files}
         path = os.path.relpath(self.folder.resolve(), out.resolve())
         return Input(path=path, fingerprint=hash_json(hashes))
@@ -99,5 +87,27 @@ class StartingModel:
         return [found.get(number, []) for number in range(tokenizer.vocab_size)]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def find_start(name: str, revision: str | None, *, quiet: bool) -> Path:
+    """The folder of a model, which is downloaded if `name` is one on the Hub.
+
+    Raises `BertpipeError` if there is no such model, or if it has no safetensors.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not is_hub_name(name):
+        folder = find_model(path)
+    else:
+        from bert_pipeline.hub.downloads import download_files
+
+        patterns = [CONFIG, *WEIGHTS, *TOKENIZER_FILES]
+        folder = download_files(name, revision, patterns, max_wait=120, quiet=quiet)
+    if not weight_files(folder):
+        raise BertpipeError(
+            f"{name}: no model.safetensors found. Weights in other formats are not loaded; "
+            "convert them with save_pretrained of transformers."
+        )
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder."""
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))

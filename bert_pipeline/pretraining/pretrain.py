@@ -5,11 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.config import flag
-from bert_pipeline.errors import BertpipeError, LostRank, ReportedByMain, Stopped
 from bert_pipeline.model.compile import should_compile
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.pretraining_model import PretrainingModel
@@ -30,6 +28,7 @@ from bert_pipeline.training.distributed import (
     Ranks,
     distribute,
     find_strategy,
+    freeze_unused,
     start_ranks,
 )
 from bert_pipeline.training.hardware import peak_memory
@@ -38,6 +37,7 @@ from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.profile import OPERATORS, TRACE
+from bert_pipeline.training.run import check_same_options, explain_failures
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.trackers import FOLDER as TRACKERS
 from bert_pipeline.training.trackers import check_trackers
@@ -52,15 +52,6 @@ WORKING = (
     *(f"{MODEL}/config.json", f"{MODEL}/model.safetensors"),
 )
 """What a run writes besides the files of its manifest, as globs."""
-CONNECTION_ERRORS = (
-    "onnection closed by peer",
-    "onnection reset by peer",
-    "remote process exited",
-    "roken pipe",
-)
-"""Parts of what gloo and NCCL report when a process they communicate with has gone."""
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Part of what torch reports when an allocation on the CPU fails."""
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -71,33 +62,8 @@ def pretrain(config: PretrainConfig) -> None:
     """
     transformers_logging.disable_progress_bar()
     ranks = start_ranks(config)
-    try:
-        with ExitStack() as stack:
-            _pretrain(config, ranks, stack)
-    except Stopped:
-        ranks.accelerator.end_training()
-        raise
-    except torch.OutOfMemoryError as error:
-        raise _explain_memory("The GPU", config) from error
-    except RuntimeError as error:
-        if CPU_OUT_OF_MEMORY in str(error):
-            raise _explain_memory("This machine", config) from error
-        if ranks.world_size == 1 or not any(part in str(error) for part in CONNECTION_ERRORS):
-            raise
-        raise LostRank(
-            "Another process of the run has ended, or its host is unreachable; see its output. "
-            "When all are available again, the same commands resume from the last checkpoint. "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
-    ranks.accelerator.end_training()
-
-
-def _explain_memory(device: str, config: PretrainConfig) -> BertpipeError:
-    return BertpipeError(
-        f"{device} ran out of memory. Run the same command with "
-        f"--accumulate {2 * config.accumulate} (smaller micro-batches) or "
-        "--checkpoint-activations; or start again (--overwrite) with a smaller --batch-size."
-    )
+    with explain_failures(config, ranks), ExitStack() as stack:
+        _pretrain(config, ranks, stack)
 
 
 def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
@@ -114,37 +80,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
             print_line(f"pretrain: damaged, removed: {', '.join(removed)}", quiet=config.quiet)
         return work.folder, work.finished is not None
 
-    _check_same_options(config, ranks)
+    check_same_options(config, ranks)
     folder, is_finished = ranks.broadcast(open_workspace)
     if not is_finished:
         _train(config, Inputs.check(config), ranks, folder, work)
     elif work and work.finished:
         print_line(f"pretrain: already complete in {config.out}", quiet=config.quiet)
         print_summary(work.finished.counts, config)
-
-
-def _check_same_options(config: PretrainConfig, ranks: Ranks) -> None:
-    """Raise `BertpipeError` if the processes were given different options.
-
-    They would train apart from each other, or wait forever.
-    """
-    own = config.shared_by_processes()
-    main = ranks.broadcast(lambda: own)
-    different = sorted(name for name in own if own[name] != main[name])
-    gathered = ranks.gather([float(bool(different))])
-    ranks_apart = gathered[:, 0].nonzero()[:, 0].tolist()
-    if different:
-        name = different[0]
-        raise BertpipeError(
-            f"{flag(name)} is {own[name]} here and {main[name]} in the main process."
-        )
-    if ranks_apart and not ranks.is_main:
-        raise ReportedByMain(1)
-    if ranks_apart:
-        raise BertpipeError(
-            "The launchers were given different options (see rank "
-            f"{', '.join(map(str, ranks_apart))}); give all of them the same."
-        )
 
 
 def _train(
@@ -188,7 +130,7 @@ def make_trainer(
     )
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
-        task.freeze_unused()
+        freeze_unused(task.model, task.probe(), ranks)
     model = distribute(task.model, task.model.layers, ranks, find_strategy(config))
     # 3. Optimizer and checkpoints.
     network = task.model.network
@@ -215,7 +157,7 @@ def min_steps(config: PretrainConfig, inputs: Inputs, examples: int) -> int | No
 def finish(
     trainer: PretrainingTrainer,
     work: Workspace | None,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, Tensor],
     metrics: Mapping[str, Any],
     old_texts: Mapping[str, Sequence[str]],
 ) -> None:

@@ -127,19 +127,10 @@ class PretrainingTask:
                 rows = rows[next(shape.split(examples.count_tokens_of_each(rows)))]
             yield self._fill_up(examples.collate(rows), phase)
 
-    def freeze_unused(self) -> None:
-        """Freeze the parameters that the loss does not depend on, such as ESM's contact head.
-
-        DDP would wait for their gradients.
-        """
+    def probe(self) -> PretrainingBatch:
+        """A few examples."""
         examples = self.examples[0]
-        batch = examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
-        device = self.ranks.device
-        losses = self.model.to(device)(batch.to(device))
-        torch.autograd.backward(torch.stack(losses).sum())
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
+        return examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
 
     def initial_weights(self) -> Mapping[str, torch.Tensor]:
         """The weights that the run started from."""

@@ -21,7 +21,6 @@ class TrainConfig(StageConfig):
 
     execution: ClassVar[frozenset[str]] = StageConfig.execution | {
         "accumulate",
-        "tokens_per_batch",
         "num_processes",
         "checkpoint_activations",
         "threads",
@@ -53,11 +52,6 @@ class TrainConfig(StageConfig):
     accumulate: int = Field(1, ge=1)
     """Gradient-accumulation steps per process (`gradient_accumulation_steps`): less memory, the
     same result."""
-
-    tokens_per_batch: int | None = Field(None, ge=16)
-    """Split a step into micro-batches of this many tokens per process instead of --accumulate: as
-    many examples as fit, filled up with padding to one shape, so that kernels and memory see no
-    other. The result is the same."""
 
     optimizer: Annotated[str, Choice(OPTIMIZERS)] = "adamw"
     """`lamb` is for batches of thousands of examples; `muon` orthogonalizes the updates of the
@@ -135,12 +129,6 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 "give exactly one of --max-steps, --max-tokens, --max-minutes, --max-epochs."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_micro_batches(self) -> Self:
-        if self.tokens_per_batch is not None and "accumulate" in self.model_fields_set:
-            raise ValueError("--tokens-per-batch excludes --accumulate.")
         return self
 
     @model_validator(mode="after")

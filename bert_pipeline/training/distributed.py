@@ -91,6 +91,14 @@ class Ranks:
         result: T = shared[0]
         return result
 
+    def gather_objects(self, own: T) -> list[T]:
+        """The objects of all processes, in the order of their ranks."""
+        if self.host_group is None:
+            return [own]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, own, group=self.host_group)
+        return gathered
+
     def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The main process's tensors in all of them."""
         if self.host_group is None:
@@ -163,6 +171,18 @@ def distribute(
     for part in (*layers, model):
         fully_shard(part, mp_policy=policy)
     return model
+
+
+def freeze_unused(model: nn.Module, batch: Any, ranks: Ranks) -> None:
+    """Freeze the parameters that the losses do not depend on, such as ESM's contact head.
+
+    DDP would wait for their gradients. `model` returns losses for a batch.
+    """
+    losses = model.to(ranks.device)(batch.to(ranks.device))
+    torch.autograd.backward(torch.stack(losses).sum())
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Position:
     """Whether the run was rolled back to its last regular checkpoint since that was written."""
     best: float | None = None
     """The best value so far of the metric that selects checkpoints."""
+    evaluations_since_best: int = 0
     precision: str = ""
     """The precision that `--precision auto` stood for."""
     is_stable: bool = False

@@ -16,6 +16,8 @@ class BestMetric:
 
     metric: str
     mode: Literal["max", "min"] = "max"
+    patience: int | None = None
+    """The run ends after so many evaluations without a better value (early stopping)."""
 
     def is_better(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best so far; NaN never is."""

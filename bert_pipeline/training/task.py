@@ -22,8 +22,8 @@ class StepInputs:
 
     micro_batches: Sequence[Batch]
     """One per gradient-accumulation step."""
-    terms: Sequence[int]
-    """For each loss of the model, how many terms this rank's micro-batches sum."""
+    terms: Sequence[float]
+    """For each loss of the model, how many terms this rank's micro-batches sum, or their weight."""
     tokens: int
     """Real tokens of the step over all ranks."""
     epochs: float

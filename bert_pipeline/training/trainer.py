@@ -162,6 +162,7 @@ class Trainer:
                 waited = time.perf_counter() - step_started
                 all_ranks = self._gather(inputs)
                 progress = self.length.progress(self.position, all_ranks.elapsed_s)
+                progress = 1.0 if self.stops_early else progress
                 if all_ranks.stop_signal or progress >= 1.0:
                     self._stopped_by = all_ranks.stop_signal
                     self._finish_steps(is_complete=progress >= 1.0)
@@ -346,7 +347,7 @@ class Trainer:
         # the elapsed time.
         if self.length.progress(self.position, 0.0) >= 1.0:
             return
-        is_best = step % config.evaluate_every == 0 and self._select(self.evaluate())
+        is_best = step % config.evaluate_every == 0 and self.select(self.evaluate())
         # After a skipped step the weights may be the cause: the last checkpoint stays the one to
         # roll back to.
         is_regular = step % config.checkpoint_every == 0 and not self.position.bad_in_a_row
@@ -355,15 +356,25 @@ class Trainer:
         if is_regular or is_best or self._is_last_stable:
             self.save(regular=is_regular, is_best=is_best, is_stable=self._is_last_stable)
 
-    def _select(self, metrics: Mapping[str, Any]) -> bool:
+    def select(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the metrics of an evaluation are the best so far."""
         if self.best_metric is None or self.best_metric.metric not in metrics:
             return False
         value = float(metrics[self.best_metric.metric])
         if not self.best_metric.is_better(value, self.position.best):
+            since = self.position.evaluations_since_best + 1
+            self.position = replace(self.position, evaluations_since_best=since)
             return False
-        self.position = replace(self.position, best=value)
+        self.position = replace(self.position, best=value, evaluations_since_best=0)
         return True
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run ends because evaluations do not get better."""
+        best = self.best_metric
+        if best is None or best.patience is None:
+            return False
+        return self.position.evaluations_since_best >= best.patience
 
     def _finish_steps(self, *, is_complete: bool) -> None:
         self._read_pending()
