@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from bert_pipeline.config import StageConfig, build_config
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.examples.config import ExamplesConfig
+from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.stages import STAGES
 from bert_pipeline.storage.manifest import Manifest, read_manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 
 if TYPE_CHECKING:
+    from bert_pipeline.predict.predict import PredictCounts
     from bert_pipeline.pretraining.evaluation import Evaluation
     from bert_pipeline.pretraining.text_evaluation import TextEvaluation
     from bert_pipeline.verification import Verified
@@ -130,6 +132,42 @@ def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) 
     from bert_pipeline.predict.fill_mask import MaskFiller
 
     return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
+
+
+def finetune(config: FinetuneConfig | None = None, **options: Any) -> Manifest:
+    """Fine-tune a model on labelled rows, or resume a stopped run (`bertpipe finetune`).
+
+    Returns the manifest of the run, whose counts have the metrics of the best epoch; the model is
+    in the folder `model` of `out`.
+    """
+    return _run("finetune", FinetuneConfig, config, options)
+
+
+def predict(
+    model: str | Path,
+    source: str,
+    out: str | Path | None = None,
+    *,
+    text_field: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    max_seq_length: int = 512,
+    as_json: bool = True,
+    quiet: bool = True,
+) -> "PredictCounts":
+    """Predict the rows of a file (`bertpipe predict`), into a JSON lines file or printed.
+
+    Returns how many rows there were. To predict rows in Python, use `predict.predict.Predictor`,
+    which loads the model once.
+    """
+    from bert_pipeline.predict.predict import PredictOptions, predict_file
+
+    options = PredictOptions(
+        text_field=tuple(text_field),
+        column_names=tuple(column_names),
+        max_seq_length=max_seq_length,
+    )
+    target = None if out is None else Path(out)
+    return predict_file(model, source, target, options, as_json=as_json, quiet=quiet)
 
 
 def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":

@@ -170,6 +170,61 @@ def fill_mask(
         print_line("\n".join([text, *format_candidates(masks)]))
 
 
+@app.command("predict")
+def predict(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            help="CSV, TSV, JSON lines, Parquet, text, CoNLL or SQuAD file, `-` for lines of "
+            "standard input, or hub:REPO[:CONFIG].",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines file with an object per row; .json for answers by id.",
+            show_default=False,
+        ),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the text; twice for pairs.", show_default=False),
+    ] = None,
+    column_names: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the columns, separated by commas, for files without a line of names.",
+            show_default=False,
+        ),
+    ] = None,
+    max_seq_length: Annotated[int, typer.Option(min=8, help="Longer texts are cut.")] = 512,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict labels, tags, answers or choices for the rows of a file; next sentences too."""
+    from bert_pipeline.progress import count_of, err, print_line
+
+    names = tuple(name.strip() for name in (column_names or "").split(",") if name.strip())
+    counts = api.predict(
+        model,
+        source,
+        out,
+        text_field=text_field or (),
+        column_names=names,
+        max_seq_length=max_seq_length,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if out is not None:
+        print_line(f"{count_of(counts.rows, 'row')} → {out}", quiet=quiet)
+    if counts.bad_rows:
+        lines = [f"{count_of(counts.bad_rows, 'row')} could not be read:", *counts.problems]
+        err.print("\n  ".join(lines), markup=False)
+
+
 @app.command("verify")
 def verify(
     folder: Annotated[

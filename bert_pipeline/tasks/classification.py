@@ -37,6 +37,13 @@ class Prediction:
     scores: Mapping[str, float]
     """Probability of each label; of regression the number."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The label with its probability, and those of all labels; of regression the number."""
+        if self.label is None:
+            return {"score": next(iter(self.scores.values()))}
+        score = self.scores.get(self.label, max(self.scores.values()))
+        return {"label": self.label, "score": score, "scores": dict(self.scores)}
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -79,9 +86,10 @@ class Classification:
         cls, config: Any, tokenizer: Any, max_length: int, first: Row, options: Any
     ) -> Self:
         """The task of a fine-tuned model."""
-        columns = choose_columns(
+        found = choose_columns(
             first.values, first.where, options.text_field, options.label_field, needs_label=False
         )
+        columns = Columns(found.texts, None)
         problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
         return cls(tokenizer, max_length, columns, problem, Labels.from_config(config))
 

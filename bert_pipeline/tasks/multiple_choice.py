@@ -35,6 +35,14 @@ class Choice:
     choice: int
     scores: tuple[float, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """The number of the choice from 0, its probability, and those of all choices."""
+        return {
+            "choice": self.choice,
+            "score": self.scores[self.choice],
+            "scores": list(self.scores),
+        }
+
 
 @dataclass(frozen=True)
 class MultipleChoice:
@@ -57,7 +65,8 @@ class MultipleChoice:
         cls, config: Any, tokenizer: Any, max_length: int, first: Row, options: Any
     ) -> Self:
         """The task of a fine-tuned model."""
-        return cls(tokenizer, max_length, *_choose_fields(first, options, needs_label=False))
+        context, _ = _choose_fields(first, options, needs_label=False)
+        return cls(tokenizer, max_length, context, None)
 
     def encode(self, rows: Iterable[Row]) -> Examples:
         """Encode context and choice as pairs: a row for each choice."""

@@ -57,6 +57,10 @@ class Answer:
     start: int
     """Where the answer begins in the context, in characters."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return {"id": self.id, "answer": self.text, "score": self.score, "start": self.start}
+
 
 @dataclass(frozen=True)
 class QuestionAnswering:
@@ -70,6 +74,7 @@ class QuestionAnswering:
     """The columns of questions and contexts."""
     has_unanswerable: bool = False
     """Whether a question may have no answer."""
+    reads_answers: bool = True
     auto_class = "AutoModelForQuestionAnswering"
     metric = "f1"
 
@@ -88,7 +93,7 @@ class QuestionAnswering:
         """The task of a fine-tuned model."""
         size = (max_length, options.doc_stride, options.max_answer_tokens)
         has_unanswerable = bool(getattr(config, "has_unanswerable", False))
-        return cls(tokenizer, *size, _choose_fields(first, options), has_unanswerable)
+        return cls(tokenizer, *size, _choose_fields(first, options), has_unanswerable, False)
 
     def encode(self, rows: Iterable[Row]) -> Examples:
         """One example per window, labelled with the tokens of the first answer."""
@@ -106,7 +111,7 @@ class QuestionAnswering:
         )
         of_rows = encoded["overflow_to_sample_mapping"]
         known = [
-            Question(str(row.values.get("id", number)), context, _texts_of_answers(row))
+            Question(str(row.values.get("id", number)), context, self._texts_of_answers(row))
             for number, (row, context) in enumerate(zip(rows, contexts, strict=True))
         ]
         windows = [
@@ -114,10 +119,14 @@ class QuestionAnswering:
             for row, encoding in zip(of_rows, encoded.encodings, strict=True)
         ]
         has_labels = all(question.answers is not None for question in known)
-        answers = [_first_answer(row, context) for row, context in zip(rows, contexts, strict=True)]
-        labels = [
-            _find_tokens(w.spans, answers[row]) for w, row in zip(windows, of_rows, strict=True)
-        ]
+        labels = []
+        if has_labels:
+            pairs = zip(rows, contexts, strict=True)
+            answers = [_first_answer(row, context) for row, context in pairs]
+            labels = [
+                _find_tokens(window.spans, answers[row])
+                for window, row in zip(windows, of_rows, strict=True)
+            ]
         return Examples(
             tokens=Ragged.from_lists(encoded["input_ids"], np.int32),
             segment_ids=Ragged.from_lists(encoded["token_type_ids"], np.int8),
@@ -127,6 +136,10 @@ class QuestionAnswering:
             where=[rows[row].where for row in of_rows],
             extra=windows,
         )
+
+    def _texts_of_answers(self, row: Row) -> tuple[str, ...] | None:
+        answers = _answers_of(row) if self.reads_answers else None
+        return None if answers is None else tuple(text for text, _ in answers)
 
     def loss(self, scores: Tensor, batch: TaskBatch) -> Tensor:
         """The mean cross-entropy of starts and ends over the tokens of each window."""
@@ -255,11 +268,6 @@ def _answers_of(row: Row) -> list[tuple[str, int]] | None:
         raise BertpipeError(
             f"{row.where}: `answers` must have text and answer_start of each answer."
         ) from None
-
-
-def _texts_of_answers(row: Row) -> tuple[str, ...] | None:
-    answers = _answers_of(row)
-    return None if answers is None else tuple(text for text, _ in answers)
 
 
 def _first_answer(row: Row, context: str) -> tuple[int, int] | None:

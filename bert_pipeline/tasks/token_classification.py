@@ -38,6 +38,25 @@ class Tagged:
     tags: tuple[str, ...]
     scores: tuple[float, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Words, tags and probabilities, and the entities that the tags mark."""
+        entities = [
+            {
+                "type": kind,
+                "text": " ".join(self.words[first:end]),
+                "first": first,
+                "end": end,
+                "score": sum(self.scores[first:end]) / (end - first),
+            }
+            for kind, first, end in find_entities(self.tags)
+        ]
+        return {
+            "tokens": list(self.words),
+            "tags": list(self.tags),
+            "scores": list(self.scores),
+            "entities": entities,
+        }
+
 
 @dataclass(frozen=True)
 class TokenClassification:
@@ -76,8 +95,8 @@ class TokenClassification:
         cls, config: Any, tokenizer: Any, max_length: int, first: Row, options: Any
     ) -> Self:
         """The task of a fine-tuned model."""
-        fields = _choose_fields(first, options, needs_tags=False)
-        return cls(tokenizer, max_length, fields, Labels.from_config(config))
+        words, _ = _choose_fields(first, options, needs_tags=False)
+        return cls(tokenizer, max_length, (words, None), Labels.from_config(config))
 
     def encode(self, rows: Iterable[Row]) -> Examples:
         """Encode the words of rows, and their tags where all rows have some."""
@@ -155,6 +174,24 @@ class TokenClassification:
         return describe_counts(self.labels.names, examples.labels.tolist())
 
 
+def find_entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Type, first word and end of each entity that BIO tags mark.
+
+    `I-` after another type begins an entity too.
+    """
+    start = 0
+    kind = ""
+    for number, tag in enumerate((*tags, OUTSIDE)):
+        prefix, _, own = tag.partition("-")
+        continues = prefix == "I" and own == kind
+        if kind and not continues:
+            yield kind, start, number
+            kind = ""
+        if prefix in ("B", "I") and own and not continues:
+            kind = own
+            start = number
+
+
 def read_conll(path: Path) -> Iterator[Row]:
     """Sentences of a CoNLL file: a word per line, its tag in the last column, blank lines between.
 
@@ -166,7 +203,7 @@ def read_conll(path: Path) -> Iterator[Row]:
     start = 1
     lines = read_text(path).split("\n")
     for number, line in enumerate(chain(lines, [""]), start=1):
-        text = line.strip("\r\n ")
+        text = line.strip(" \t\r\n")
         if text and not (text.startswith(DOCUMENT) or (not words and text.startswith("# "))):
             columns = text.split("\t") if "\t" in text else text.split()
             if len(columns) < 2:
