@@ -46,7 +46,8 @@ def read_rows(
         yield from _read_hub(source, split)
         return
     if source == STDIN:
-        yield from _read_lines(_decode(sys.stdin.buffer), "standard input")
+        with _decode(sys.stdin.buffer) as lines:
+            yield from _read_lines(lines, "standard input")
         return
     path = Path(source).expanduser()
     suffix = suffix_of(path)
@@ -58,8 +59,7 @@ def read_rows(
         if suffix == ".parquet":
             yield from _read_parquet(path)
             return
-        with open_decompressed(path) as raw:
-            lines = _decode(raw)
+        with open_decompressed(path) as raw, _decode(raw) as lines:
             if suffix in DELIMITERS:
                 yield from _read_delimited(lines, str(path), DELIMITERS[suffix], column_names)
             elif suffix == ".jsonl":
@@ -87,8 +87,8 @@ def read_text(path: Path) -> str:
 
     if not path.is_file():
         raise BertpipeError(f"{path}: no such file.")
-    with _explain_broken_file(path), open_decompressed(path) as raw:
-        return "".join(_decode(raw))
+    with _explain_broken_file(path), open_decompressed(path) as raw, _decode(raw) as lines:
+        return lines.read()
 
 
 def check_unicode(row: Row) -> Row:
@@ -108,7 +108,7 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
-def _decode(raw: Any) -> Iterable[str]:
+def _decode(raw: Any) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
