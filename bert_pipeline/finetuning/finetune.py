@@ -115,7 +115,7 @@ def _train(
 
 def resolve_length(config: FinetuneConfig, examples: int) -> FinetuneConfig:
     """The options with a length, and with evaluations and checkpoints each epoch by default."""
-    per_epoch = max(1, round(examples / config.batch_size))
+    per_epoch = math.ceil(examples / config.batch_size)
     changes: dict[str, Any] = {}
     lengths = (config.max_steps, config.max_tokens, config.max_minutes, config.max_epochs)
     if all(length is None for length in lengths):
@@ -138,24 +138,24 @@ def make_trainer(
         (config.max_epochs or 0) * len(inputs.train) / config.batch_size
     )
     freeze(network, config.freeze)
-    task.model = TaskModel(
+    model = TaskModel(
         network,
         checkpoint_activations=config.checkpoint_activations,
         compiled=should_compile(config.compile, ranks.device, steps, config.max_minutes),
     )
     task.start = {name: value.detach().clone() for name, value in network.named_parameters()}
-    module = TaskLoss(task.model, inputs.task)
+    task.model = TaskLoss(model, inputs.task)
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
-        freeze_unused(module, task.probe(), ranks)
-    model = distribute(module, task.model.layers, ranks, find_strategy(config))
+        freeze_unused(task.model, task.probe(), ranks)
+    trained = distribute(task.model, model.layers, ranks, find_strategy(config))
     # 3. Optimizer and checkpoints.
     scales = layer_scales(network, config.layer_decay)
     groups = group_parameters(network, parameter_kinds(network), scales)
     optimizer = Optimizer(network, groups, config, ranks.precision)
     state = TrainingState(ranks, network, optimizer, folder / CHECKPOINTS, config.keep_checkpoints)
     best = BestMetric(f"eval_{inputs.task.metric}", patience=config.patience)
-    return FinetuningTrainer(config, ranks, model, optimizer, task, state, folder, best)
+    return FinetuningTrainer(config, ranks, trained, optimizer, task, state, folder, best)
 
 
 def _finish(

@@ -35,7 +35,7 @@ def announce(trainer: "FinetuningTrainer", inputs: Inputs) -> None:
     config = trainer.config
     task = trainer.task
     ranks = trainer.ranks
-    network = task.model.network
+    network = task.model.model.network
     parameters = list(network.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)

@@ -32,13 +32,17 @@ class TaskLoss(nn.Module):
     """The model with the loss of its task."""
 
     def __init__(self, model: TaskModel, task: Task) -> None:
+        """To shard, wrap each of the model's layers and then this module: all calls go through it."""
         super().__init__()
         self.model = model
         self._task = task
 
-    def forward(self, batch: TaskBatch) -> tuple[Tensor]:
-        """The summed loss."""
-        loss = self._task.loss(self.model(batch), batch)
+    def forward(self, batch: TaskBatch, *, scores: bool = False) -> tuple[Tensor]:
+        """The summed loss, or the scores of the model."""
+        found = self.model(batch)
+        if scores:
+            return (found,)
+        loss = self._task.loss(found, batch)
         return (loss * 0.0 if batch.is_placeholder else loss,)
 
 
@@ -61,7 +65,7 @@ class FinetuningTask:
         self.train = train
         self.validation = validation
         self.ranks = ranks
-        self.model: TaskModel
+        self.model: TaskLoss
         """What is trained; set once it has been made."""
         self.new_weights: Sequence[str] = ()
         """Names of the weights that the pretrained model lacked, which are random."""
@@ -150,7 +154,7 @@ class FinetuningTask:
             place = number * ranks.world_size + ranks.rank
             group = groups[min(place, len(groups) - 1)]
             batch = examples.collate(group).to(ranks.device)
-            scores = self.model(batch)
+            (scores,) = self.model(batch, scores=True)
             if place < len(groups):
                 loss = float(self.task.loss(scores, batch))
                 read = select_read(scores, examples, batch).cpu().numpy()

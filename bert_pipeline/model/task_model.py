@@ -47,20 +47,28 @@ class TaskModel(nn.Module):
     Its parameters are those of `network`, which has the stock names.
     """
 
+    network: Any
+
     def __init__(
         self, network: Any, *, checkpoint_activations: bool = False, compiled: bool = False
     ) -> None:
         super().__init__()
-        self.network = network
         how = {"checkpoint_activations": checkpoint_activations, "compiled": compiled}
         body = network.base_model
         self.encoder: UnpaddedEncoder | None = None
         if isinstance(body, UNPADDED_BODIES) and body is not network:
+            # The stock model is not registered as a submodule: its parts are, each once, so that
+            # sharding finds every parameter inside the module whose call it hooks.
+            object.__setattr__(self, "network", network)
             self.encoder = UnpaddedEncoder(body, **how)
+            heads = [child for child in network.children() if child is not body]
+            pooler = getattr(body, "pooler", None)
+            self.heads = nn.ModuleList([*heads, *([] if pooler is None else [pooler])])
             self._pools_all = getattr(network.config, "classifier_pooling", "cls") == "mean"
             # The attribute of the instance, so that the stock code finds it.
             body.forward = self._return_hidden
         else:
+            self.network = network
             self._layers = encoder_layers(network)
             for layer in self._layers:
                 layer.forward = wrap_layer(layer.forward, **how)
