@@ -70,8 +70,19 @@ class FinetuneConfig(TrainConfig):
     """Early stopping: end after so many evaluations without a better one."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's."""
+    cls_start: Literal["auto", "pretrained", "mean"] = "auto"
+    """How `[CLS]`, which classifiers read, attends at the start: as `pretrained`, or to all tokens
+    equally (`mean`: queries of the last layer and the pooler start anew). `auto` is `mean` for a
+    BERT or RoBERTa with a hidden size of at most 256."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` replaces all weights by random ones: the same network, not pretrained."""
+
+    protocol: Literal["single", "fast", "full"] = "single"
+    """`single` run; `fast`: three seeds; `full`: three learning rates with five seeds each, of
+    which the validation rows choose one. Median and interval are reported, and the majority
+    class."""
+    compare_random: bool = False
+    """With --protocol: repeat all runs with random weights, to see what pretraining gains."""
 
     batch_size: int = Field(32, ge=1)
     """Examples per step, over all processes and gradient-accumulation steps."""
@@ -111,6 +122,12 @@ class FinetuneConfig(TrainConfig):
             "epochs": self.max_epochs,
         }
         return next(f"{value:g} {unit}" for unit, value in lengths.items() if value is not None)
+
+    @model_validator(mode="after")
+    def _check_protocol(self) -> Self:
+        if self.compare_random and self.protocol == "single":
+            raise ValueError("--compare-random requires --protocol fast or full.")
+        return self
 
     @property
     def names_of_columns(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """`bertpipe finetune`: a pretrained model on labelled rows, the best epoch kept."""
 
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from bert_pipeline.finetuning.config import EPOCHS, FinetuneConfig
 from bert_pipeline.finetuning.export import export_model
 from bert_pipeline.finetuning.inputs import Inputs
 from bert_pipeline.finetuning.network import freeze, layer_scales, make_network
+from bert_pipeline.finetuning.protocol import FOLDER, choose, plan_runs, summarize, to_json
 from bert_pipeline.finetuning.summary import announce, print_summary
 from bert_pipeline.finetuning.task import FinetuningTask, TaskLoss
 from bert_pipeline.model.compile import should_compile
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.task_model import TaskModel
 from bert_pipeline.progress import print_line
+from bert_pipeline.storage.atomic import atomic_folder
+from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.storage.workspace import Working, Workspace, workspace
 from bert_pipeline.training.checkpoint import remove_damaged_checkpoints
 from bert_pipeline.training.distributed import (
@@ -44,7 +48,7 @@ MODEL = "model"
 WORKING = (
     *(METRICS, TRACKERS, f"{CHECKPOINTS}/step-*", f"{PROFILE}/*"),
     # A run that was killed after the export has no manifest that lists them.
-    *(f"{MODEL}/config.json", f"{MODEL}/model.safetensors"),
+    *(f"{MODEL}/config.json", f"{MODEL}/model.safetensors", FOLDER),
 )
 """What a run writes besides the files of its manifest, as globs."""
 
@@ -68,14 +72,15 @@ def finetune(config: FinetuneConfig) -> None:
         _finetune(config, ranks, stack)
 
 
-def _finetune(config: FinetuneConfig, ranks: Ranks, stack: ExitStack) -> None:
+def _finetune(
+    config: FinetuneConfig, ranks: Ranks, stack: ExitStack, inputs: Inputs | None = None
+) -> None:
     work: Workspace | None = None
-    inputs: Inputs | None = None
 
     def open_workspace() -> tuple[Path, bool]:
         nonlocal work, inputs
         check_trackers(config.tracker)
-        inputs = Inputs.read(config)
+        inputs = inputs or Inputs.read(config)
         described = inputs.describe(config)
         work = stack.enter_context(workspace(STAGE, config, described, Working(WORKING)))
         if config.overwrite and (removed := remove_damaged_checkpoints(work.folder / CHECKPOINTS)):
@@ -84,8 +89,12 @@ def _finetune(config: FinetuneConfig, ranks: Ranks, stack: ExitStack) -> None:
 
     check_same_options(config, ranks)
     folder, is_finished = ranks.broadcast(open_workspace)
-    if not is_finished:
-        _train(config, inputs or Inputs.read(config), ranks, folder, work)
+    inputs = inputs or Inputs.read(config)
+    config = resolve_learning_rate(config, inputs)
+    if not is_finished and config.protocol == "single":
+        _train(config, inputs, ranks, folder, work)
+    elif not is_finished:
+        _run_protocol(config, inputs, ranks, folder, work)
     elif work and work.finished:
         print_line(f"finetune: already complete in {config.out}", quiet=config.quiet)
         print_summary(work.finished.counts, config)
@@ -113,6 +122,58 @@ def _train(
     ranks.broadcast(lambda: _finish(trainer, inputs, work, weights, {**validation, **test}))
 
 
+def _run_protocol(
+    config: FinetuneConfig, inputs: Inputs, ranks: Ranks, folder: Path, work: Workspace | None
+) -> None:
+    """Do all runs of a protocol, and copy the best model of the chosen learning rate."""
+    metric = inputs.task.metric
+    runs = plan_runs(config, folder, config.find_learning_rate())
+    counts = []
+    for number, run in enumerate(runs, start=1):
+        with ExitStack() as stack:
+            _finetune(run, ranks, stack, inputs)
+        counts.append(read_manifest(run.out, STAGE).counts)
+        value = counts[-1][f"eval_{metric}"]
+        print_line(
+            f"  run {number} of {len(runs)}: {run.out.name}: validation {metric} {value:.4f}",
+            quiet=config.quiet or not ranks.is_main,
+        )
+    ranks.broadcast(lambda: _finish_protocol(config, metric, runs, counts, folder, work))
+
+
+def _finish_protocol(
+    config: FinetuneConfig,
+    metric: str,
+    runs: Sequence[FinetuneConfig],
+    counts: Sequence[Mapping[str, Any]],
+    folder: Path,
+    work: Workspace | None,
+) -> None:
+    assert work is not None
+    summaries = summarize(runs, counts, metric)
+    init = runs[0].init
+    chosen = choose(summaries, init)
+    candidates = [
+        number
+        for number, run in enumerate(runs)
+        if (run.init, run.find_learning_rate()) == (init, chosen.learning_rate)
+    ]
+    best = max(candidates, key=lambda number: counts[number][f"eval_{metric}"])
+    with atomic_folder(folder / MODEL) as temporary:
+        shutil.copytree(runs[best].out / MODEL, temporary, dirs_exist_ok=True)
+    figures = {**counts[best], "metric": metric, "protocol": to_json(summaries), "runs": len(runs)}
+    files = [path for name in (MODEL, FOLDER) for path in (folder / name).rglob("*")]
+    work.finish(figures, sorted(path for path in files if path.is_file()))
+    print_summary(figures, config)
+
+
+def resolve_learning_rate(config: FinetuneConfig, inputs: Inputs) -> FinetuneConfig:
+    """The options with a learning rate: by default one for the width of the model."""
+    if config.learning_rate is not None:
+        return config
+    return config.model_copy(update={"learning_rate": inputs.default_learning_rate})
+
+
 def resolve_length(config: FinetuneConfig, examples: int) -> FinetuneConfig:
     """The options with a length, and with evaluations and checkpoints each epoch by default."""
     per_epoch = math.ceil(examples / config.batch_size)
@@ -134,6 +195,7 @@ def make_trainer(
     network, new = make_network(config, inputs.folder, inputs.task)
     task = FinetuningTask(config, inputs.task, inputs.train, inputs.validation, ranks)
     task.new_weights = new
+    task.padding = network.config.pad_token_id or 0
     steps = config.max_steps or math.ceil(
         (config.max_epochs or 0) * len(inputs.train) / config.batch_size
     )

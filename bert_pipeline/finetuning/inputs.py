@@ -22,6 +22,11 @@ from bert_pipeline.tasks.registry import find_task, read_task_rows
 from bert_pipeline.tasks.task import Task
 
 MIN_ROWS = 2
+SPLIT_SEED = 0
+BASE_RATE = 3e-5
+BASE_WIDTH = 768
+"""The learning rate for BERT-base (Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5), and its hidden
+size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Inputs:
     train: Examples
     validation: Examples
     test: Examples | None
+    default_learning_rate: float
 
     @classmethod
     def read(cls, config: FinetuneConfig) -> Self:
@@ -61,7 +67,8 @@ class Inputs:
                 )
         if config.class_weights == "balanced":
             task = _balance(task, train)
-        return cls(folder, tokenizer, task, train, validation, test)
+        rate = default_learning_rate(load_config(folder))
+        return cls(folder, tokenizer, task, train, validation, test, rate)
 
     def describe(self, config: FinetuneConfig) -> dict[str, Input]:
         """The inputs' record for the manifest."""
@@ -74,6 +81,16 @@ class Inputs:
                 path = os.path.relpath(Path(source).resolve(), config.out.resolve())
                 described[name] = Input(path=path, fingerprint=hash_file(Path(source)))
         return described
+
+
+def default_learning_rate(config: Any) -> float:
+    """The peak learning rate of AdamW for the width of a model: inverse to its square.
+
+    That is 3e-5 for BERT-base, 1.7e-5 for BERT-large, 2.7e-4 for BERT-mini and 1.1e-3 for
+    BERT-tiny; measured for the last (docs/benchmarks.md).
+    """
+    width = getattr(config, "hidden_size", BASE_WIDTH)
+    return float(BASE_RATE * (BASE_WIDTH / width) ** 2)
 
 
 def find_max_length(folder: Path) -> int:
@@ -108,9 +125,10 @@ def _validation_source(config: FinetuneConfig) -> tuple[str, str] | None:
 def _hold_out(task: Task, examples: Examples, config: FinetuneConfig) -> tuple[Examples, Examples]:
     """Training and validation examples: a random share of each label, at least one in all.
 
-    Examples of one group, such as the windows of a context, stay together.
+    Examples of one group, such as the windows of a context, stay together. The choice does not
+    depend on the seed of the run, so that runs with other seeds compare.
     """
-    random = np.random.default_rng(config.seed)
+    random = np.random.default_rng(SPLIT_SEED)
     groups = task.groups(examples)
     is_single = isinstance(task, Classification) and task.problem == SINGLE
     strata = defaultdict(list)

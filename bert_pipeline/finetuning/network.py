@@ -11,8 +11,14 @@ from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.model.architectures import set_dropout
 from bert_pipeline.model.padded import encoder_layers
+from bert_pipeline.model.unpadded import BERT_BODIES
 from bert_pipeline.predict.load import load_config, load_with_new_heads
 from bert_pipeline.tasks.task import Task
+
+CLS_TASKS = ("classification", "multiple-choice")
+"""Tasks whose heads read `[CLS]`."""
+NARROW = 256
+"""Hidden size up to which `--cls-start auto` is `mean`: measured for 128 (docs/benchmarks.md)."""
 
 
 def make_network(config: FinetuneConfig, folder: Path, task: Task) -> tuple[Any, list[str]]:
@@ -30,7 +36,42 @@ def make_network(config: FinetuneConfig, folder: Path, task: Task) -> tuple[Any,
     if config.init == "random":
         network = auto_class.from_config(model_config, dtype=torch.float32)
         return network, [name for name, _ in network.named_parameters()]
-    return load_with_new_heads(folder, auto_class, model_config)
+    network, new = load_with_new_heads(folder, auto_class, model_config)
+    if _starts_with_mean(config, network):
+        new = sorted({*new, *_start_with_mean(network)})
+    return network, new
+
+
+def _starts_with_mean(config: FinetuneConfig, network: Any) -> bool:
+    """Whether `[CLS]` starts as the mean of all tokens (`--cls-start`).
+
+    Raises `UsageError` if it cannot in this architecture.
+    """
+    reads_cls = isinstance(network.base_model, BERT_BODIES) and config.task in CLS_TASKS
+    if config.cls_start == "mean" and not reads_cls:
+        raise UsageError("--cls-start mean is for classifiers and choices on a BERT or RoBERTa.")
+    if config.cls_start != "auto":
+        return config.cls_start == "mean"
+    return reads_cls and config.freeze is None and network.config.hidden_size <= NARROW
+
+
+@torch.no_grad()
+def _start_with_mean(network: Any) -> list[str]:
+    """Let the last layer mix all tokens equally; return the names of the changed weights.
+
+    Only `[CLS]` is read of that layer, so its queries serve nothing else. A small budget trains
+    them for masked tokens: they look near their position, where a classifier has nothing to see.
+    """
+    query = network.base_model.encoder.layer[-1].attention.self.query
+    pooler = getattr(network.base_model, "pooler", None)
+    query.weight.zero_()
+    query.bias.zero_()
+    changed = [query.weight, query.bias]
+    if pooler is not None:
+        network._init_weights(pooler.dense)
+        changed += [pooler.dense.weight, pooler.dense.bias]
+    ids = {id(parameter) for parameter in changed}
+    return [name for name, parameter in network.named_parameters() if id(parameter) in ids]
 
 
 def freeze(network: Any, what: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.finetuning.inputs import Inputs
+from bert_pipeline.finetuning.protocol import Summary
 from bert_pipeline.progress import human_count, print_line, print_pairs
 
 if TYPE_CHECKING:
@@ -60,7 +61,16 @@ def announce(trainer: "FinetuningTrainer", inputs: Inputs) -> None:
 
 
 def print_summary(counts: Mapping[str, Any], config: FinetuneConfig) -> None:
-    """Print the result of a finished run from the counts of its manifest."""
+    """Print the result of a finished run, or of a protocol, from the counts of its manifest."""
+    for summary in counts.get("protocol", ()):
+        found = Summary(**summary)
+        weights = "random weights" if found.init == "random" else "pretrained"
+        split = "test" if found.test else "validation"
+        print_line(
+            f"{weights}, learning rate {found.learning_rate:.2g}: {split} {counts['metric']} "
+            f"{found.describe()}",
+            quiet=config.quiet,
+        )
     print_line(
         f"fine-tuned: {counts['steps']:,} steps, {counts['epochs']:.1f} epochs in "
         f"{counts['elapsed_s'] / 60:.1f} min → {config.out / 'model'}",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_pipeline.finetuning.config import FinetuneConfig
+from bert_pipeline.model.fixed_shapes import CPU_TOKEN_MULTIPLE, round_up_tokens
 from bert_pipeline.model.task_model import TaskBatch, TaskModel
 from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.progress import print_line
@@ -32,7 +33,7 @@ class TaskLoss(nn.Module):
     """The model with the loss of its task."""
 
     def __init__(self, model: TaskModel, task: Task) -> None:
-        """To shard, wrap each of the model's layers and then this module: all calls go through it."""
+        """To shard, wrap the model's layers and then this module: all calls go through it."""
         super().__init__()
         self.model = model
         self._task = task
@@ -65,6 +66,8 @@ class FinetuningTask:
         self.train = train
         self.validation = validation
         self.ranks = ranks
+        self.padding = 0
+        """Id of the padding token; set with the model."""
         self.model: TaskLoss
         """What is trained; set once it has been made."""
         self.new_weights: Sequence[str] = ()
@@ -94,7 +97,7 @@ class FinetuningTask:
         rows, epochs = draw_rows(len(self.train), first, config.batch_size, config.seed)
         own = rows[ranks.rank :: ranks.world_size]
         parts = [part for part in np.array_split(own, config.accumulate) if len(part)]
-        batches = [self.train.collate(part) for part in parts]
+        batches = [self._collate(part) for part in parts]
         weight = sum(map(self.task.weight_of, batches))
         # With fewer examples than ranks × micro-batches, all ranks still join the all-reduce.
         if missing := config.accumulate - len(batches):
@@ -111,6 +114,13 @@ class FinetuningTask:
             metrics={"epoch": int(epochs[0])},
             source=rows,
         )
+
+    def _collate(self, rows: Int64Array) -> TaskBatch:
+        batch = self.train.collate(rows)
+        if self.ranks.device.type != "cpu" or self.ranks.precision.half_dtype is None:
+            return batch
+        # oneDNN builds kernels for each number of rows, which takes longer than the padding.
+        return round_up_tokens(batch, CPU_TOKEN_MULTIPLE, self.padding)
 
     def record_skipped(self, step: int, inputs: StepInputs) -> None:
         """Name the rows of a step that was skipped."""

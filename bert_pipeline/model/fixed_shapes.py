@@ -11,8 +11,13 @@ import numpy as np
 import torch
 
 from bert_pipeline.model.kernels import IGNORED
+from bert_pipeline.model.task_model import TaskBatch
 from bert_pipeline.model.unpadded_batch import HeadPositions, PretrainingBatch
 from bert_pipeline.ragged import Int64Array
+
+CPU_TOKEN_MULTIPLE = 64
+"""Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
+of rows, which takes longer than the padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,32 @@ def fill_up(batch: PretrainingBatch, shape: BatchShape, padding: int) -> Pretrai
         is_random_next=pairs,
         is_filled=True,
         head_positions=HeadPositions.select(cu_seqlens, index),
+    )
+
+
+def round_up_tokens(batch: TaskBatch, multiple: int, padding: int) -> TaskBatch:
+    """A batch on the CPU with its number of tokens rounded up to a multiple.
+
+    Added examples of padding are not longer than the longest one, and no head reads them.
+    """
+    missing = -len(batch.tokens) % multiple
+    if not missing:
+        return batch
+    added = -(-missing // batch.max_seqlen)
+    lengths = np.full(added, missing // added, dtype=np.int64)
+    lengths[: missing % added] += 1
+    ends = torch.from_numpy(len(batch.tokens) + np.cumsum(lengths))
+    starts = np.cumsum(lengths) - lengths
+    positions = torch.from_numpy(np.arange(missing) - np.repeat(starts, lengths))
+    heads = batch.head_positions
+    unread = heads.cu_seqlens[-1:].expand(added)
+    return replace(
+        batch,
+        tokens=torch.cat([batch.tokens, torch.full((missing,), padding)]),
+        segment_ids=torch.cat([batch.segment_ids, torch.zeros(missing, dtype=torch.long)]),
+        positions=torch.cat([batch.positions, positions]),
+        cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
+        head_positions=replace(heads, cu_seqlens=torch.cat([heads.cu_seqlens, unread])),
     )
 
 

@@ -99,7 +99,10 @@ class TaskModel(nn.Module):
             hidden = encoder(batch, positions)[None]
         elif self._pools_all:
             *_, states = encoder.hidden_states(batch)
-            hidden = _mean_of_examples(states, batch.cu_seqlens)[:, None]
+            # Examples of padding at the end have no read positions.
+            examples = int((positions.cu_seqlens.diff() > 0).sum())
+            bounds = batch.cu_seqlens[: examples + 1]
+            hidden = _mean_of_examples(states[: bounds[-1]], bounds)[:, None]
         else:
             hidden = encoder(batch, positions)[:, None]
         # [1, R, hidden] or [B, 1, hidden]: for the stock head, one text of R tokens or B texts of

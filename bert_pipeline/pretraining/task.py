@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
+from bert_pipeline.model.fixed_shapes import CPU_TOKEN_MULTIPLE, BatchShape, fill_up
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.model.initialization import COUNTED_TOKENS, initialize_informed
 from bert_pipeline.model.pretraining_model import PretrainingModel, make_network
@@ -35,9 +35,6 @@ from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
 
-CPU_TOKEN_MULTIPLE = 64
-"""Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
-of rows, which takes longer than the padding."""
 PROBED_ROWS = 4
 """Examples with which unused parameters are found."""
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
 from bert_pipeline.errors import BertpipeError, Stopped
 from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.finetuning.finetune import finetune
+from bert_pipeline.finetuning.protocol import interval
 from bert_pipeline.predict.predict import PredictCounts, Predictor
 from bert_pipeline.tasks.read_rows import Row, read_rows
 from tests.helpers.cli import run_cli
@@ -278,3 +280,41 @@ def test_next_sentences_of_a_pretrained_model(model: Path) -> None:
     ]
     found = list(Predictor(model).predict(rows, PredictCounts()))
     assert all(0 < row["score"] < 1 for row in found)
+
+
+def test_mean_start_mixes_all_tokens_equally(model: Path, train: Path, tmp_path: Path) -> None:
+    """The order of the words then changes nothing in the last layer, but for their positions."""
+    out = run(model, train, tmp_path / "run", max_steps=0)
+    network = AutoModelForSequenceClassification.from_pretrained(
+        out / "model", attn_implementation="eager"
+    )
+    ids = torch.tensor([[2, 9, 14, 6, 3]])
+    with torch.no_grad():
+        attended = network(input_ids=ids, output_attentions=True).attentions
+    torch.testing.assert_close(attended[-1], torch.full_like(attended[-1], 0.2))
+    assert not torch.allclose(attended[0], attended[-1], atol=1e-4)
+
+
+def test_protocol_reports_seeds_and_random_weights(
+    model: Path, train: Path, tmp_path: Path
+) -> None:
+    test = write_sentences(tmp_path / "test.tsv", 40, seed=5)
+    options = {"protocol": "fast", "compare_random": True, "max_steps": 12, "test": str(test)}
+    out = run(model, train, tmp_path / "run", **options)
+    found = counts(out)
+    assert found["runs"] == 6
+    assert [summary["init"] for summary in found["protocol"]] == ["pretrained", "random"]
+    runs = [counts(folder) for folder in sorted((out / "runs").glob("pretrained-*"))]
+    assert found["protocol"][0]["test"] == [one["test_accuracy"] for one in runs]
+    best = max(one["eval_accuracy"] for one in runs)
+    assert found["eval_accuracy"] == best
+    AutoModelForSequenceClassification.from_pretrained(out / "model")
+    before = weights(out)
+    run(model, train, out, **options)
+    assert weights(out) == before
+
+
+def test_interval_of_the_mean() -> None:
+    values = [0.7, 0.74, 0.72, 0.8, 0.77]
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((expected.low, expected.high))
