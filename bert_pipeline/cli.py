@@ -120,28 +120,85 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    minimal_pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pairs of a right and a wrong sentence: a file or folder in the format of BLiMP "
+            "or MultiBLiMP (jsonl, csv, tsv, parquet).",
+            show_default=False,
+        ),
+    ] = None,
+    cloze: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts with one [MASK] and the expected word: a file with text and expect (jsonl, "
+            "csv, tsv, parquet), or a recipe with probes.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         Literal["validation", "train"], typer.Option(help="Examples to evaluate on.")
     ] = "validation",
+    pseudo_perplexity: Annotated[
+        bool,
+        typer.Option(
+            "--pseudo-perplexity",
+            help="With --text: mask each token in turn, instead of 15% of them at once.",
+        ),
+    ] = False,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --pseudo-perplexity: score at most this many tokens, drawn at random."
+        ),
+    ] = 10_000,
+    pll: Annotated[
+        Literal["word-l2r", "original"],
+        typer.Option(
+            help="With --pseudo-perplexity or --minimal-pairs: what is masked to score a token, it "
+            "and the later tokens of its word (Kauf and Ivanova 2023), or it alone."
+        ),
+    ] = "word-l2r",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on masked examples, compared with the unigram baseline, or on plain text."""
-    if text is not None and examples is None:
-        of_text = api.evaluate_text(model, text, quiet=as_json)
-        _print_evaluation(of_text, f"{model} on {text}", of_text.describe(), as_json)
-    elif examples is not None and text is None:
-        evaluation = api.evaluate(model, examples, split, quiet=as_json)
-        title = f"{model} on {examples}, {split}"
-        _print_evaluation(evaluation, title, evaluation.describe(split), as_json)
-    else:
-        raise UsageError("evaluate: give either --examples or --text.")
+    """Evaluate a model on masked examples, plain text, minimal pairs or cloze probes."""
+    sources = {
+        "--examples": examples,
+        "--text": text,
+        "--minimal-pairs": minimal_pairs,
+        "--cloze": cloze,
+    }
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) != 1:
+        raise UsageError(f"evaluate: give one of {', '.join(sources)}.")
+    if pseudo_perplexity and text is None:
+        raise UsageError("--pseudo-perplexity requires --text.")
+    title = f"{model} on {sources[given[0]]}"
+    found: Any
+    if examples is not None:
+        found = api.evaluate(model, examples, split, quiet=as_json)
+        _print_evaluation(found, f"{title}, {split}", found.describe(split), as_json)
+        return
+    if text is not None and pseudo_perplexity:
+        found = api.evaluate_pseudo_perplexity(
+            model, text, max_tokens=max_tokens, pll=pll, quiet=as_json
+        )
+    elif text is not None:
+        found = api.evaluate_text(model, text, quiet=as_json)
+    elif minimal_pairs is not None:
+        found = api.evaluate_minimal_pairs(model, minimal_pairs, pll=pll, quiet=as_json)
+        found.print_groups(quiet=as_json)
+    elif cloze is not None:
+        found = api.evaluate_cloze(model, cloze)
+        found.print_answers(quiet=as_json)
+    _print_evaluation(found, title, found.describe(), as_json)
 
 
 def _print_evaluation(
     evaluation: Any, title: str, lines: list[tuple[str, str]], as_json: bool
 ) -> None:
     if as_json:
-        print(json.dumps(asdict(evaluation)))  # noqa: T201
+        print(json.dumps(asdict(evaluation), ensure_ascii=False))  # noqa: T201
         return
     from bert_pipeline.progress import print_pairs
 

@@ -76,5 +76,7 @@ def _find_heads(network: Any) -> nn.Module:
     """The module that holds all parameters above the base model."""
     if isinstance(network, ModernBertForMaskedLM):
         return nn.ModuleDict({"head": network.head, "decoder": network.decoder})
-    heads: nn.Module = network.lm_head if isinstance(network.base_model, ROBERTA_BODIES) else network.cls
+    heads: nn.Module = (
+        network.lm_head if isinstance(network.base_model, ROBERTA_BODIES) else network.cls
+    )
     return heads

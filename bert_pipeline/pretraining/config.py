@@ -16,6 +16,7 @@ class PretrainConfig(TrainConfig):
         "examples",
         "tokenizer",
         "evaluate_rows",
+        "evaluate_with",
         "init_revision",
         "old_text",
     }
@@ -81,6 +82,9 @@ class PretrainConfig(TrainConfig):
     """Save the encoder without its heads too, in `model/backbone`."""
     evaluate_rows: int = Field(512, ge=1)
     """Held-out examples per evaluation during training; the final one uses all."""
+    evaluate_with: OneOrMany = ()
+    """Minimal pairs or cloze probes to evaluate on too: a file as `bertpipe evaluate` takes it. 256
+    of them are used per evaluation during training, all in the final one. Can be repeated."""
 
     @model_validator(mode="after")
     def _check_init_from(self) -> Self:

@@ -1,6 +1,7 @@
 """What a pretraining run prints at its start and its end."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -40,13 +41,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
         f"{minutes:.1f} min → {config.out / 'model'}",
         quiet=config.quiet,
     )
-    prefix = "eval_"
-    metrics = {
-        name.removeprefix(prefix): value
-        for name, value in counts.items()
-        if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
-    }
-    lines = Evaluation(**metrics).describe() if metrics else []
+    lines = _describe_evaluation(counts)
     lines += _describe_speed(counts)
     if skipped := counts["skipped_steps"]:
         lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))
@@ -56,6 +51,20 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     if comparison := counts.get("bits_per_byte"):
         print_adaptation(comparison, quiet=config.quiet)
     print_line(f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet)
+
+
+def _describe_evaluation(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    prefix = "eval_"
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in counts.items()
+        if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
+    }
+    own = {field.name for field in fields(Evaluation)}
+    metrics = {name: value for name, value in found.items() if name in own}
+    lines = Evaluation(**metrics).describe() if metrics else []
+    zero_shot = [(name, value) for name, value in found.items() if name not in own]
+    return lines + [(name.replace("_", " "), f"{value:.3f}") for name, value in zero_shot]
 
 
 def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -77,9 +77,9 @@ def test_encoder_returns_the_hidden_states_that_heads_read(read: str, name: str)
     mask = padded["attention_mask"]
     del padded["labels"]
     with torch.no_grad():
-        hidden = UnpaddedEncoder(model.base_model, checkpoint_activations=False, compiled=False).eval()(
-            batch, positions
-        )
+        hidden = UnpaddedEncoder(
+            model.base_model, checkpoint_activations=False, compiled=False
+        ).eval()(batch, positions)
         stock = model.base_model(**padded).last_hidden_state[mask.bool()]
     torch.testing.assert_close(hidden[positions.first], stock[[0, 12, 37]])
     torch.testing.assert_close(hidden[positions.others], stock[index])
