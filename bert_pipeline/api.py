@@ -24,6 +24,7 @@ from bert_pipeline.storage.manifest import Manifest, read_manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 
 if TYPE_CHECKING:
+    from bert_pipeline.predict.export import Exported
     from bert_pipeline.pretraining.evaluation import Evaluation
     from bert_pipeline.pretraining.text_evaluation import TextEvaluation
     from bert_pipeline.pretraining.zero_shot.cloze import Cloze
@@ -176,6 +177,23 @@ def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) 
     from bert_pipeline.predict.fill_mask import MaskFiller
 
     return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
+
+
+def export(
+    model: str | Path,
+    to: Literal["onnx", "safetensors-fp16"],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+) -> "Exported":
+    """Write a model in another format to the folder `out` (`bertpipe export`).
+
+    Returns where it is, and how far its outputs are from those of the model. Raises
+    `BertpipeError` if that is too far, and nothing is written.
+    """
+    from bert_pipeline.predict.export import export_model
+
+    return export_model(Path(model), to, Path(out), overwrite=overwrite)
 
 
 def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":

@@ -227,6 +227,26 @@ def fill_mask(
         print_line("\n".join([text, *format_candidates(masks)]))
 
 
+@app.command("export")
+def export(
+    model: Model,
+    to: Annotated[
+        Literal["onnx", "safetensors-fp16"],
+        typer.Option(help="Format: `onnx` needs bertpipe[onnx].", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model in the format of another runtime, checked against the original."""
+    from bert_pipeline.progress import print_line
+
+    exported = api.export(model, to, out, overwrite=overwrite)
+    print_line(exported.describe(), quiet=quiet)
+
+
 @app.command("verify")
 def verify(
     folder: Annotated[

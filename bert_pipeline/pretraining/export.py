@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from bert_pipeline.errors import BertpipeError
 from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import make_network
+from bert_pipeline.predict.parity import compute_outputs, sample_batches
 from bert_pipeline.pretraining.config import PretrainConfig
+from bert_pipeline.pretraining.evaluation import load_pretrained
 from bert_pipeline.pretraining.model_card import write_model_card
 from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.storage.atomic import atomic_folder
@@ -35,6 +38,7 @@ def export_model(
             for name, parameter in network.named_parameters():
                 parameter.copy_(weights[name])
         network.save_pretrained(temporary)
+        _check_written(temporary, network)
         _save_tokenizer(temporary, network, inputs)
         if config.save_backbone:
             backbone = temporary / BACKBONE
@@ -42,6 +46,21 @@ def export_model(
             _save_tokenizer(backbone, network, inputs)
         write_model_card(temporary, config, inputs.examples, position, metrics)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _check_written(folder: Path, network: Any) -> None:
+    """Raise `BertpipeError` if the files in `folder` do not compute what the network does.
+
+    A class that ties or renames weights when it is loaded would lose training otherwise.
+    """
+    batches = sample_batches(network)
+    written = compute_outputs(load_pretrained(folder), batches)
+    for expected, found in zip(compute_outputs(network, batches), written, strict=True):
+        if not all(torch.equal(value, found[name]) for name, value in expected.items()):
+            raise BertpipeError(
+                "The saved model does not compute what the trained one does; this is an error of "
+                "bertpipe or transformers. The weights are in the newest checkpoint."
+            )
 
 
 def _save_tokenizer(folder: Path, network: Any, inputs: Inputs) -> None:

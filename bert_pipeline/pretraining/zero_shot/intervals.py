@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import binomtest
 
 Z = 1.959964
 """Standard deviations on each side of a 95% interval of the normal distribution."""
@@ -22,6 +21,8 @@ class Estimate:
     @classmethod
     def of_share(cls, count: int, total: int) -> Self:
         """A proportion, with Wilson's interval."""
+        from scipy.stats import binomtest  # takes a second
+
         interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
         return cls(count / total, float(interval.low), float(interval.high))
 
