@@ -129,7 +129,7 @@ def evaluate_pseudo_perplexity(
     text: str | Path,
     *,
     max_tokens: int = 10_000,
-    pll: "Pll" = "word-l2r",
+    pll: "Pll" = "original",
     quiet: bool = True,
 ) -> "PseudoPerplexity":
     """Score the tokens of a text, masking each in turn (`evaluate --text --pseudo-perplexity`).
@@ -142,7 +142,7 @@ def evaluate_pseudo_perplexity(
 
 
 def evaluate_minimal_pairs(
-    model: str | Path, pairs: str | Path, *, pll: "Pll" = "word-l2r", quiet: bool = True
+    model: str | Path, pairs: str | Path, *, pll: "Pll" = "original", quiet: bool = True
 ) -> "MinimalPairs":
     """Evaluate a model on minimal pairs (`bertpipe evaluate --minimal-pairs`).
 

@@ -153,12 +153,13 @@ def evaluate(
         ),
     ] = 10_000,
     pll: Annotated[
-        Literal["word-l2r", "original"],
+        Literal["original", "word-l2r"],
         typer.Option(
             help="With --pseudo-perplexity or --minimal-pairs: what is masked to score a token, it "
-            "and the later tokens of its word (Kauf and Ivanova 2023), or it alone."
+            "alone (Salazar et al. 2020), or the later tokens of its word too (Kauf and Ivanova "
+            "2023)."
         ),
-    ] = "word-l2r",
+    ] = "original",
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on masked examples, plain text, minimal pairs or cloze probes."""

@@ -23,9 +23,9 @@ from bert_pipeline.ragged import BoolArray, FloatArray, Int32Array, Int64Array, 
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 from bert_pipeline.tokenizer.load import SpecialIds
 
-Pll = Literal["word-l2r", "original"]
-"""What is masked to score a token: it and the later ones of its word, or it alone."""
-DEFAULT_PLL: Pll = "word-l2r"
+Pll = Literal["original", "word-l2r"]
+"""What is masked to score a token: it alone, or it and the later ones of its word."""
+DEFAULT_PLL: Pll = "original"
 
 
 @dataclass(frozen=True, slots=True)
