@@ -171,7 +171,7 @@ def evaluate(
     }
     given = [name for name, source in sources.items() if source is not None]
     if len(given) != 1:
-        raise UsageError(f"evaluate: give one of {', '.join(sources)}.")
+        raise UsageError(f"evaluate: give one of {', '.join(sources)}, and no more.")
     if pseudo_perplexity and text is None:
         raise UsageError("--pseudo-perplexity requires --text.")
     title = f"{model} on {sources[given[0]]}"

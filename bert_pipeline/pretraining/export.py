@@ -40,7 +40,7 @@ def export_model(
             for name, parameter in network.named_parameters():
                 parameter.copy_(weights[name])
         network.save_pretrained(temporary)
-        _check_written(temporary, network)
+        check_written(temporary, network)
         _save_tokenizer(temporary, network, inputs)
         if config.save_backbone:
             backbone = temporary / BACKBONE
@@ -50,7 +50,7 @@ def export_model(
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _check_written(folder: Path, network: Any) -> None:
+def check_written(folder: Path, network: Any) -> None:
     """Raise `BertpipeError` if the files in `folder` are not the network.
 
     A class that renames or ties weights when it is loaded would lose what was learnt.

@@ -47,5 +47,5 @@ def parse_probe(record: Record) -> Probe:
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise UsageError(f"{where}: expect must be a word or a list of words.")
     if not isinstance(text, str) or text.count(MASK) != 1:
-        raise UsageError(f"{where}: text must have one {MASK}.")
+        raise UsageError(f"{where}: {text!r} must be a text with one {MASK}.")
     return Probe(text, tuple(word.strip() for word in words), where)

@@ -84,8 +84,8 @@ def test_recipe_and_tables_give_the_same_probes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "no mask", "expect": "a"}', "line 2: text must have one [MASK]"),
-        ('{"text": "[MASK] [MASK]", "expect": "a"}', "line 2: text must have one [MASK]"),
+        ('{"text": "no mask", "expect": "a"}', "must be a text with one [MASK]"),
+        ('{"text": "[MASK] [MASK]", "expect": "a"}', "must be a text with one [MASK]"),
         ('{"text": "[MASK]", "expect": []}', "line 2: expect must be a word"),
         ('{"text": "[MASK]", "word": "a"}', "found text, word"),
     ],

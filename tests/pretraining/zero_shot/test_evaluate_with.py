@@ -88,7 +88,7 @@ def test_broken_file_is_refused_before_the_first_step(
     broken = tmp_path / "broken.jsonl"
     broken.write_text(files[1].read_text() + '{"text": "no mask", "expect": "a"}\n')
     usual = (examples_folder, wordpiece_folder, tmp_path / "out")
-    with pytest.raises(UsageError, match=r"broken.jsonl, line \d+: text must have one"):
+    with pytest.raises(UsageError, match=r"broken.jsonl, line \d+: 'no mask' must be a text"):
         run(*usual, evaluate_with=[str(broken)])
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
     # The file is no part of the run: without it, the same folder goes on.
