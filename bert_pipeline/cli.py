@@ -17,6 +17,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from bert_pipeline import api
+from bert_pipeline.config import flags
 from bert_pipeline.errors import (
     BertpipeError,
     ReportedByMain,
@@ -147,52 +148,61 @@ def evaluate(
         ),
     ] = False,
     max_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="With --pseudo-perplexity: score at most this many tokens, drawn at random."
+            min=1,
+            help="With --pseudo-perplexity: score at most this many tokens, drawn at random.",
+            show_default="10000",
         ),
-    ] = 10_000,
+    ] = None,
     pll: Annotated[
-        Literal["original", "word-l2r"],
+        Literal["original", "word-l2r"] | None,
         typer.Option(
             help="With --pseudo-perplexity or --minimal-pairs: what is masked to score a token, it "
             "alone (Salazar et al. 2020), or the later tokens of its word too (Kauf and Ivanova "
-            "2023)."
+            "2023).",
+            show_default="original",
         ),
-    ] = "original",
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on masked examples, plain text, minimal pairs or cloze probes."""
-    sources = {
-        "--examples": examples,
-        "--text": text,
-        "--minimal-pairs": minimal_pairs,
-        "--cloze": cloze,
-    }
-    given = [name for name, source in sources.items() if source is not None]
-    if len(given) != 1:
-        raise UsageError(f"evaluate: give one of {', '.join(sources)}, and no more.")
+    source = _only_source(examples=examples, text=text, minimal_pairs=minimal_pairs, cloze=cloze)
     if pseudo_perplexity and text is None:
         raise UsageError("--pseudo-perplexity requires --text.")
-    title = f"{model} on {sources[given[0]]}"
+    if max_tokens is not None and not pseudo_perplexity:
+        raise UsageError("--max-tokens requires --pseudo-perplexity.")
+    if pll is not None and not (pseudo_perplexity or minimal_pairs):
+        raise UsageError("--pll requires --pseudo-perplexity or --minimal-pairs.")
+    title = f"{model} on {source}"
+    masking = pll or "original"
     found: Any
     if examples is not None:
         found = api.evaluate(model, examples, split, quiet=as_json)
         _print_evaluation(found, f"{title}, {split}", found.describe(split), as_json)
         return
     if text is not None and pseudo_perplexity:
+        limit = max_tokens or 10_000
         found = api.evaluate_pseudo_perplexity(
-            model, text, max_tokens=max_tokens, pll=pll, quiet=as_json
+            model, text, max_tokens=limit, pll=masking, quiet=as_json
         )
     elif text is not None:
         found = api.evaluate_text(model, text, quiet=as_json)
     elif minimal_pairs is not None:
-        found = api.evaluate_minimal_pairs(model, minimal_pairs, pll=pll, quiet=as_json)
+        found = api.evaluate_minimal_pairs(model, minimal_pairs, pll=masking, quiet=as_json)
         found.print_groups(quiet=as_json)
     elif cloze is not None:
         found = api.evaluate_cloze(model, cloze)
         found.print_answers(quiet=as_json)
     _print_evaluation(found, title, found.describe(), as_json)
+
+
+def _only_source(**sources: str | Path | None) -> str | Path:
+    """What to evaluate on, of all that can be given."""
+    given = [source for source in sources.values() if source is not None]
+    if len(given) != 1:
+        raise UsageError(f"evaluate: give one of {flags(sources)}, and no more.")
+    return given[0]
 
 
 def _print_evaluation(

@@ -48,6 +48,8 @@ class Pair:
     bad: str
     groups: Mapping[str, str]
     """Of `GROUPS`, those that the file has."""
+    columns: tuple[str, str]
+    """The names of the two sentences in the file."""
     where: str
 
 
@@ -72,17 +74,21 @@ class MinimalPairs:
     """The mean of their accuracies, as in the tables of papers; None without phenomena."""
     groups: Mapping[str, Mapping[str, Accuracy]]
     """By `phenomenon`, `linguistics_term`, `field` and `lang`, those that the file has."""
+    columns: tuple[str, str]
+    """The names of the right and the wrong sentence in the file."""
     pll: Pll
     chance: float = field(default=CHANCE)
 
     def describe(self) -> list[tuple[str, str]]:
         """The metrics as lines for people."""
-        ties = f", {self.ties:,} ties count as wrong" if self.ties else ""
+        right, wrong = self.columns
         lines = [("accuracy", f"{self.accuracy.describe()}, chance {self.chance:.0%}")]
         if (mean := self.mean_over_phenomena) is not None:
             count = len(self.groups["phenomenon"])
             lines.append(("mean of phenomena", f"{mean.describe()}, {count} phenomena"))
-        return [*lines, ("measured on", f"{self.pairs:,} pairs{ties}")]
+        if self.ties:
+            lines.append(("ties", f"{self.ties:,} pairs with equal scores, which count as wrong"))
+        return [*lines, ("measured on", f"{self.pairs:,} pairs ({right}, {wrong})")]
 
     def print_groups(self, *, quiet: bool = False) -> None:
         """Print a table of each grouping."""
@@ -133,7 +139,7 @@ def _parse(record: Record) -> Pair:
         if (column := next((name for name in columns if fields.get(name)), None)) is not None
     }
     good, bad = (" ".join(sentence.split()) for sentence in sentences)
-    return Pair(good, bad, groups, record.where)
+    return Pair(good, bad, groups, names, record.where)
 
 
 def evaluate_minimal_pairs(
@@ -186,5 +192,6 @@ def _summarize(
             for group in GROUPS
             if group in members
         },
+        columns=pairs[0].columns,
         pll=pll,
     )

@@ -93,10 +93,13 @@ def test_formats_give_the_same_pairs(tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(renamed)
     expected = [(row["sentence_good"], row["sentence_bad"], row["UID"]) for row in rows]
+    columns = set()
     for name in ("pairs.jsonl.gz", "folder", "pairs.parquet", "pairs.csv", "pairs.tsv"):
         found = read_pairs(tmp_path / name)
         read = [(pair.good, pair.bad, pair.groups["phenomenon"]) for pair in found]
         assert read == expected, name
+        columns |= {pair.columns for pair in found}
+    assert columns == {("sentence_good", "sentence_bad"), ("sen", "wrong_sen")}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,13 @@ def test_command_prints_accuracies_beside_chance(knowing_model: Path, tmp_path: 
     write_rows(path, blimp_rows())
     printed = run_cli("evaluate", knowing_model, "--minimal-pairs", path)
     assert printed.code == 0, printed.stderr
-    for said in ("chance 50%", "first", "75.0%", "66.7% (30.0% to 90.3%)", "1 ties"):
+    for said in (
+        "chance 50%",
+        "first",
+        "75.0%",
+        "66.7% (30.0% to 90.3%)",
+        "1 pairs with equal scores",
+    ):
         assert said in printed.stdout
     as_json = run_cli("evaluate", knowing_model, "--minimal-pairs", path, "--json")
     found = json.loads(as_json.stdout)

@@ -77,3 +77,7 @@ def test_command_needs_a_text(model: Path, text: Path) -> None:
     refused = run_cli("evaluate", model, "--examples", text, "--pseudo-perplexity")
     assert refused.code == 2
     assert "--pseudo-perplexity requires --text" in refused.stderr
+    refused = run_cli("evaluate", model, "--text", text, "--max-tokens", 50)
+    assert (refused.code, "requires --pseudo-perplexity" in refused.stderr) == (2, True)
+    refused = run_cli("evaluate", model, "--text", text, "--pll", "word-l2r")
+    assert (refused.code, "--pll requires" in refused.stderr) == (2, True)
