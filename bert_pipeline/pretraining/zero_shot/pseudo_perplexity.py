@@ -56,7 +56,7 @@ class PseudoPerplexity:
         ]
 
 
-class _Sample:
+class TokenSample:
     """A fixed random choice of tokens of a text that is read once.
 
     Each token has a random number that depends on its place in the text alone; those with the
@@ -113,7 +113,7 @@ def evaluate_pseudo_perplexity(
     around it, but those that are masked with it. Raises `BertpipeError` if there is no text.
     """
     lm = MaskedLM.load(model)
-    sample = _Sample(max_tokens)
+    sample = TokenSample(max_tokens)
     words = 0
     size = 0
     encoder = SentenceEncoder(lm.tokenizer, with_word_starts=True)

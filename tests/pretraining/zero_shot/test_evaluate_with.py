@@ -55,6 +55,8 @@ def test_run_is_evaluated_and_trains_as_without(
     assert final["eval_cloze_top1"] == cloze.top1_accuracy.value
     assert final["eval_cloze_top5"] == cloze.top5_accuracy.value
     assert counts(tmp_path / "out")["eval_cloze_top5"] == final["eval_cloze_top5"]
+    # The files are no part of the run: with others it is the same one, and complete.
+    run(*usual, tmp_path / "out", dropout=0.1, evaluate_with=given[:1])
 
 
 @pytest.mark.slow
@@ -91,8 +93,6 @@ def test_broken_file_is_refused_before_the_first_step(
     with pytest.raises(UsageError, match=r"broken.jsonl, line \d+: 'no mask' must be a text"):
         run(*usual, evaluate_with=[str(broken)])
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
-    # The file is no part of the run: without it, the same folder goes on.
-    run(*usual, max_steps=1)
 
 
 def test_metrics_of_several_files_have_their_names(

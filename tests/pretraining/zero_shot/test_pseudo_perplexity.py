@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertForMaskedLM
@@ -11,7 +12,12 @@ from transformers import BertForMaskedLM
 from bert_pipeline import evaluate_pseudo_perplexity
 from bert_pipeline.corpus.read_texts import read_texts
 from bert_pipeline.pretraining.zero_shot.masked_lm import MaskedLM
-from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import encode_sentences, score_sentences
+from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import (
+    Sentence,
+    encode_sentences,
+    score_sentences,
+)
+from bert_pipeline.pretraining.zero_shot.pseudo_perplexity import TokenSample
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 from tests.helpers.cli import run_cli
 from tests.helpers.random_models import save_random_model
@@ -65,6 +71,23 @@ def test_sample_is_fixed_and_its_interval_has_the_value_of_all_tokens(
     assert part == evaluate_pseudo_perplexity(model, text, max_tokens=60)
     assert (part.scored_tokens, part.tokens, part.words) == (60, whole.tokens, whole.words)
     assert part.bits_per_byte.low < whole.bits_per_byte.value < part.bits_per_byte.high
+
+
+def test_sample_is_a_choice_of_all_tokens_whatever_their_rows() -> None:
+    ids = np.arange(1000, dtype=np.int32)
+    text = Sentence(ids, np.ones(1000, dtype=np.bool_))
+    chosen = []
+    for size in (7, 10, 400):
+        sample = TokenSample(100)
+        for part in text.cut(size):
+            sample.add(part)
+        rows, row_of, places = sample.take()
+        pairs = zip(row_of.tolist(), places.tolist(), strict=True)
+        chosen.append([int(rows[row].ids[place]) for row, place in pairs])
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert len(set(chosen[0])) == 100
+    # In ten parts of the text about ten tokens each.
+    assert all(2 <= count <= 22 for count in np.bincount(np.array(chosen[0]) // 100))
 
 
 def test_command_needs_a_text(model: Path, text: Path) -> None:
