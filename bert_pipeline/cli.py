@@ -175,21 +175,19 @@ def evaluate(
     if pll is not None and not (pseudo_perplexity or minimal_pairs):
         raise UsageError("--pll requires --pseudo-perplexity or --minimal-pairs.")
     title = f"{model} on {source}"
-    masking = pll or "original"
+    scoring: dict[str, Any] = {} if pll is None else {"pll": pll}
+    sampling: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     found: Any
     if examples is not None:
         found = api.evaluate(model, examples, split, quiet=as_json)
         _print_evaluation(found, f"{title}, {split}", found.describe(split), as_json)
         return
     if text is not None and pseudo_perplexity:
-        limit = max_tokens or 10_000
-        found = api.evaluate_pseudo_perplexity(
-            model, text, max_tokens=limit, pll=masking, quiet=as_json
-        )
+        found = api.evaluate_pseudo_perplexity(model, text, **scoring, **sampling, quiet=as_json)
     elif text is not None:
         found = api.evaluate_text(model, text, quiet=as_json)
     elif minimal_pairs is not None:
-        found = api.evaluate_minimal_pairs(model, minimal_pairs, pll=masking, quiet=as_json)
+        found = api.evaluate_minimal_pairs(model, minimal_pairs, **scoring, quiet=as_json)
         found.print_groups(quiet=as_json)
     elif cloze is not None:
         found = api.evaluate_cloze(model, cloze)

@@ -22,7 +22,7 @@ from bert_pipeline.predict.parity import (
 
 FILE = "model.onnx"
 ONNX_FILES = (FILE, f"{FILE}.data")
-"""Weights of more than 2 GB are in a file of their own."""
+"""Weights of more than 1.5 GB are in a file of their own."""
 TOLERANCE = 1e-4
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 

@@ -10,6 +10,8 @@ from bert_pipeline.pretraining.adaptation import print_adaptation
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import Evaluation
 from bert_pipeline.pretraining.task import PretrainingTask
+from bert_pipeline.pretraining.zero_shot.during_training import MINIMAL_PAIRS
+from bert_pipeline.pretraining.zero_shot.minimal_pairs import CHANCE
 from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs
 from bert_pipeline.training.distributed import Ranks
 
@@ -64,7 +66,14 @@ def _describe_evaluation(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = {name: value for name, value in found.items() if name in own}
     lines = Evaluation(**metrics).describe() if metrics else []
     zero_shot = [(name, value) for name, value in found.items() if name not in own]
-    return lines + [(name.replace("_", " "), f"{value:.3f}") for name, value in zero_shot]
+    return lines + [_describe_zero_shot(*item) for item in zero_shot]
+
+
+def _describe_zero_shot(name: str, value: float) -> tuple[str, str]:
+    """A line for a metric of --evaluate-with."""
+    is_accuracy = name.startswith(MINIMAL_PAIRS)
+    figure = f"{value:.1%}, chance {CHANCE:.0%}" if is_accuracy else f"{value:.3f}"
+    return name.replace("_", " "), figure
 
 
 def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

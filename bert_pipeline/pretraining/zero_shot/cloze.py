@@ -66,12 +66,13 @@ class Cloze:
         """The means of some answers."""
         count = len(answers)
         ranks = [answer.rank for answer in answers]
+        reciprocal_ranks = [1 / rank if rank else 0.0 for rank in ranks]
         logs = [each.log_probability for each in answers if each.log_probability is not None]
         return cls(
             top1_accuracy=Estimate.of_share(sum(each.is_in_top(1) for each in answers), count),
             top5_accuracy=Estimate.of_share(sum(each.is_in_top(TOP_K) for each in answers), count),
-            mean_reciprocal_rank=Estimate.of_mean([1 / rank if rank else 0.0 for rank in ranks]),
-            probability=Estimate.of_mean([each.probability for each in answers]),
+            mean_reciprocal_rank=Estimate.of_mean(reciprocal_ranks, 0.0, 1.0),
+            probability=Estimate.of_mean([each.probability for each in answers], 0.0, 1.0),
             log_probability=Estimate.of_mean(logs) if logs else None,
             probes=count,
             not_in_vocabulary=ranks.count(None),

@@ -18,6 +18,7 @@ from bert_pipeline.pretraining.zero_shot.minimal_pairs import (
     read_pairs,
 )
 from bert_pipeline.pretraining.zero_shot.probes import Probe, is_probe, read_probes
+from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import Pll
 from bert_pipeline.pretraining.zero_shot.records import read_records
 
 OPTION = flag("evaluate_with")
@@ -25,6 +26,7 @@ SAMPLE = 256
 """Pairs, or probes, of each file per evaluation during training; the final one uses all."""
 MINIMAL_PAIRS = "minimal_pairs"
 CLOZE = "cloze"
+PLL: Pll = "original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class ZeroShotFile:
         pairs = [item for item in chosen if isinstance(item, Pair)]
         probes = [item for item in chosen if isinstance(item, Probe)]
         if pairs:
-            return self._name_pairs(measure_pairs(lm, pairs))
+            return self._name_pairs(measure_pairs(lm, pairs, PLL))
         return self._name_cloze(measure_cloze(lm, probes))
 
     def _name_pairs(self, found: MinimalPairs) -> dict[str, float]:

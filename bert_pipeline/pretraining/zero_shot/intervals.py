@@ -1,5 +1,6 @@
 """95% intervals of what is measured on a sample."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -27,11 +28,13 @@ class Estimate:
         return cls(count / total, float(interval.low), float(interval.high))
 
     @classmethod
-    def of_mean(cls, values: Sequence[float]) -> Self:
-        """A mean of independent values, with a normal interval."""
+    def of_mean(
+        cls, values: Sequence[float], least: float = -math.inf, most: float = math.inf
+    ) -> Self:
+        """A mean of independent values from `least` to `most`, with a normal interval."""
         mean = float(np.mean(values))
         error = Z * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return cls(mean, mean - error, mean + error)
+        return cls(mean, max(least, mean - error), min(most, mean + error))
 
     @classmethod
     def of_mean_share(cls, shares: Sequence[tuple[int, int]]) -> Self:

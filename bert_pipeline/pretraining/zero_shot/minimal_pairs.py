@@ -12,7 +12,6 @@ from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.zero_shot.intervals import Estimate
 from bert_pipeline.pretraining.zero_shot.masked_lm import MaskedLM
 from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import (
-    DEFAULT_PLL,
     Pll,
     encode_sentences,
     score_sentences,
@@ -143,7 +142,7 @@ def _parse(record: Record) -> Pair:
 
 
 def evaluate_minimal_pairs(
-    model: Path, path: Path, pll: Pll = DEFAULT_PLL, *, quiet: bool = False
+    model: Path, path: Path, pll: Pll, *, quiet: bool = False
 ) -> MinimalPairs:
     """Evaluate a model folder on a file or folder of minimal pairs."""
     pairs = read_pairs(path)
@@ -152,7 +151,7 @@ def evaluate_minimal_pairs(
 
 
 def measure_pairs(
-    lm: MaskedLM, pairs: Sequence[Pair], pll: Pll = DEFAULT_PLL, *, quiet: bool = True
+    lm: MaskedLM, pairs: Sequence[Pair], pll: Pll, *, quiet: bool = True
 ) -> MinimalPairs:
     """Accuracies of a model on pairs, by the pseudo-log-likelihood of their sentences."""
     encoder = SentenceEncoder(lm.tokenizer, with_word_starts=True)

@@ -25,7 +25,6 @@ from bert_pipeline.tokenizer.load import SpecialIds
 
 Pll = Literal["original", "word-l2r"]
 """What is masked to score a token: it alone, or it and the later ones of its word."""
-DEFAULT_PLL: Pll = "original"
 
 
 @dataclass(frozen=True, slots=True)

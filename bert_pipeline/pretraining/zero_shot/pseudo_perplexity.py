@@ -15,7 +15,6 @@ from bert_pipeline.pretraining.text_evaluation import DOCUMENTS_AT_A_TIME
 from bert_pipeline.pretraining.zero_shot.intervals import Estimate
 from bert_pipeline.pretraining.zero_shot.masked_lm import MaskedLM
 from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import (
-    DEFAULT_PLL,
     Pll,
     Sentence,
     encode_sentences,
@@ -24,9 +23,6 @@ from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import (
 from bert_pipeline.progress import human_bytes
 from bert_pipeline.ragged import Int64Array, UInt64Array
 from bert_pipeline.tokenizer.encode import SentenceEncoder
-
-MAX_TOKENS = 10_000
-"""Tokens that are scored by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,8 @@ class TokenSample:
 def evaluate_pseudo_perplexity(
     model: Path,
     source: str,
-    max_tokens: int = MAX_TOKENS,
-    pll: Pll = DEFAULT_PLL,
+    max_tokens: int,
+    pll: Pll,
     *,
     quiet: bool = False,
 ) -> PseudoPerplexity:

@@ -29,7 +29,7 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises `UsageError` if there is no file to read, and `BertpipeError` naming a broken line.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _find_reader(file) is not None)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _find_reader(file))
         if not files:
             raise UsageError(f"{path}: no file in it ends in {', '.join(READERS)}.")
     elif path.is_file():
