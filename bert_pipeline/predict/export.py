@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bert_pipeline.predict.load import (
 )
 from bert_pipeline.predict.onnx_model import ONNX_FILES, write_onnx
 from bert_pipeline.predict.parity import Parity, compare_outputs, compute_outputs, sample_batches
-from bert_pipeline.storage.atomic import atomic_folder
+from bert_pipeline.storage.atomic import atomic_folder, write_json
 from bert_pipeline.tokenizer.load import TOKENIZER_FILES, list_tokenizer_files
 
 FP16_TOLERANCE = 0.02
@@ -46,7 +46,9 @@ HEADS = {
     ),
 }
 """How models are loaded, by the names of their classes; all others are plain encoders."""
-WRITTEN = frozenset({"config.json", "model.safetensors", *ONNX_FILES, *TOKENIZER_FILES})
+RECORD = "export.json"
+"""What was exported, and how far its outputs are from the model's; marks a folder as an export."""
+WRITTEN = frozenset({RECORD, "config.json", "model.safetensors", *ONNX_FILES, *TOKENIZER_FILES})
 """What an export may write, and replace."""
 
 
@@ -74,6 +76,7 @@ def export_model(model: Path, to: str, out: Path, *, overwrite: bool = False) ->
     A pretraining model is exported as a masked LM, without the head for sentence pairs. Raises
     `UsageError` if the folder has other content, and `BertpipeError` if the outputs differ.
     """
+    out = out.expanduser().resolve()
     _check_folder(out, overwrite=overwrite)
     folder = find_model(model)
     network, outputs = _load(folder)
@@ -81,7 +84,9 @@ def export_model(model: Path, to: str, out: Path, *, overwrite: bool = False) ->
         parity = FORMATS[to](network.eval(), outputs, temporary)
         for file in list_tokenizer_files(folder):
             shutil.copyfile(file, temporary / file.name)
-    return Exported(out, type(network).__name__, parity)
+        name = type(network).__name__
+        write_json(temporary / RECORD, {"format": to, "model": name, "parity": asdict(parity)})
+    return Exported(out, name, parity)
 
 
 def _check_folder(out: Path, *, overwrite: bool) -> None:
@@ -92,6 +97,8 @@ def _check_folder(out: Path, *, overwrite: bool) -> None:
     present = sorted(path.name for path in out.iterdir())
     if present and not overwrite:
         raise UsageError(f"{out}: is not empty. Give another folder, or --overwrite.")
+    if present and RECORD not in present:
+        raise UsageError(f"{out}: is no export (it has no {RECORD}). Give another folder.")
     if others := [name for name in present if name not in WRITTEN]:
         raise UsageError(f"{out}: has {others[0]}, which no export writes. Give another folder.")
 

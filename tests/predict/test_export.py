@@ -146,11 +146,17 @@ def test_command_keeps_what_is_in_the_folder(model: Path, tmp_path: Path) -> Non
     printed = run_cli(*arguments)
     assert printed.code == 0, printed.stderr
     assert "exported: BertForMaskedLM" in printed.stdout
-    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in out.iterdir()} == {(tmp_path / "new").stat().st_mode}
     refused = run_cli(*arguments)
     assert refused.code == 2
     assert "is not empty" in refused.stderr
     assert run_cli(*arguments, "--overwrite").code == 0
+    # A model is no export, even where it has no other files.
+    refused = run_cli(*arguments[:-1], model, "--overwrite")
+    assert refused.code == 2
+    assert "is no export" in refused.stderr
+    BertForMaskedLM.from_pretrained(model)
     (out / "notes.txt").write_text("mine")
     refused = run_cli(*arguments, "--overwrite")
     assert refused.code == 2
