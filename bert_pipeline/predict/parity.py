@@ -49,7 +49,7 @@ def sample_batches(network: Any) -> list[dict[str, Tensor]]:
     """Batches of random tokens, the last row of each with padding."""
     config = network.config
     generator = torch.Generator().manual_seed(SEED)
-    pad = config.pad_token_id or 0
+    pad = getattr(config, "pad_token_id", None) or 0
     positions = count_positions(config)
     batches = []
     for rows, length in SHAPES:
@@ -65,15 +65,14 @@ def sample_batches(network: Any) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def compute_outputs(
-    network: Any, batches: Sequence[Mapping[str, Tensor]], names: Sequence[str] = ()
+    network: Any, batches: Sequence[Mapping[str, Tensor]], names: Sequence[str]
 ) -> list[dict[str, Tensor]]:
-    """The outputs of a stock model in evaluation mode: those `names`, or all scores."""
+    """The outputs `names` of a stock model in evaluation mode."""
     network.eval()
     found = []
     for batch in batches:
         outputs = network(**batch, return_dict=True)
-        wanted = names or [name for name in outputs if name.endswith("logits")]
-        found.append({name: outputs[name] for name in wanted})
+        found.append({name: outputs[name] for name in names})
     return found
 
 

@@ -224,11 +224,13 @@ def finish(
     config = trainer.config
     position = trainer.position
     task = trainer.task
-    files = export_model(work.folder / MODEL, weights, task.inputs, config, position, metrics)
+    folder = work.folder / MODEL
+    batch = task.few_examples()
+    files = export_model(folder, weights, task.inputs, config, position, metrics, batch)
     comparison = {}
     if (adaptation := task.adaptation(old_texts)) is not None:
         device = trainer.ranks.device
-        comparison = adaptation.measure(work.folder / MODEL, device, quiet=config.quiet)
+        comparison = adaptation.measure(folder, device, quiet=config.quiet)
     remove_store(work.folder / STORE)
     counts = {
         "steps": position.step,

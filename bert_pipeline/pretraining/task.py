@@ -41,7 +41,7 @@ CPU_TOKEN_MULTIPLE = 64
 """Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
 of rows, which takes longer than the padding."""
 PROBED_ROWS = 4
-"""Examples with which unused parameters are found."""
+"""Examples with which unused parameters are found, and the saved model is checked."""
 
 
 class PretrainingTask:
@@ -136,14 +136,18 @@ class PretrainingTask:
 
         DDP would wait for their gradients.
         """
-        examples = self.examples[0]
-        batch = examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
+        batch = self.few_examples()
         device = self.ranks.device
         losses = self.model.to(device)(batch.to(device))
         torch.autograd.backward(torch.stack(losses).sum())
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
+
+    def few_examples(self) -> PretrainingBatch:
+        """A batch of the first examples, on the CPU."""
+        examples = self.examples[0]
+        return examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
 
     def initial_weights(self) -> Mapping[str, torch.Tensor]:
         """The weights that the run started from."""
