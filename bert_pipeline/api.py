@@ -25,9 +25,14 @@ from bert_pipeline.storage.manifest import Manifest, read_manifest
 from bert_pipeline.tokenizer.config import TokenizeConfig
 
 if TYPE_CHECKING:
+    from bert_pipeline.predict.export import Exported
     from bert_pipeline.predict.predict import PredictCounts
     from bert_pipeline.pretraining.evaluation import Evaluation
     from bert_pipeline.pretraining.text_evaluation import TextEvaluation
+    from bert_pipeline.pretraining.zero_shot.cloze import Cloze
+    from bert_pipeline.pretraining.zero_shot.minimal_pairs import MinimalPairs
+    from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import Pll
+    from bert_pipeline.pretraining.zero_shot.pseudo_perplexity import PseudoPerplexity
     from bert_pipeline.verification import Verified
 
 C = TypeVar("C", bound=StageConfig)
@@ -121,6 +126,48 @@ def evaluate_text(model: str | Path, text: str | Path, *, quiet: bool = True) ->
     return evaluate_text(Path(model), str(text), quiet=quiet)
 
 
+def evaluate_pseudo_perplexity(
+    model: str | Path,
+    text: str | Path,
+    *,
+    max_tokens: int = 10_000,
+    pll: "Pll" = "original",
+    quiet: bool = True,
+) -> "PseudoPerplexity":
+    """Score the tokens of a text, masking each in turn (`evaluate --text --pseudo-perplexity`).
+
+    `text` is as for `evaluate_text`. At most `max_tokens` are scored, a fixed random choice.
+    """
+    from bert_pipeline.pretraining.zero_shot.pseudo_perplexity import evaluate_pseudo_perplexity
+
+    return evaluate_pseudo_perplexity(Path(model), str(text), max_tokens, pll, quiet=quiet)
+
+
+def evaluate_minimal_pairs(
+    model: str | Path, pairs: str | Path, *, pll: "Pll" = "original", quiet: bool = True
+) -> "MinimalPairs":
+    """Evaluate a model on minimal pairs (`bertpipe evaluate --minimal-pairs`).
+
+    `pairs` is a file or a folder of files, with the columns of BLiMP or MultiBLiMP. Raises
+    `BertpipeError` naming the first row that is no pair.
+    """
+    from bert_pipeline.pretraining.zero_shot.minimal_pairs import evaluate_minimal_pairs
+
+    return evaluate_minimal_pairs(Path(model), Path(pairs), pll, quiet=quiet)
+
+
+def evaluate_cloze(model: str | Path, probes: str | Path) -> "Cloze":
+    """Evaluate a model on cloze probes (`bertpipe evaluate --cloze`).
+
+    `probes` is a file of rows with `text`, which has one `[MASK]`, and `expect`, or a recipe with
+    `probes:`. Raises `BertpipeError` naming the first row that is no probe.
+    """
+    from bert_pipeline.pretraining.zero_shot.cloze import evaluate_cloze
+    from bert_pipeline.pretraining.zero_shot.probes import read_probes
+
+    return evaluate_cloze(Path(model), read_probes(Path(probes)))
+
+
 def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Any:
     """Predict the masks in texts, as `transformers.pipeline("fill-mask")` returns them.
 
@@ -168,6 +215,23 @@ def predict(
     )
     target = None if out is None else Path(out)
     return predict_file(model, source, target, options, as_json=as_json, quiet=quiet)
+
+
+def export(
+    model: str | Path,
+    to: Literal["onnx", "safetensors-fp16"],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+) -> "Exported":
+    """Write a model in another format to the folder `out` (`bertpipe export`).
+
+    Returns where it is, and how far its outputs are from those of the model. Raises
+    `BertpipeError` if that is too far, and nothing is written.
+    """
+    from bert_pipeline.predict.export import export_model
+
+    return export_model(Path(model), to, Path(out), overwrite=overwrite)
 
 
 def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":

@@ -17,6 +17,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from bert_pipeline import api
+from bert_pipeline.config import flags
 from bert_pipeline.errors import (
     BertpipeError,
     ReportedByMain,
@@ -120,28 +121,93 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    minimal_pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pairs of a right and a wrong sentence: a file or folder in the format of BLiMP "
+            "or MultiBLiMP (jsonl, csv, tsv, parquet).",
+            show_default=False,
+        ),
+    ] = None,
+    cloze: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts with one [MASK] and the expected word: a file with text and expect (jsonl, "
+            "csv, tsv, parquet), or a recipe with probes.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         Literal["validation", "train"], typer.Option(help="Examples to evaluate on.")
     ] = "validation",
+    pseudo_perplexity: Annotated[
+        bool,
+        typer.Option(
+            "--pseudo-perplexity",
+            help="With --text: mask each token in turn, instead of 15% of them at once.",
+        ),
+    ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --pseudo-perplexity: score at most this many tokens, drawn at random.",
+            show_default="10000",
+        ),
+    ] = None,
+    pll: Annotated[
+        Literal["original", "word-l2r"] | None,
+        typer.Option(
+            help="With --pseudo-perplexity or --minimal-pairs: what is masked to score a token, it "
+            "alone (Salazar et al. 2020), or the later tokens of its word too (Kauf and Ivanova "
+            "2023).",
+            show_default="original",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on masked examples, compared with the unigram baseline, or on plain text."""
-    if text is not None and examples is None:
-        of_text = api.evaluate_text(model, text, quiet=as_json)
-        _print_evaluation(of_text, f"{model} on {text}", of_text.describe(), as_json)
-    elif examples is not None and text is None:
-        evaluation = api.evaluate(model, examples, split, quiet=as_json)
-        title = f"{model} on {examples}, {split}"
-        _print_evaluation(evaluation, title, evaluation.describe(split), as_json)
-    else:
-        raise UsageError("evaluate: give either --examples or --text.")
+    """Evaluate a model on masked examples, plain text, minimal pairs or cloze probes."""
+    source = _only_source(examples=examples, text=text, minimal_pairs=minimal_pairs, cloze=cloze)
+    if pseudo_perplexity and text is None:
+        raise UsageError("--pseudo-perplexity requires --text.")
+    if max_tokens is not None and not pseudo_perplexity:
+        raise UsageError("--max-tokens requires --pseudo-perplexity.")
+    if pll is not None and not (pseudo_perplexity or minimal_pairs):
+        raise UsageError("--pll requires --pseudo-perplexity or --minimal-pairs.")
+    title = f"{model} on {source}"
+    scoring: dict[str, Any] = {} if pll is None else {"pll": pll}
+    sampling: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+    found: Any
+    if examples is not None:
+        found = api.evaluate(model, examples, split, quiet=as_json)
+        _print_evaluation(found, f"{title}, {split}", found.describe(split), as_json)
+        return
+    if text is not None and pseudo_perplexity:
+        found = api.evaluate_pseudo_perplexity(model, text, **scoring, **sampling, quiet=as_json)
+    elif text is not None:
+        found = api.evaluate_text(model, text, quiet=as_json)
+    elif minimal_pairs is not None:
+        found = api.evaluate_minimal_pairs(model, minimal_pairs, **scoring, quiet=as_json)
+        found.print_groups(quiet=as_json)
+    elif cloze is not None:
+        found = api.evaluate_cloze(model, cloze)
+        found.print_answers(quiet=as_json)
+    _print_evaluation(found, title, found.describe(), as_json)
+
+
+def _only_source(**sources: str | Path | None) -> str | Path:
+    """What to evaluate on, of all that can be given."""
+    given = [source for source in sources.values() if source is not None]
+    if len(given) != 1:
+        raise UsageError(f"evaluate: give one of {flags(sources)}, and no more.")
+    return given[0]
 
 
 def _print_evaluation(
     evaluation: Any, title: str, lines: list[tuple[str, str]], as_json: bool
 ) -> None:
     if as_json:
-        print(json.dumps(asdict(evaluation)))  # noqa: T201
+        print(json.dumps(asdict(evaluation), ensure_ascii=False))  # noqa: T201
         return
     from bert_pipeline.progress import print_pairs
 
@@ -223,6 +289,26 @@ def predict(
     if counts.bad_rows:
         lines = [f"{count_of(counts.bad_rows, 'row')} could not be read:", *counts.problems]
         err.print("\n  ".join(lines), markup=False)
+
+
+@app.command("export")
+def export(
+    model: Model,
+    to: Annotated[
+        Literal["onnx", "safetensors-fp16"],
+        typer.Option(help="Format: `onnx` needs bertpipe[onnx].", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model in the format of another runtime, checked against the original."""
+    from bert_pipeline.progress import print_line
+
+    exported = api.export(model, to, out, overwrite=overwrite)
+    print_line(exported.describe(), quiet=quiet)
 
 
 @app.command("verify")

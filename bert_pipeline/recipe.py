@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from bert_pipeline.config import (
     StageConfig,
     build_config,
@@ -16,22 +14,12 @@ from bert_pipeline.config import (
     suggest,
 )
 from bert_pipeline.errors import UsageError
-from bert_pipeline.predict.load import MASK
+from bert_pipeline.pretraining.zero_shot.probes import Probe, parse_probe
+from bert_pipeline.pretraining.zero_shot.records import PROBES, list_probes
 from bert_pipeline.progress import print_line
 from bert_pipeline.stages import STAGES
 
-PROBES = "probes"
 SECTIONS = frozenset({*STAGES, PROBES})
-PROBE_TOP_K = 5
-
-
-class Probe(BaseModel):
-    """A text with one mask, and a word that a good model ranks among its first five."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: str
-    expect: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +80,7 @@ def read_recipe(
             inherited = _mapping(content.get(stage.variant_of), path, stage.variant_of)
         values = shared | inherited | section | folders
         stages[name] = build_config(stage.config, values, f"{path}, {name}: ")
-    try:
-        probes = tuple(Probe(**probe) for probe in content.get(PROBES) or [])
-    except (ValidationError, TypeError):
-        raise UsageError(
-            f"{path}, {PROBES}: a list of {{text: ..., expect: ...}} was expected."
-        ) from None
-    for probe in probes:
-        if MASK not in probe.text:
-            raise UsageError(f"{path}, {PROBES}: {probe.text!r} has no {MASK}.")
+    probes = tuple(map(parse_probe, list_probes(content, path)))
     return Recipe(stages, probes)
 
 
@@ -118,22 +98,15 @@ def run_stages(recipe: Recipe, through: str = "pretrain", *, quiet: bool = False
 
 def _run_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:
     """Print what the model predicts for each probe."""
-    from bert_pipeline.predict.fill_mask import MaskFiller
+    from bert_pipeline.pretraining.zero_shot.cloze import TOP_K, evaluate_cloze
 
-    filler = MaskFiller(model)
-    lines = ["Probes: the expected word in brackets, the predictions below"]
-    found = 0
-    predictions = filler.fill_each([probe.text for probe in probes], PROBE_TOP_K)
-    for probe, masks in zip(probes, predictions, strict=True):
-        words = [candidate["token_str"].strip() for candidate in masks[0]]
-        is_found = probe.expect.casefold() in (word.casefold() for word in words)
-        found += is_found
-        answer = "yes" if is_found else "no"
-        lines.append(f"  {answer:<3}  {probe.text.replace(MASK, f'[{probe.expect}]')}")
-        lines.append(f"       {', '.join(words)}")
-    lines.append(
-        f"probes: the expected word is in the top {PROBE_TOP_K} in {found} of {len(probes)}"
-    )
+    found = evaluate_cloze(model, probes)
+    count = sum(answer.is_in_top(TOP_K) for answer in found.answers)
+    lines = [
+        "Probes: the expected word in brackets, the predictions below",
+        *found.describe_answers(),
+        f"probes: the expected word is in the top {TOP_K} in {count} of {found.probes}",
+    ]
     print_line("\n".join(lines), quiet=quiet)
 
 

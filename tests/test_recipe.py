@@ -273,7 +273,7 @@ def test_changed_stage_is_rejected_with_a_diff_and_rebuilt_by_overwrite(tmp_path
         (
             "corpus: {source: [python-docs]}\npretrain: {max_steps: 1}\n"
             "probes: [{text: a word, expect: b}]",
-            "probes: 'a word' has no [MASK]",
+            "probes, entry 1: 'a word' must be a text with one [MASK]",
         ),
         (
             "corpus:\n  source: [python-docs\n",

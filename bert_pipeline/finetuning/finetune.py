@@ -209,7 +209,7 @@ def make_trainer(
     task.model = TaskLoss(model, inputs.task)
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
-        freeze_unused(task.model, task.probe(), ranks)
+        freeze_unused(task.model, task.few_examples(), ranks)
     trained = distribute(task.model, model.layers, ranks, find_strategy(config))
     # 3. Optimizer and checkpoints.
     scales = layer_scales(network, config.layer_decay)

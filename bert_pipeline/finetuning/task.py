@@ -75,8 +75,8 @@ class FinetuningTask:
         self.start: Mapping[str, Tensor]
         """The weights that the run started from; set with the model."""
 
-    def probe(self) -> TaskBatch:
-        """A few examples."""
+    def few_examples(self) -> TaskBatch:
+        """A batch of the first examples, on the CPU."""
         return self.train.collate(np.arange(min(len(self.train), PROBED_EXAMPLES)))
 
     def largest_batches(self) -> Iterator[TaskBatch]:

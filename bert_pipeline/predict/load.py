@@ -44,6 +44,16 @@ def find_model(path: Path) -> Path:
     )
 
 
+def read_architectures(folder: Path) -> list[str]:
+    """The names of the classes that a model folder was saved as."""
+    path = folder / CONFIG
+    try:
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+        return [str(name) for name in names]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        raise BertpipeError(f"{path}: not the config of a transformers model.") from None
+
+
 def load_model(folder: Path, auto_class: Any) -> Any:
     """Load with an auto class of transformers, without running code from the folder.
 

@@ -17,6 +17,7 @@ class PretrainConfig(TrainConfig):
         "tokenizer",
         "evaluate_rows",
         "tokens_per_batch",
+        "evaluate_with",
         "init_revision",
         "old_text",
     }
@@ -87,6 +88,9 @@ class PretrainConfig(TrainConfig):
     """Save the encoder without its heads too, in `model/backbone`."""
     evaluate_rows: int = Field(512, ge=1)
     """Held-out examples per evaluation during training; the final one uses all."""
+    evaluate_with: OneOrMany = ()
+    """Minimal pairs or cloze probes to evaluate on too: a file as `bertpipe evaluate` takes it. 256
+    of them are used per evaluation during training, all in the final one. Can be repeated."""
 
     @model_validator(mode="after")
     def _check_micro_batches(self) -> Self:

@@ -1,6 +1,5 @@
 """Evaluation on held-out examples, whose masks are fixed so that all evaluations compare."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from bert_pipeline.examples.splits import Split
 from bert_pipeline.model.architectures import count_positions
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
-from bert_pipeline.predict.load import find_model, load_model, read_tokenizer
+from bert_pipeline.predict.load import find_model, load_model, read_architectures, read_tokenizer
 from bert_pipeline.pretraining.batches import Examples, chunks
 from bert_pipeline.progress import bar, err, human_count
 from bert_pipeline.ragged import Int64Array
@@ -219,7 +218,7 @@ def _divide_by_masks(sums: Mapping[str, float]) -> SourceMetrics:
 
 def load_pretrained(folder: Path) -> Any:
     """Load a model folder with the heads that it was saved with."""
-    names = _read_architectures(folder)
+    names = read_architectures(folder)
     if "BertForPreTraining" in names:
         return load_model(folder, BertForPreTraining)
     if set(names) & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()):
@@ -228,15 +227,6 @@ def load_pretrained(folder: Path) -> Any:
     raise BertpipeError(
         f"{folder}: a BertForPreTraining or a masked LM was expected, but this model is {found}."
     )
-
-
-def _read_architectures(folder: Path) -> list[str]:
-    path = folder / "config.json"
-    try:
-        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
-        return [str(name) for name in names]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        raise BertpipeError(f"{path}: not the config of a transformers model.") from None
 
 
 def evaluate_folder(

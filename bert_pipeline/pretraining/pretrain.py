@@ -130,7 +130,7 @@ def make_trainer(
     )
     # 2. Distribution. Sharding replaces parameters, so the optimizer comes afterwards.
     if ranks.world_size > 1:
-        freeze_unused(task.model, task.probe(), ranks)
+        freeze_unused(task.model, task.few_examples(), ranks)
     model = distribute(task.model, task.model.layers, ranks, find_strategy(config))
     # 3. Optimizer and checkpoints.
     network = task.model.network
@@ -166,11 +166,13 @@ def finish(
     config = trainer.config
     position = trainer.position
     task = trainer.task
-    files = export_model(work.folder / MODEL, weights, task.inputs, config, position, metrics)
+    folder = work.folder / MODEL
+    batch = task.few_examples()
+    files = export_model(folder, weights, task.inputs, config, position, metrics, batch)
     comparison = {}
     if (adaptation := task.adaptation(old_texts)) is not None:
         device = trainer.ranks.device
-        comparison = adaptation.measure(work.folder / MODEL, device, quiet=config.quiet)
+        comparison = adaptation.measure(folder, device, quiet=config.quiet)
     remove_store(work.folder / STORE)
     counts = {
         "steps": position.step,

@@ -1,6 +1,7 @@
 """What a pretraining run prints at its start and its end."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -9,6 +10,8 @@ from bert_pipeline.pretraining.adaptation import print_adaptation
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.evaluation import Evaluation
 from bert_pipeline.pretraining.task import PretrainingTask
+from bert_pipeline.pretraining.zero_shot.during_training import MINIMAL_PAIRS
+from bert_pipeline.pretraining.zero_shot.minimal_pairs import CHANCE
 from bert_pipeline.progress import human_bytes, human_count, print_line, print_pairs
 from bert_pipeline.training.distributed import Ranks
 
@@ -40,13 +43,7 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
         f"{minutes:.1f} min → {config.out / 'model'}",
         quiet=config.quiet,
     )
-    prefix = "eval_"
-    metrics = {
-        name.removeprefix(prefix): value
-        for name, value in counts.items()
-        if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
-    }
-    lines = Evaluation(**metrics).describe() if metrics else []
+    lines = _describe_evaluation(counts)
     lines += _describe_speed(counts)
     if skipped := counts["skipped_steps"]:
         lines.append(("skipped", f"{skipped} steps with a loss or gradient not finite: skipped/"))
@@ -56,6 +53,27 @@ def print_summary(counts: Mapping[str, Any], config: PretrainConfig) -> None:
     if comparison := counts.get("bits_per_byte"):
         print_adaptation(comparison, quiet=config.quiet)
     print_line(f"Next: bertpipe fill-mask {config.out} 'A text with a [MASK].'", quiet=config.quiet)
+
+
+def _describe_evaluation(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    prefix = "eval_"
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in counts.items()
+        if name.startswith(prefix) and not name.startswith(f"{prefix}long_")
+    }
+    own = {field.name for field in fields(Evaluation)}
+    metrics = {name: value for name, value in found.items() if name in own}
+    lines = Evaluation(**metrics).describe() if metrics else []
+    zero_shot = [(name, value) for name, value in found.items() if name not in own]
+    return lines + [_describe_zero_shot(*item) for item in zero_shot]
+
+
+def _describe_zero_shot(name: str, value: float) -> tuple[str, str]:
+    """A line for a metric of --evaluate-with."""
+    is_accuracy = name.startswith(MINIMAL_PAIRS)
+    figure = f"{value:.1%}, chance {CHANCE:.0%}" if is_accuracy else f"{value:.3f}"
+    return name.replace("_", " "), figure
 
 
 def _describe_speed(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -29,6 +29,8 @@ from bert_pipeline.pretraining.memmap_rows import FOLDER as STORE
 from bert_pipeline.pretraining.preflight import Inputs
 from bert_pipeline.pretraining.sampler import Cursor, Sampler, choose_rows, draw_rows
 from bert_pipeline.pretraining.skipped_batches import write_skipped_batch
+from bert_pipeline.pretraining.zero_shot.during_training import read_zero_shot_files
+from bert_pipeline.pretraining.zero_shot.masked_lm import MaskedLM
 from bert_pipeline.progress import print_line
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.training.distributed import Ranks
@@ -36,7 +38,7 @@ from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
 
 PROBED_ROWS = 4
-"""Examples with which unused parameters are found."""
+"""Examples with which unused parameters are found, and the saved model is checked."""
 
 
 class PretrainingTask:
@@ -64,6 +66,8 @@ class PretrainingTask:
         self._sampler = Sampler.from_config(config)
         self._unigram = unigram_log_probabilities(config.examples)
         self._shapes = [self._find_shape(phase) for phase in range(len(inputs.phases))]
+        # Read by the main process alone, and before the first step.
+        self._zero_shot = ranks.broadcast(lambda: read_zero_shot_files(config.evaluate_with))
         self._phase: int | None = None
         """The phase of the latest line of metrics, at first that of the first step."""
         self.new_heads: Sequence[str] = ()
@@ -124,8 +128,8 @@ class PretrainingTask:
                 rows = rows[next(shape.split(examples.count_tokens_of_each(rows)))]
             yield self._fill_up(examples.collate(rows), phase)
 
-    def probe(self) -> PretrainingBatch:
-        """A few examples."""
+    def few_examples(self) -> PretrainingBatch:
+        """A batch of the first examples, on the CPU."""
         examples = self.examples[0]
         return examples.collate(np.arange(min(len(examples), PROBED_ROWS)))
 
@@ -206,7 +210,8 @@ class PretrainingTask:
     def evaluate(self, *, final: bool) -> Mapping[str, Any]:
         """Metrics on held-out examples with the prefix `eval_`; empty without any.
 
-        Once the run trains on longer examples, theirs too, with the prefix `eval_long_`.
+        Once the run trains on longer examples, theirs too, with the prefix `eval_long_`. With
+        --evaluate-with also the metrics of its files.
         """
         metrics: dict[str, Any] = {}
         for phase, prefix in enumerate(("eval_", "eval_long_")[: len(self.validation)]):
@@ -223,7 +228,17 @@ class PretrainingTask:
                 lines = [line, *evaluation.describe_sources()]
                 print_line("\n    ".join(lines), quiet=self.config.quiet)
             metrics |= {f"{prefix}{name}": value for name, value in asdict(evaluation).items()}
-        return metrics
+        return {**metrics, **self._evaluate_zero_shot(final=final)}
+
+    def _evaluate_zero_shot(self, *, final: bool) -> Mapping[str, float]:
+        lm = MaskedLM.of_run(self.model, self.inputs.tokenizer, self.ranks)
+        found: dict[str, float] = {}
+        for file in self._zero_shot:
+            found |= file.measure(lm, final=final)
+        if found and not final and self.ranks.is_main:
+            line = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+            print_line(f"    {line}", quiet=self.config.quiet)
+        return {f"eval_{name}": value for name, value in found.items()}
 
     def _evaluate(self, validation: Examples, *, final: bool) -> Evaluation:
         ranks = self.ranks

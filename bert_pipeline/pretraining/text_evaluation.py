@@ -20,6 +20,7 @@ from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.predict.load import find_model
 from bert_pipeline.pretraining.evaluation import ROWS_PER_BATCH, load_pretrained
+from bert_pipeline.pretraining.text_batch import make_text_batch
 from bert_pipeline.progress import Bar, bar, human_bytes
 from bert_pipeline.ragged import Int32Array
 from bert_pipeline.tokenizer.encode import SentenceEncoder
@@ -159,14 +160,4 @@ def _mask(
     rule = MaskRule("token", MASK_RATE, len(tokens), 1.0, 0.0, special.mask, vocab_size)
     masks = draw_masks(UnpaddedRows(tokens, segments, is_special, None, offsets), keys, rule)
     index = np.repeat(offsets[:-1], np.diff(masks.offsets)) + masks.positions
-    positions = np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
-    return PretrainingBatch(
-        tokens=torch.from_numpy(masks.tokens.astype(np.int64)),
-        segment_ids=torch.from_numpy(segments.astype(np.int64)),
-        positions=torch.from_numpy(positions),
-        cu_seqlens=torch.from_numpy(offsets),
-        max_seqlen=int(lengths.max()),
-        masked_index=torch.from_numpy(index),
-        masked_labels=torch.from_numpy(masks.labels.astype(np.int64)),
-        is_random_next=None,
-    )
+    return make_text_batch(masks.tokens, offsets, index, masks.labels)

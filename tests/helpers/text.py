@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from bert_pipeline.corpus.build import build_corpus
 from bert_pipeline.corpus.config import CorpusConfig
@@ -16,7 +17,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["invent_documents", "invent_words", "make_corpus", "write_jsonl", "zstd"]
+__all__ = ["invent_documents", "invent_words", "make_corpus", "write_jsonl", "write_rows", "zstd"]
 
 DOCUMENTS = 40
 TOPICS = 5
@@ -94,3 +95,8 @@ def make_corpus(
         )
     )
     return folder
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """JSON lines, one object per row."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

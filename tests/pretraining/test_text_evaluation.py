@@ -101,4 +101,4 @@ def test_command_prints_the_metrics_of_a_file(model: Path, text: Path) -> None:
     assert "nowhere.txt: no such file" in nowhere.stderr
     both = run_cli("evaluate", model, "--text", text, "--examples", model)
     assert both.code == 2
-    assert "give either --examples or --text" in both.stderr
+    assert "give one of --examples, --text" in both.stderr
