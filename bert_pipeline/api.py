@@ -77,15 +77,16 @@ def run_recipe(
     out: str | Path | None = None,
     settings: Sequence[str] = (),
     *,
-    through: str = "pretrain",
+    through: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> Path:
     """Run a recipe, a YAML file or the name of a shipped one (`bertpipe run`).
 
-    `settings` are `STAGE.FIELD=VALUE` strings, `through` is the last stage to run. Complete stages
-    are skipped. Returns the folder of the run, by default `runs/NAME`.
+    `settings` are `STAGE.FIELD=VALUE` strings, `through` is the last stage to run, by default the
+    recipe's last. Complete stages are skipped. Returns the folder of the run, by default
+    `runs/NAME`.
     """
     from bert_pipeline.recipe import default_out, find_recipe, read_recipe, run_stages
 

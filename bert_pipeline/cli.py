@@ -79,9 +79,9 @@ def run(
         typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change a value of the recipe."),
     ] = None,
     through: Annotated[
-        Literal[tuple(STAGES)],  # type: ignore[valid-type]
-        typer.Option(help="Last stage to run."),
-    ] = "pretrain",
+        Literal[tuple(STAGES)] | None,  # type: ignore[valid-type]
+        typer.Option(help="Last stage to run.", show_default="the recipe's last"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Rebuild stages whose settings changed.")
     ] = False,

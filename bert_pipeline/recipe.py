@@ -68,10 +68,10 @@ def read_recipe(
     stages = {}
     for name in names:
         stage = STAGES[name]
-        folders = {"out": out / stage.folder}
+        folders = {"out": str(out / stage.folder)}
         for option, read in stage.inputs.items():
             if read in names:
-                folders[option] = out / STAGES[read].folder
+                folders[option] = str(out / STAGES[read].folder)
         section = _mapping(content.get(name), path, name)
         for option in folders.keys() & section.keys():
             raise UsageError(f"{path}, {name}: remove `{option}`; the run's folders are used.")
@@ -84,16 +84,16 @@ def read_recipe(
     return Recipe(stages, probes)
 
 
-def run_stages(recipe: Recipe, through: str = "pretrain", *, quiet: bool = False) -> None:
-    """Run the stages in order up to `through`; complete ones are skipped."""
-    if through not in recipe.stages:
+def run_stages(recipe: Recipe, through: str | None = None, *, quiet: bool = False) -> None:
+    """Run the stages in order up to `through`, by default all; complete ones are skipped."""
+    if through is not None and through not in recipe.stages:
         raise UsageError(f"--through {through}: the recipe has no such section.")
     for name, config in recipe.stages.items():
         STAGES[name].run(config)
+        if name == "pretrain" and recipe.probes:
+            _run_probes(config.out, recipe.probes, quiet)
         if name == through:
             break
-    if through == "pretrain" and recipe.probes:
-        _run_probes(recipe.stages["pretrain"].out, recipe.probes, quiet)
 
 
 def _run_probes(model: Path, probes: Sequence[Probe], quiet: bool) -> None:

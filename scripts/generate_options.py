@@ -15,7 +15,8 @@ from bert_pipeline.cli import app
 from bert_pipeline.config import ShardedConfig, StageConfig, flag
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.examples.config import ExamplesConfig
-from bert_pipeline.options import choices_of, describe_default, ordered_fields
+from bert_pipeline.finetuning.config import FinetuneConfig
+from bert_pipeline.options import choices_of, describe_default, is_argument, ordered_fields
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.tokenizer.config import TokenizeConfig
 
@@ -25,6 +26,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "tokenize": TokenizeConfig,
     "examples": ExamplesConfig,
     "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
 }
 SHARED = {"out", *StageConfig.model_fields}
 SHARDED = set(ShardedConfig.model_fields) - SHARED
@@ -65,7 +67,7 @@ def render() -> str:
         own = [item for item in ordered_fields(model) if item[0] not in _shared_by(model)]
         own.sort(key=lambda item: item[0] != "out")
         parts.append(_section(f"`bertpipe {name}`", [_stage_row(*item) for item in own]))
-    parts.append(_section("Shared by the four stages", [_stage_row(*item) for item in shared]))
+    parts.append(_section("Shared by the stages", [_stage_row(*item) for item in shared]))
     parts.append(
         _section("Shared by `corpus` and `examples`", [_stage_row(*item) for item in sharded])
     )
@@ -92,6 +94,8 @@ def _section(title: str, rows: list[tuple[str, str]]) -> str:
 
 def _stage_row(name: str, field: Any) -> tuple[str, str]:
     option = f"`{flag(name)}`"
+    if is_argument(field):
+        return f"`{name.upper()}`", _cell(field.description)
     if field.annotation in (bool, bool | None) and field.default is not False:
         option = f"`{flag(name)}` `--no-{flag(name)[2:]}`"
     if choices := choices_of(field):

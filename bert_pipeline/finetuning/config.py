@@ -1,10 +1,12 @@
 """Options of `bertpipe finetune`."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.config import Argument, Choice, OneOrMany
+from bert_pipeline.config import Argument, Choice, OneOrMany, flag
+from bert_pipeline.tasks.read_rows import HUB
 from bert_pipeline.tasks.registry import TASKS
 from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.schedule import SCHEDULES
@@ -105,6 +107,15 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 "give one of --max-steps, --max-tokens, --max-minutes, --max-epochs at most."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        # A recipe would find out after hours of pretraining.
+        for name in ("train", "validation", "test"):
+            source = getattr(self, name)
+            if source and not source.startswith(HUB) and not Path(source).expanduser().is_file():
+                raise ValueError(f"{flag(name)} {source}: no such file.")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bert_pipeline.finetuning.protocol import interval
 from bert_pipeline.predict.predict import PredictCounts, Predictor
 from bert_pipeline.tasks.read_rows import Row, read_rows
 from tests.helpers.cli import run_cli
-from tests.helpers.task_models import GOOD, make_model, sentences, write_sentences
+from tests.helpers.task_models import GOOD, SHAPE, make_model, sentences, write_sentences
 from tests.helpers.training_runs import counts, metrics, reset_accelerate, wait_for, weights
 
 
@@ -318,3 +319,29 @@ def test_interval_of_the_mean() -> None:
     values = [0.7, 0.74, 0.72, 0.8, 0.77]
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert interval(values) == pytest.approx((expected.low, expected.high))
+
+
+def test_recipe_ends_with_a_fine_tuned_model(tmp_path: Path) -> None:
+    """A section `finetune` makes the recipe go on to a classifier."""
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"{one}. {two}." for (one, _), (two, _) in pairwise(sentences(300)))
+    )
+    recipe = {
+        "corpus": {"source": [f"jsonl:{text}"]},
+        "tokenize": {"vocab_size": 120},
+        "examples": {"max_seq_length": 32},
+        "pretrain": {"model": SHAPE, "max_steps": 3, "batch_size": 8, "precision": "fp32"},
+        "finetune": {
+            "train": str(write_sentences(tmp_path / "train.tsv")),
+            "max_steps": 3,
+            "precision": "fp32",
+        },
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    result = run_cli("run", file, "--out", tmp_path / "run")
+    assert result.code == 0, result.stderr
+    assert "Result on 20 validation examples" in result.stdout
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/finetune/model")
+    assert run_cli("verify", tmp_path / "run").code == 0
