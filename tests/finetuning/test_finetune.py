@@ -323,10 +323,9 @@ def test_interval_of_the_mean() -> None:
 
 def test_recipe_ends_with_a_fine_tuned_model(tmp_path: Path) -> None:
     """A section `finetune` makes the recipe go on to a classifier."""
-    text = tmp_path / "text.txt"
-    text.write_text(
-        "\n\n".join(f"{one}. {two}." for (one, _), (two, _) in pairwise(sentences(300)))
-    )
+    text = tmp_path / "text.jsonl"
+    documents = [f"{one}. {two}." for (one, _), (two, _) in pairwise(sentences(300))]
+    text.write_text("\n".join(json.dumps({"text": document}) for document in documents))
     recipe = {
         "corpus": {"source": [f"jsonl:{text}"]},
         "tokenize": {"vocab_size": 120},
