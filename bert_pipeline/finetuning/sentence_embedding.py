@@ -67,11 +67,11 @@ def train_sentence_embedding(config: FinetuneConfig) -> None:
     folder = find_start(config.model, None, quiet=config.quiet)
     rows = read_sentences(config, config.train, "train")
     _check_options(config, rows)
-    validation = config.validation and read_scored_pairs(config, config.validation)
+    validation = read_scored_pairs(config, config.validation) if config.validation else None
     described = describe_inputs(folder, config)
     with workspace(STAGE, config, described, WORKING) as work, _explain_failures():
         if work.finished is None:
-            _train(config, folder, (rows, validation or None), ranks, work)
+            _train(config, folder, (rows, validation), ranks, work)
         else:
             print_line(f"finetune: already complete in {config.out}", quiet=config.quiet)
             _print_summary(work.finished.counts, config)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bert_pipeline.errors import BertpipeError
+from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.tasks.columns import Columns, choose_columns
 from bert_pipeline.tasks.encoded import text_of
@@ -68,11 +68,13 @@ def read_scored_pairs(config: FinetuneConfig, source: str) -> SentenceRows:
 
 
 def _choose_columns(first: Row, config: FinetuneConfig) -> Columns:
+    if len(config.text_field) > 2:
+        raise UsageError("--text-field: give one column of texts, or two of pairs.")
     columns = choose_columns(
         first.values, first.where, config.text_field, config.label_field, needs_label=False
     )
     # Single texts have no use for a label that happens to be there.
-    return columns if len(columns.texts) == 2 else Columns(columns.texts[:1], None)
+    return columns if len(columns.texts) == 2 else Columns(columns.texts, None)
 
 
 def _score_of(row: Row, column: str) -> float:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer import losses
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.finetuning.config import FinetuneConfig
@@ -87,17 +87,18 @@ def make_loss(objective: str, model: Any) -> Any:
         return losses.CoSENTLoss(model)
     if objective in RANKING:
         return losses.MultipleNegativesRankingLoss(model)
-    try:
-        return losses.DenoisingAutoEncoderLoss(model)
-    except ValueError:
-        kind = model.transformers_model.config.model_type
+    model_config = model.transformers_model.config
+    if type(model_config) not in AutoModelForCausalLM._model_mapping:
         raise BertpipeError(
-            f"--objective tsdae: transformers has no decoder for {kind}; use simcse."
-        ) from None
+            f"--objective tsdae: transformers has no decoder for {model_config.model_type}; use "
+            "simcse."
+        )
+    return losses.DenoisingAutoEncoderLoss(model)
 
 
 def train(run: Run) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
+    loss = make_loss(run.objective, run.model)
     start = newest_checkpoint(run.checkpoints)
     first = _step_of(start) if start else 0
     log = MetricsLog(run.metrics, first)
@@ -107,7 +108,7 @@ def train(run: Run) -> None:
             model=run.model,
             args=_arguments(run),
             train_dataset=run.dataset,
-            loss=make_loss(run.objective, run.model),
+            loss=loss,
             callbacks=[_Report(log, shown)],
         )
         trainer.remove_callback(PrinterCallback)
