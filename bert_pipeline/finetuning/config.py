@@ -5,14 +5,26 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bert_pipeline.config import Argument, Choice, OneOrMany, flag
+from bert_pipeline.config import Argument, Choice, OneOrMany, StageConfig, flag
 from bert_pipeline.tasks.read_rows import HUB
 from bert_pipeline.tasks.registry import TASKS
 from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.schedule import SCHEDULES
 
+SENTENCE_EMBEDDING = "sentence-embedding"
+"""The task that sentence-transformers trains, not the engine."""
 EPOCHS = 3.0
 """Length of a run without an option for it."""
+EMBEDDING_OPTIONS = frozenset(
+    {
+        *("model", "task", "train", "validation", "text_field", "label_field", "column_names"),
+        *("objective", "pooling", "max_seq_length", "dropout", "seed", "precision", "threads"),
+        *("max_steps", "max_epochs", "batch_size", "learning_rate", "warmup", "weight_decay"),
+        *("max_grad_norm", "log_every", "checkpoint_every", "keep_checkpoints"),
+        *StageConfig.model_fields,
+    }
+)
+"""Options that have an effect on sentence embeddings."""
 
 
 class FinetuneConfig(TrainConfig):
@@ -25,18 +37,22 @@ class FinetuneConfig(TrainConfig):
         "test",
     }
     local: ClassVar[frozenset[str]] = TrainConfig.local | {"model", "train", "validation", "test"}
+    requires: ClassVar[dict[tuple[str, str | None], frozenset[str]]] = TrainConfig.requires | {
+        ("task", SENTENCE_EMBEDDING): frozenset({"objective", "pooling"})
+    }
 
     model: Annotated[str, Argument()]
     """The model to fine-tune: its folder, the folder of its run, or a name on the Hugging Face Hub
     (safetensors only)."""
-    task: Annotated[str, Choice(TASKS)] = "classification"
+    task: Annotated[str, Choice((*TASKS, SENTENCE_EMBEDDING))] = "classification"
     """`classification` of texts or pairs of texts, also regression and several labels per text;
     `token-classification` of words, such as named entities; `question-answering` by spans of a
-    context; `multiple-choice` among several texts."""
+    context; `multiple-choice` among several texts; `sentence-embedding`, vectors whose cosine is
+    the similarity of texts."""
     train: str
     """Labelled rows: a CSV, TSV, JSON lines or Parquet file, a CoNLL file for
-    token-classification, a SQuAD file for question-answering, or a dataset of the Hugging Face Hub
-    (hub:REPO[:CONFIG])."""
+    token-classification, a SQuAD file for question-answering, a text file with a sentence per line
+    for sentence-embedding, or a dataset of the Hugging Face Hub (hub:REPO[:CONFIG])."""
     validation: str | None = None
     """Rows that select the best epoch; by default a share of --train, or the validation split of a
     dataset of the Hub."""
@@ -60,6 +76,13 @@ class FinetuneConfig(TrainConfig):
     """Tokens that two windows of a long context share in question-answering."""
     max_answer_tokens: int = Field(30, ge=1)
     """Longest answer in question-answering."""
+
+    objective: Literal["simcse", "tsdae"] = "simcse"
+    """How sentence-embedding learns from single texts: `simcse` compares a text with itself under
+    other dropout (0.1), and with the rest of its batch; `tsdae` restores texts with deleted words.
+    """
+    pooling: Literal["mean", "cls"] = "mean"
+    """The vector of a text in sentence-embedding: the mean of its tokens, or its `[CLS]`."""
 
     freeze: str | None = None
     """Parts that are not trained: `encoder`, which leaves the head, or a number: the embeddings and
@@ -122,6 +145,15 @@ class FinetuneConfig(TrainConfig):
     def _check_freeze(self) -> Self:
         if self.freeze not in (None, "encoder") and not str(self.freeze).isdecimal():
             raise ValueError(f"--freeze {self.freeze}: must be `encoder` or a number of layers.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sentence_embedding(self) -> Self:
+        without_effect = sorted(self.model_fields_set - EMBEDDING_OPTIONS)
+        if self.task == SENTENCE_EMBEDDING and without_effect:
+            raise ValueError(
+                f"{flag(without_effect[0])} has no effect on --task {SENTENCE_EMBEDDING}."
+            )
         return self
 
     def find_length(self) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.finetuning.config import EPOCHS, FinetuneConfig
+from bert_pipeline.finetuning.config import EPOCHS, SENTENCE_EMBEDDING, FinetuneConfig
 from bert_pipeline.finetuning.export import export_model
-from bert_pipeline.finetuning.inputs import Inputs
+from bert_pipeline.finetuning.inputs import Inputs, describe_inputs
 from bert_pipeline.finetuning.network import freeze, layer_scales, make_network
 from bert_pipeline.finetuning.protocol import FOLDER, choose, plan_runs, summarize, to_json
+from bert_pipeline.finetuning.sentence_embedding import train_sentence_embedding
 from bert_pipeline.finetuning.summary import announce, print_summary
 from bert_pipeline.finetuning.task import FinetuningTask, TaskLoss
 from bert_pipeline.model.compile import should_compile
@@ -66,6 +67,9 @@ def finetune(config: FinetuneConfig) -> None:
     Writes `checkpoints/`, `metrics.jsonl` and, at the end, `model/` to `config.out`. Every process
     of a distributed run calls this; only the main one writes and prints.
     """
+    if config.task == SENTENCE_EMBEDDING:
+        train_sentence_embedding(config)
+        return
     transformers_logging.disable_progress_bar()
     ranks = start_ranks(config)
     with explain_failures(config, ranks), ExitStack() as stack:
@@ -81,7 +85,7 @@ def _finetune(
         nonlocal work, inputs
         check_trackers(config.tracker)
         inputs = inputs or Inputs.read(config)
-        described = inputs.describe(config)
+        described = describe_inputs(inputs.folder, config)
         work = stack.enter_context(workspace(STAGE, config, described, Working(WORKING)))
         if config.overwrite and (removed := remove_damaged_checkpoints(work.folder / CHECKPOINTS)):
             print_line(f"finetune: damaged, removed: {', '.join(removed)}", quiet=config.quiet)

@@ -70,17 +70,18 @@ class Inputs:
         rate = default_learning_rate(load_config(folder))
         return cls(folder, tokenizer, task, train, validation, test, rate)
 
-    def describe(self, config: FinetuneConfig) -> dict[str, Input]:
-        """The inputs' record for the manifest."""
-        hashes = {file.name: hash_file(file) for file in _model_files(self.folder)}
-        where = os.path.relpath(self.folder.resolve(), config.out.resolve())
-        described = {"model": Input(path=where, fingerprint=hash_json(hashes))}
-        for name in ("train", "validation", "test"):
-            source = getattr(config, name)
-            if source is not None and not source.startswith(HUB):
-                path = os.path.relpath(Path(source).resolve(), config.out.resolve())
-                described[name] = Input(path=path, fingerprint=hash_file(Path(source)))
-        return described
+
+def describe_inputs(folder: Path, config: FinetuneConfig) -> dict[str, Input]:
+    """The record for the manifest of the model in `folder` and of the files of rows."""
+    hashes = {file.name: hash_file(file) for file in _model_files(folder)}
+    where = os.path.relpath(folder.resolve(), config.out.resolve())
+    described = {"model": Input(path=where, fingerprint=hash_json(hashes))}
+    for name in ("train", "validation", "test"):
+        source = getattr(config, name)
+        if source is not None and not source.startswith(HUB):
+            path = os.path.relpath(Path(source).resolve(), config.out.resolve())
+            described[name] = Input(path=path, fingerprint=hash_file(Path(source)))
+    return described
 
 
 def default_learning_rate(config: Any) -> float:

@@ -152,12 +152,13 @@ def _no_warnings() -> Iterator[None]:
     """Keep transformers from writing to the terminal."""
     from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity_warning()
+        logging.set_verbosity(verbosity)
 
 
 def _describe(error: Exception) -> str:
