@@ -44,14 +44,30 @@ def find_model(path: Path) -> Path:
     )
 
 
-def load_model(folder: Path, auto_class: Any) -> Any:
+def load_model(folder: Path, auto_class: Any, **options: Any) -> Any:
     """Load with an auto class of transformers, without running code from the folder.
 
     Raises `BertpipeError` if the folder is incomplete or damaged: transformers itself would fill
     missing weights with random ones.
     """
-    network, report = _load(folder, auto_class)
+    network, report = _load(folder, auto_class, **options)
     _check_weights(folder, network, report, sorted(report["missing_keys"]))
+    return network
+
+
+def load_encoder(folder: Path) -> Any:
+    """The encoder alone, without heads, in fp32. Its pooler, if any, may have random weights.
+
+    Raises `BertpipeError` as `load_model`, and for a model that is not an encoder.
+    """
+    import torch
+    from transformers import AutoModel
+
+    network, report = _load(folder, AutoModel, dtype=torch.float32)
+    lacking = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    _check_weights(folder, network, report, sorted(lacking))
+    if network.config.is_encoder_decoder:
+        raise BertpipeError(f"{folder}: {type(network).__name__} has a decoder. Use an encoder.")
     return network
 
 
@@ -165,7 +181,7 @@ def _check_weights(
             shown = ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
             raise BertpipeError(
                 f"{folder}: as {type(network).__name__} it {problem}: {shown}. Use a complete "
-                "masked language model."
+                "model of this class."
             )
 
 
