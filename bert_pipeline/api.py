@@ -119,17 +119,19 @@ def evaluate_text(model: str | Path, text: str | Path, *, quiet: bool = True) ->
     return evaluate_text(Path(model), str(text), quiet=quiet)
 
 
-def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Any:
+def fill_mask(
+    model: str | Path, texts: str | Sequence[str], *, top_k: int = 5, targets: Sequence[str] = ()
+) -> Any:
     """Predict the masks in texts, as `transformers.pipeline("fill-mask")` returns them.
 
-    `[MASK]` stands for the model's mask token. A text with one mask gives a list of `score`,
-    `token`, `token_str`, `sequence`; one with several masks a list of such lists; several texts a
-    list of either. To call it often, use `predict.fill_mask.MaskFiller`, which loads the model
-    once.
+    `[MASK]` stands for the model's mask token. With `targets` only these words are predicted. A
+    text with one mask gives a list of `score`, `token`, `token_str`, `sequence`; one with several
+    masks a list of such lists; several texts a list of either. To call it often, use
+    `predict.fill_mask.MaskFiller`, which loads the model once.
     """
     from bert_pipeline.predict.fill_mask import MaskFiller
 
-    return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
+    return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k, targets)
 
 
 def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":

@@ -40,6 +40,14 @@ app = typer.Typer(
 Model = Annotated[
     Path, typer.Argument(help="Model folder, or the folder of the run.", show_default=False)
 ]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="File, or - for standard input."),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Encoding of a file that is not UTF-8.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
@@ -152,22 +160,45 @@ def _print_evaluation(
 def fill_mask(
     model: Model,
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...", help="Texts with [MASK] in place of words.", show_default=False
+        ),
+    ] = None,
+    input_path: Input = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Words among which to choose, separated by commas; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions per mask.")] = 5,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the masked words in texts."""
-    if as_json:
-        found = api.fill_mask(model, texts, top_k=top_k)
+    """Predict the masked words in texts, or in the lines of a file or of standard input."""
+    if texts and input_path is not None:
+        raise UsageError("fill-mask: give either TEXT or --input.")
+    words = [word for value in targets or [] for word in value.split(",") if word.strip()]
+    if targets and not words:
+        raise UsageError("--targets: give at least one word.")
+    if texts and as_json:
+        found = api.fill_mask(model, texts, top_k=top_k, targets=words)
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
         return
-    from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates
-    from bert_pipeline.progress import print_line
+    from bert_pipeline.predict.fill_lines import fill_lines
+    from bert_pipeline.predict.read_inputs import InputTexts
 
-    predictions = MaskFiller(model).fill_each(texts, top_k)
-    for text, masks in zip(texts, predictions, strict=True):
-        print_line("\n".join([text, *format_candidates(masks)]))
+    source = None if texts else InputTexts(_choose_input(input_path), encoding=encoding)
+    fill_lines(model, texts or source, top_k, words, as_json=as_json)
+
+
+def _choose_input(path: Path | None) -> Path:
+    """The file that `--input` names, or standard input if something is piped into it."""
+    if path is None and sys.stdin.isatty():
+        raise UsageError("fill-mask: give a TEXT, or --input FILE.")
+    return path or Path("-")
 
 
 @app.command("verify")
