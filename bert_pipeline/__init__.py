@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bert_pipeline.api import (
         build_corpus,
         build_examples,
+        embed,
         evaluate,
         evaluate_text,
         fill_mask,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_corpus",
     "build_examples",
+    "embed",
     "evaluate",
     "evaluate_text",
     "fill_mask",

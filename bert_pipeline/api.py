@@ -26,6 +26,7 @@ from bert_pipeline.tokenizer.config import TokenizeConfig
 if TYPE_CHECKING:
     from bert_pipeline.pretraining.evaluation import Evaluation
     from bert_pipeline.pretraining.text_evaluation import TextEvaluation
+    from bert_pipeline.ragged import Array
     from bert_pipeline.verification import Verified
 
 C = TypeVar("C", bound=StageConfig)
@@ -132,6 +133,29 @@ def fill_mask(
     from bert_pipeline.predict.fill_mask import MaskFiller
 
     return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k, targets)
+
+
+def embed(
+    model: str | Path,
+    texts: str | Sequence[str],
+    *,
+    pooling: Literal["mean", "cls", "last4-concat"] | None = None,
+    normalize: bool | None = None,
+) -> "Array":
+    """The vectors of texts, a float32 array `[texts, dimension]` (`bertpipe embed`).
+
+    `model` is a model folder, the folder of a run, or one of sentence-transformers, whose pooling
+    and normalization are the defaults; else the default is the mean. To call it often, or for the
+    vectors of tokens, use `predict.embed.Embedder`.
+    """
+    import numpy as np
+
+    from bert_pipeline.predict.embed import Embedder
+
+    embedder = Embedder(model, pooling, normalized=normalize)
+    parts = embedder.embed([texts] if isinstance(texts, str) else texts)
+    empty = np.zeros((0, embedder.dimension), dtype=np.float32)
+    return np.concatenate([empty, *(part.vectors for part in parts)])
 
 
 def verify(folder: str | Path, *, quiet: bool = True) -> "list[Verified]":

@@ -190,15 +190,77 @@ def fill_mask(
     from bert_pipeline.predict.fill_lines import fill_lines
     from bert_pipeline.predict.read_inputs import InputTexts
 
-    source = None if texts else InputTexts(_choose_input(input_path), encoding=encoding)
-    fill_lines(model, texts or source, top_k, words, as_json=as_json)
+    source = texts or InputTexts(_choose_input(input_path), encoding=encoding)
+    fill_lines(model, source, top_k, words, as_json=as_json)
 
 
 def _choose_input(path: Path | None) -> Path:
     """The file that `--input` names, or standard input if something is piped into it."""
     if path is None and sys.stdin.isatty():
-        raise UsageError("fill-mask: give a TEXT, or --input FILE.")
+        raise UsageError("Give texts: --input FILE, or - for standard input.")
     return path or Path("-")
+
+
+@app.command("embed")
+def embed(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a model, of a run, or of sentence-transformers.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="File of vectors: .parquet, .npy or .npz.", show_default=False)
+    ],
+    input_path: Input = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field that holds the text, in .jsonl, .csv, .tsv and .parquet.",
+            show_default="text or content",
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "last4-concat"] | None,
+        typer.Option(
+            help="Vector of a text: the mean of the last hidden states, that of the first token, "
+            "or the mean of the concatenated last four layers.",
+            show_default="mean, or that of a sentence-transformers folder",
+        ),
+    ] = None,
+    level: Annotated[
+        Literal["text", "token"], typer.Option(help="One vector per text, or per token.")
+    ] = "text",
+    normalized: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Vectors of length 1.",
+            show_default="as a sentence-transformers folder says",
+        ),
+    ] = None,
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="On a broken row: stop and name it, or skip and count it."),
+    ] = "fail",
+    encoding: Encoding = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the vectors of texts: the lines of a file or of standard input, or the rows of a table.
+
+    The texts keep their order. Texts longer than the model takes are truncated and counted.
+    """
+    from bert_pipeline.predict.embed_file import embed_file
+    from bert_pipeline.predict.read_inputs import InputTexts
+    from bert_pipeline.progress import print_line
+
+    path = _choose_input(input_path)
+    source = InputTexts(path, text_field=text_field, encoding=encoding, on_error=on_error)
+    by_token = level == "token"
+    result = embed_file(
+        model, source, out, pooling, by_token=by_token, normalized=normalized, quiet=quiet
+    )
+    print_line(result.describe(), quiet=quiet)
 
 
 @app.command("verify")

@@ -1,17 +1,17 @@
 """Texts as token ids of any length, which are cut to what a model takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import Encoding
 
 from bert_pipeline.corpus.cleaning.cleaner import join_surrogates
-from bert_pipeline.predict.batches import TokenRow
+from bert_pipeline.errors import UsageError
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedText:
+class EncodedText(NamedTuple):
     """A text with the special tokens that the tokenizer adds."""
 
     text: str
@@ -19,6 +19,13 @@ class EncodedText:
     segment_ids: list[int]
     encoding: Encoding | None
     """Tokens and offsets; None for a tokenizer that is written in Python."""
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each token begins and ends in the text; 0 and 0 for special tokens."""
+        if self.encoding is None:
+            raise UsageError("The tokenizer of this model does not know where its tokens are.")
+        spans: list[tuple[int, int]] = self.encoding.offsets
+        return spans
 
 
 class TextEncoder:
@@ -50,13 +57,14 @@ class TextEncoder:
         assert self.max_length is not None
         return max(1, self.max_length - self.head - self.tail)
 
-    def cut(self, ids: list[int], segment_ids: list[int], start: int = 0) -> TokenRow:
-        """At most `room` tokens from `start` on, between the special tokens."""
-        chosen = slice(self.head + start, min(self.head + start + self.room, len(ids) - self.tail))
-        return TokenRow(*(self._between_ends(values, chosen) for values in (ids, segment_ids)))
-
-    def _between_ends(self, values: list[int], chosen: slice) -> list[int]:
-        return values[: self.head] + values[chosen] + values[len(values) - self.tail :]
+    def cut(self, values: list[T], start: int = 0) -> list[T]:
+        """Of values of all tokens those of `room` tokens from `start` on, and of special tokens."""
+        end = min(self.head + start + self.room, len(values) - self.tail)
+        return [
+            *values[: self.head],
+            *values[self.head + start : end],
+            *values[len(values) - self.tail :],
+        ]
 
 
 def _count_special_tokens(tokenizer: Any) -> tuple[int, int]:

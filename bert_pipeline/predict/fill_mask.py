@@ -19,7 +19,7 @@ from bert_pipeline.predict.batches import (
     make_masked_batch,
     plan_batches,
 )
-from bert_pipeline.predict.load import find_model, load_auto_tokenizer, load_model
+from bert_pipeline.predict.load import check_vocabulary, find_model, load_auto_tokenizer, load_model
 from bert_pipeline.predict.masked_texts import MaskEncoder
 from bert_pipeline.predict.targets import find_target_ids
 
@@ -42,11 +42,7 @@ class MaskFiller:
             )
         network = load_model(folder, AutoModelForMaskedLM, dtype=torch.float32)
         self._vocab_size = network.config.vocab_size
-        if (last := max(self._tokenizer.get_vocab().values())) >= self._vocab_size:
-            raise BertpipeError(
-                f"{folder}: its tokenizer has ids up to {last}, the model only below "
-                f"{self._vocab_size}. Use the tokenizer of the model."
-            )
+        check_vocabulary(folder, self._tokenizer, network)
         self._encoder = MaskEncoder(self._tokenizer, count_positions_of(network))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = network.to(self._device).eval()

@@ -210,6 +210,17 @@ def load_auto_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def check_vocabulary(folder: Path, tokenizer: Any, network: Any) -> None:
+    """Raise `BertpipeError` if the tokenizer has ids that the model lacks."""
+    size = getattr(network.config, "vocab_size", None)
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if size is not None and last >= size:
+        raise BertpipeError(
+            f"{folder}: its tokenizer has ids up to {last}, the model only below {size}. Use the "
+            "tokenizer of the model."
+        )
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The `tokenizers.Tokenizer` of `tokenizer.json` in a model folder; None without that file."""
     from tokenizers import Tokenizer

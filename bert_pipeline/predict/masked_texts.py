@@ -84,6 +84,6 @@ class MaskEncoder:
         rows = []
         for block, positions in blocks.items():
             start = min(max(0, block * size - (room - size) // 2), last)
-            row = self._encoder.cut(ids, segments, start)
-            rows.append(TokenRow(row.ids, row.segment_ids, [p - start for p in positions]))
+            cut_ids, cut_segments = (self._encoder.cut(part, start) for part in (ids, segments))
+            rows.append(TokenRow(cut_ids, cut_segments, [at - start for at in positions]))
         return rows

@@ -91,12 +91,11 @@ class InputTexts:
         return decode_text(self._read_stream(), self.name, self._policy, self.counts)
 
     def _read_stream(self) -> Iterator[bytes]:
-        """What comes through a pipe, in chunks."""
-        if self._path == STANDARD_INPUT:
-            yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")
-        else:
-            with self._path.open("rb") as stream:
-                yield from iter(lambda: stream.read1(CHUNK_BYTES), b"")
+        """What comes through a pipe, in chunks as they come."""
+        is_standard = self._path == STANDARD_INPUT
+        descriptor = sys.stdin.fileno() if is_standard else self._path
+        with open(descriptor, "rb", closefd=not is_standard) as stream:  # noqa: PTH123
+            yield from iter(lambda: stream.read1(CHUNK_BYTES), b"")
 
     def _whole_lines(self, lines: Iterable[str]) -> Iterator[str]:
         """The lines without what follows the last line end, if that is empty."""
