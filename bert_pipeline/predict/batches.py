@@ -12,7 +12,7 @@ GROUP_TEXTS = 1024
 """Texts that are sorted by length together. A result comes after at most so many texts."""
 GROUP_CHARS = 1_000_000
 """The most characters of such texts, but for a text that alone has more."""
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 """Tokens of a batch with its padding. Smaller ones are slower on a busy CPU, where the threads of
 each operation wait for one another."""
 
