@@ -94,7 +94,7 @@ class InputTexts:
         """What comes through a pipe, in chunks as they come."""
         is_standard = self._path == STANDARD_INPUT
         descriptor = sys.stdin.fileno() if is_standard else self._path
-        with open(descriptor, "rb", closefd=not is_standard) as stream:  # noqa: PTH123
+        with open(descriptor, "rb", closefd=not is_standard) as stream:
             yield from iter(lambda: stream.read1(CHUNK_BYTES), b"")
 
     def _whole_lines(self, lines: Iterable[str]) -> Iterator[str]:

@@ -242,7 +242,7 @@ def test_sentence_transformers_with_other_modules_are_refused(
 
 def test_folder_without_an_encoder_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(BertpipeError, match="no model found"):
-        Embedder(tmp_path)
+        Embedder(tmp_path / "nowhere")
     (model / "model.safetensors").unlink()
     with pytest.raises(BertpipeError, match="cannot be loaded"):
         Embedder(model)

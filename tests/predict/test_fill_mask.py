@@ -181,15 +181,15 @@ def test_masks_of_long_text_are_predicted_from_the_tokens_around_them(model: Pat
     (alone,) = filler.fill_each([near], 3)
     (longer,) = filler.fill_each(["gose " * 500 + near], 3)
     assert [[c["token"] for c in mask] for mask in longer] == [[c["token"] for c in alone[0]]]
-    assert alone[0][0]["sequence"].split().count("gose") > 15
-    assert alone[0][0]["sequence"].split().count("dabi") > 15
+    words = alone[0][0]["sequence"].split()  # of several tokens each
+    assert min(words.count("gose"), words.count("dabi")) > 5
     for text in ("[MASK] " + "dabi " * 500, "dabi " * 500 + "[MASK]"):
         assert len(filler.fill([text], 5)) == 5
 
 
 @pytest.mark.parametrize("top_k", [2, 9])
 def test_targets_equal_transformers_pipeline(model: Path, top_k: int) -> None:
-    targets = [" a", "b", "c", "B"]  # not all as they are in the vocabulary
+    targets = [" a", "b", "d", "B"]  # not all as they are in the vocabulary
     with warnings.catch_warnings(action="ignore"):
         stock = pipeline("fill-mask", model=str(model / "model"))
         expected = stock("Dabi [MASK] gose.", top_k=top_k, targets=targets)
@@ -198,8 +198,10 @@ def test_targets_equal_transformers_pipeline(model: Path, top_k: int) -> None:
 
 def test_target_of_several_tokens_is_refused(model: Path) -> None:
     filler = MaskFiller(model)
-    with pytest.raises(UsageError, match=r"'abcdefghijk' is \d+ tokens.*'☃' is not in the vocab"):
-        filler.fill(["a [MASK]"], 2, ["a", "abcdefghijk", "☃"])
+    with pytest.raises(
+        UsageError, match=r"'dabigosedabigose' is \d+ tokens.*'☃' is not in the vocab"
+    ):
+        filler.fill(["a [MASK]"], 2, ["a", "dabigosedabigose", "☃"])
 
 
 @pytest.mark.parametrize("text", ["a <mask> b", "a [mask] b", "a ___ b", "a [MASK] b [Mask]"])
