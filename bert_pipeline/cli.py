@@ -188,10 +188,15 @@ def fill_mask(
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
         return
     from bert_pipeline.predict.fill_lines import fill_lines
+
+    if texts:
+        fill_lines(model, texts, "Text", top_k, words, as_json=False)
+        return
     from bert_pipeline.predict.read_inputs import InputTexts
 
-    source = texts or InputTexts(_choose_input(input_path), encoding=encoding)
-    fill_lines(model, source, top_k, words, as_json=as_json)
+    source = InputTexts(_choose_input(input_path), encoding=encoding)
+    name = f"{source.name}, line"
+    fill_lines(model, source.texts(), name, top_k, words, as_json=as_json)
 
 
 def _choose_input(path: Path | None) -> Path:

@@ -2,12 +2,11 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bert_pipeline.corpus.cleaning.cleaner import join_surrogates
 from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates, join_masks
-from bert_pipeline.predict.read_inputs import InputTexts
 from bert_pipeline.progress import bar, count_of, err, out, print_line
 
 BAR_AFTER_S = 2.0
@@ -17,7 +16,8 @@ SHOWN_CHARS = 500
 
 def fill_lines(
     model: Path,
-    texts: InputTexts | Sequence[str],
+    texts: Iterable[str],
+    name: str,
     top_k: int,
     targets: Sequence[str],
     *,
@@ -25,16 +25,16 @@ def fill_lines(
 ) -> None:
     """Print a table for each text, or in JSON one line for each: what the pipeline returns.
 
-    A blank line of a file has no table, and in JSON an empty list.
+    A blank text has no table, and in JSON an empty list. `name` and its number stand for a text in
+    error messages.
     """
     given: deque[str] = deque()  # those that are read, but not printed yet
 
     def read() -> Iterator[str]:
-        for text in texts.texts() if isinstance(texts, InputTexts) else texts:
+        for text in texts:
             given.append(join_surrogates(text))
             yield text
 
-    name = f"{texts.name}, line" if isinstance(texts, InputTexts) else "Text"
     results = MaskFiller(model).fill_each(read(), top_k, targets, name)
     printed = blank = 0
     # The results themselves show the progress in a terminal.

@@ -198,9 +198,7 @@ def test_targets_equal_transformers_pipeline(model: Path, top_k: int) -> None:
 
 def test_target_of_several_tokens_is_refused(model: Path) -> None:
     filler = MaskFiller(model)
-    with pytest.raises(
-        UsageError, match=r"is \d+ tokens.*'☃' is not in the vocabulary"
-    ):
+    with pytest.raises(UsageError, match=r"is \d+ tokens.*'☃' is not in the vocabulary"):
         filler.fill(["a [MASK]"], 2, ["a", "dabigosedabigose", "☃"])
 
 
