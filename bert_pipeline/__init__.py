@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bert_pipeline.api import (
         build_corpus,
         build_examples,
+        embed,
         evaluate,
         evaluate_cloze,
         evaluate_minimal_pairs,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_corpus",
     "build_examples",
+    "embed",
     "evaluate",
     "evaluate_cloze",
     "evaluate_minimal_pairs",

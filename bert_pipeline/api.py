@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bert_pipeline.pretraining.zero_shot.minimal_pairs import MinimalPairs
     from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import Pll
     from bert_pipeline.pretraining.zero_shot.pseudo_perplexity import PseudoPerplexity
+    from bert_pipeline.ragged import Array
     from bert_pipeline.verification import Verified
 
 C = TypeVar("C", bound=StageConfig)
@@ -169,17 +170,42 @@ def evaluate_cloze(model: str | Path, probes: str | Path) -> "Cloze":
     return evaluate_cloze(Path(model), read_probes(Path(probes)))
 
 
-def fill_mask(model: str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Any:
+def fill_mask(
+    model: str | Path, texts: str | Sequence[str], *, top_k: int = 5, targets: Sequence[str] = ()
+) -> Any:
     """Predict the masks in texts, as `transformers.pipeline("fill-mask")` returns them.
 
-    `[MASK]` stands for the model's mask token. A text with one mask gives a list of `score`,
-    `token`, `token_str`, `sequence`; one with several masks a list of such lists; several texts a
-    list of either. To call it often, use `predict.fill_mask.MaskFiller`, which loads the model
-    once.
+    `[MASK]` stands for the model's mask token. With `targets` only these words are predicted. A
+    text with one mask gives a list of `score`, `token`, `token_str`, `sequence`; one with several
+    masks a list of such lists; several texts a list of either. To call it often, use
+    `predict.fill_mask.MaskFiller`, which loads the model once.
     """
     from bert_pipeline.predict.fill_mask import MaskFiller
 
-    return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k)
+    return MaskFiller(model).fill([texts] if isinstance(texts, str) else texts, top_k, targets)
+
+
+def embed(
+    model: str | Path,
+    texts: str | Sequence[str],
+    *,
+    pooling: Literal["mean", "cls", "last4-concat"] | None = None,
+    normalize: bool | None = None,
+) -> "Array":
+    """The vectors of texts, a float32 array `[texts, dimension]` (`bertpipe embed`).
+
+    `model` is a model folder, the folder of a run, or one of sentence-transformers, whose pooling
+    and normalization are the defaults; else the default is the mean. To call it often, or for the
+    vectors of tokens, use `predict.embed.Embedder`.
+    """
+    import numpy as np
+
+    from bert_pipeline.predict.embed import Embedder
+
+    embedder = Embedder(model, pooling, normalized=normalize)
+    parts = embedder.embed([texts] if isinstance(texts, str) else texts)
+    empty = np.zeros((0, embedder.dimension), dtype=np.float32)
+    return np.concatenate([empty, *(part.vectors for part in parts)])
 
 
 def finetune(config: FinetuneConfig | None = None, **options: Any) -> Manifest:

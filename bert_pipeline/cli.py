@@ -41,6 +41,14 @@ app = typer.Typer(
 Model = Annotated[
     Path, typer.Argument(help="Model folder, or the folder of the run.", show_default=False)
 ]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="File, or - for standard input."),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Encoding of a file that is not UTF-8.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
@@ -218,22 +226,112 @@ def _print_evaluation(
 def fill_mask(
     model: Model,
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="Texts with [MASK] in place of words.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...", help="Texts with [MASK] in place of words.", show_default=False
+        ),
+    ] = None,
+    input_path: Input = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Words among which to choose, separated by commas; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions per mask.")] = 5,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the masked words in texts."""
-    if as_json:
-        found = api.fill_mask(model, texts, top_k=top_k)
+    """Predict the masked words in texts, or in the lines of a file or of standard input."""
+    if texts and input_path is not None:
+        raise UsageError("fill-mask: give either TEXT or --input.")
+    words = [word for value in targets or [] for word in value.split(",") if word.strip()]
+    if targets and not words:
+        raise UsageError("--targets: give at least one word.")
+    if texts and as_json:
+        found = api.fill_mask(model, texts, top_k=top_k, targets=words)
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
         return
-    from bert_pipeline.predict.fill_mask import MaskFiller, format_candidates
+    from bert_pipeline.predict.fill_lines import fill_lines
+
+    if texts:
+        fill_lines(model, texts, "Text", top_k, words, as_json=False)
+        return
+    from bert_pipeline.predict.read_inputs import InputTexts
+
+    source = InputTexts(_choose_input(input_path), encoding=encoding)
+    name = f"{source.name}, line"
+    fill_lines(model, source.texts(), name, top_k, words, as_json=as_json)
+
+
+def _choose_input(path: Path | None) -> Path:
+    """The file that `--input` names, or standard input if something is piped into it."""
+    if path is None and sys.stdin.isatty():
+        raise UsageError("Give texts: --input FILE, or - for standard input.")
+    return path or Path("-")
+
+
+@app.command("embed")
+def embed(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a model, of a run, or of sentence-transformers.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="File of vectors: .parquet, .npy or .npz.", show_default=False)
+    ],
+    input_path: Input = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field that holds the text, in .jsonl, .csv, .tsv and .parquet.",
+            show_default="text or content",
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "last4-concat"] | None,
+        typer.Option(
+            help="Vector of a text: the mean of the last hidden states, that of the first token, "
+            "or the mean of the concatenated last four layers.",
+            show_default="mean, or that of a sentence-transformers folder",
+        ),
+    ] = None,
+    level: Annotated[
+        Literal["text", "token"], typer.Option(help="One vector per text, or per token.")
+    ] = "text",
+    normalized: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Vectors of length 1.",
+            show_default="as a sentence-transformers folder says",
+        ),
+    ] = None,
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="On a broken row: stop and name it, or skip and count it."),
+    ] = "fail",
+    encoding: Encoding = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the vectors of texts: the lines of a file or of standard input, or the rows of a table.
+
+    The texts keep their order. Texts longer than the model takes are truncated and counted.
+    """
+    from bert_pipeline.predict.embed_file import embed_file
+    from bert_pipeline.predict.read_inputs import InputTexts
     from bert_pipeline.progress import print_line
 
-    predictions = MaskFiller(model).fill_each(texts, top_k)
-    for text, masks in zip(texts, predictions, strict=True):
-        print_line("\n".join([text, *format_candidates(masks)]))
+    path = _choose_input(input_path)
+    source = InputTexts(path, text_field=text_field, encoding=encoding, on_error=on_error)
+    by_token = level == "token"
+    result = embed_file(
+        model, source, out, pooling, by_token=by_token, normalized=normalized, quiet=quiet
+    )
+    print_line(result.describe(), quiet=quiet)
 
 
 @app.command("predict")

@@ -56,7 +56,8 @@ class Bar:
         """The progress as a line: `tokenizing: 12/40, 0.2/s, 0:02:20 left`."""
         task = self._progress.tasks[self._task]
         if self._counted:
-            parts = [f"{task.completed:,.0f}/{task.total or 0:,.0f}"]
+            total = "" if task.total is None else f"/{task.total:,.0f}"
+            parts = [f"{task.completed:,.0f}{total}"]
             if speed := task.speed:
                 parts.append(f"{speed:.1f}/s" if speed >= 1 else f"{speed * 60:.1f}/min")
         else:
@@ -75,10 +76,12 @@ def bar(
     quiet: bool = False,
     counted: bool = True,
     describe: Callable[[], str] | None = None,
+    delay_s: float = 0,
 ) -> Iterator[Bar]:
     """Show progress during the block, unless quiet: a bar, or lines where there is no terminal.
 
-    `describe` is called for the text next to the bar: every second, or before each line.
+    `describe` is called for the text next to the bar: every second, or before each line. The bar
+    appears after `delay_s`, for what is often done at once.
     """
     columns = [
         TextColumn("{task.description}"),
@@ -89,14 +92,15 @@ def bar(
         TimeRemainingColumn(elapsed_when_finished=False),
     ]
     in_terminal = err.is_terminal
-    with Progress(
+    progress = Progress(
         *columns,
         console=err,
         transient=True,
         disable=quiet or not in_terminal,
         # The speed of lines is that of the last ten lines, because a part may take minutes.
         speed_estimate_period=30 if in_terminal else 10 * HEARTBEAT_S,
-    ) as progress:
+    )
+    with _shown_after(delay_s, progress):
         shown = Bar(progress, progress.add_task(title, total=total, note=""), counted=counted)
         ended = threading.Event()
         if not quiet and (describe or not in_terminal):
@@ -107,6 +111,25 @@ def bar(
             yield shown
         finally:
             ended.set()
+
+
+@contextmanager
+def _shown_after(delay_s: float, progress: Progress) -> Iterator[None]:
+    """Show the bar from `delay_s` after now until the end of the block."""
+    starter = threading.Timer(delay_s, progress.start)
+    starter.daemon = True
+    if delay_s:
+        starter.start()
+    else:
+        progress.start()
+    try:
+        yield
+    finally:
+        starter.cancel()
+        if delay_s:
+            starter.join()
+        if progress.live.is_started:
+            progress.stop()
 
 
 def _keep_describing(

@@ -23,7 +23,7 @@ HEAVY = {
     "datatrove",
     "ray",
 }
-COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask"]
+COMMANDS = ["run", "corpus", "tokenize", "examples", "pretrain", "evaluate", "fill-mask", "embed"]
 
 
 HELP_OF_ALL_COMMANDS = f"""
@@ -95,7 +95,8 @@ def test_shell_completion_is_offered() -> None:
             "--num-processes --precision --seed --overwrite --quiet --verbose --config",
         ),
         ("evaluate", "--examples --split --json"),
-        ("fill-mask", "--top-k --json"),
+        ("fill-mask", "--input --targets --top-k --json"),
+        ("embed", "--input --out --pooling --level --text-field"),
     ],
 )
 def test_commands_have_the_documented_options(command: str, expected: str) -> None:

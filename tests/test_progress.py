@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
+from bert_pipeline import progress
 from bert_pipeline.progress import (
     Bar,
     count_of,
@@ -77,6 +81,8 @@ def test_line_of_progress_has_part_speed_time_left_and_note() -> None:
     progress = Progress(disable=True, get_time=lambda: now, speed_estimate_period=600)
     shards = Bar(progress, progress.add_task("tokenizing", total=40, note=""))
     share = Bar(progress, progress.add_task("training", total=1, note=""), counted=False)
+    lines = Bar(progress, progress.add_task("embedding", total=None, note=""))
+    assert lines.describe() == "embedding: 0"
     assert shards.describe() == "tokenizing: 0/40"
     assert share.describe() == "training: 0%"
     shards.move_to(8)  # a resumed run: done before the clock started
@@ -111,6 +117,18 @@ def test_lines_of_progress_without_a_terminal() -> None:
     assert len(lines) > 1
     assert set(lines) == {"reading: 1/3 · 2 parts"}
     assert run_piped(WAIT, "quiet") == []
+
+
+def test_bar_of_short_work_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = StringIO()
+    terminal = Console(file=written, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "err", terminal)
+    with progress.bar("reading", 3, delay_s=60) as shown:
+        shown.advance()
+    assert written.getvalue() == ""
+    with progress.bar("reading", 3, delay_s=0.01):
+        time.sleep(0.3)
+    assert "reading" in written.getvalue()
 
 
 @pytest.mark.slow

@@ -163,12 +163,16 @@ def adapt_config(
 
 def count_positions(config: Any) -> int | None:
     """The maximum number of tokens per example; None without a limit."""
-    most = getattr(config, "max_position_embeddings", None)
+    with torch.device("meta"):
+        return count_positions_of(AutoModelForMaskedLM.from_config(config))
+
+
+def count_positions_of(network: Any) -> int | None:
+    """As `count_positions`, of a model of any class."""
+    most = getattr(network.config, "max_position_embeddings", None)
     if most is None:
         return None
     # RoBERTa-like models number positions from their padding index + 1 on.
-    with torch.device("meta"):
-        network = AutoModelForMaskedLM.from_config(config)
     first = [
         module.padding_idx + 1
         for name, module in network.named_modules()

@@ -54,14 +54,30 @@ def read_architectures(folder: Path) -> list[str]:
         raise BertpipeError(f"{path}: not the config of a transformers model.") from None
 
 
-def load_model(folder: Path, auto_class: Any) -> Any:
+def load_model(folder: Path, auto_class: Any, **options: Any) -> Any:
     """Load with an auto class of transformers, without running code from the folder.
 
     Raises `BertpipeError` if the folder is incomplete or damaged: transformers itself would fill
     missing weights with random ones.
     """
-    network, report = _load(folder, auto_class)
+    network, report = _load(folder, auto_class, **options)
     _check_weights(folder, network, report, sorted(report["missing_keys"]))
+    return network
+
+
+def load_encoder(folder: Path) -> Any:
+    """The encoder alone, without heads, in fp32. Its pooler, if any, may have random weights.
+
+    Raises `BertpipeError` as `load_model`, and for a model that is not an encoder.
+    """
+    import torch
+    from transformers import AutoModel
+
+    network, report = _load(folder, AutoModel, dtype=torch.float32)
+    lacking = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    _check_weights(folder, network, report, sorted(lacking))
+    if network.config.is_encoder_decoder:
+        raise BertpipeError(f"{folder}: {type(network).__name__} has a decoder. Use an encoder.")
     return network
 
 
@@ -183,7 +199,7 @@ def _check_weights(
             shown = ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
             raise BertpipeError(
                 f"{folder}: as {type(network).__name__} it {problem}: {shown}. Use a complete "
-                "masked language model."
+                "model of this class."
             )
 
 
@@ -210,6 +226,17 @@ def load_auto_tokenizer(folder: Path) -> Any:
     list_tokenizer_files(folder)  # without any, transformers makes an empty tokenizer
     with _explain_tokenizer(folder), _no_warnings():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, network: Any) -> None:
+    """Raise `BertpipeError` if the tokenizer has ids that the model lacks."""
+    size = getattr(network.config, "vocab_size", None)
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if size is not None and last >= size:
+        raise BertpipeError(
+            f"{folder}: its tokenizer has ids up to {last}, the model only below {size}. Use the "
+            "tokenizer of the model."
+        )
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -6,8 +6,17 @@ spaces between words have masks within words nearly everywhere.
 """
 
 import json
+from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer, models
+
+
+class _Tokens(NamedTuple):
+    """Fields of an `Encoding`."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
 
 
 class WordContinuation:
@@ -40,36 +49,38 @@ class WordContinuation:
 
     def correct(self, text: str, encoding: Encoding) -> list[int]:
         """The ids of the text; as many as before, or more or less where a word is corrected."""
+        # Each access to a field of an encoding copies it.
+        tokens = _Tokens(encoding.ids, encoding.offsets, encoding.word_ids)
         ids: list[int] = []
         position = 0
-        while position < len(encoding.ids):
-            ids.append(encoding.ids[position])
-            position += 1
-            if ids[-1] == self._mask_id and position < len(encoding.ids):
-                end = self._find_word_end(text, encoding, position)
-                if end > position:
-                    start_character = encoding.offsets[position][0]
-                    word = self._normalize(text[start_character : encoding.offsets[end - 1][1]])
-                    ids += [token.id for token in self._model.tokenize(word)]
-                    position = end
-        return ids
+        for mask in [at for at, token in enumerate(tokens.ids) if token == self._mask_id]:
+            after_mask = mask + 1
+            ids += tokens.ids[position:after_mask]
+            position = self._find_word_end(text, tokens, after_mask)
+            if position > after_mask:
+                start_character = tokens.offsets[after_mask][0]
+                word = self._normalize(text[start_character : tokens.offsets[position - 1][1]])
+                ids += [token.id for token in self._model.tokenize(word)]
+        return ids + tokens.ids[position:]
 
-    def _find_word_end(self, text: str, encoding: Encoding, position: int) -> int:
+    def _find_word_end(self, text: str, tokens: "_Tokens", position: int) -> int:
         """The end of the word that starts at a token directly after a mask.
 
         It is `position` itself where the mask and the word are apart.
         """
-        start = encoding.offsets[position][0]
-        word = encoding.word_ids[position]
-        if word is None or start != encoding.offsets[position - 1][1]:
+        if position == len(tokens.ids):
+            return position
+        start = tokens.offsets[position][0]
+        word = tokens.word_ids[position]
+        if word is None or start != tokens.offsets[position - 1][1]:
             return position
         end = position
-        while end < len(encoding.ids) and (
-            encoding.word_ids[end] == word and encoding.ids[end] != self._mask_id
+        while end < len(tokens.ids) and (
+            tokens.word_ids[end] == word and tokens.ids[end] != self._mask_id
         ):
             end += 1
         # A letter and punctuation, or a Chinese character, are two words.
-        joined = self._normalize("a" + text[start : encoding.offsets[end - 1][1]])
+        joined = self._normalize("a" + text[start : tokens.offsets[end - 1][1]])
         is_one_word = len(self._tokenizer.pre_tokenizer.pre_tokenize_str(joined)) == 1
         return end if is_one_word else position
 

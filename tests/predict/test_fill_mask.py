@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -145,6 +147,16 @@ def test_evaluation_rejects_other_tokenizer_of_same_size(
     assert evaluate_folder(model, examples_folder, "train").masked_tokens > 1000
 
 
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal but for the rounding of scores."""
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == expected | {"score": pytest.approx(expected["score"], abs=2e-6)}
+
+
 @pytest.mark.parametrize(
     "texts",
     [
@@ -157,23 +169,61 @@ def test_fill_mask_equals_transformers_pipeline(model: Path, texts: list[str]) -
     expected = pipeline("fill-mask", model=str(model / "model"))(
         texts[0] if len(texts) == 1 else texts, top_k=3
     )
-    assert json.loads(json.dumps(MaskFiller(model).fill(texts, 3))) == json.loads(
-        json.dumps(expected)
-    )
+    assert_same(MaskFiller(model).fill(texts, 3), expected)
 
 
-def test_fill_mask_truncates_long_text_and_reports_mask_beyond_limit(model: Path) -> None:
+def test_masks_of_long_text_are_predicted_from_the_tokens_around_them(model: Path) -> None:
+    """The model takes 64 tokens; those far from a mask make no difference."""
     filler = MaskFiller(model)
-    assert len(filler.fill(["[MASK] " + "dabi " * 500], 5)) == 5
-    with pytest.raises(BertpipeError, match="beyond the maximum length of 64 tokens"):
-        filler.fill(["dabi " * 500 + "[MASK]"], 5)
+    near = "gose " * 70 + "[MASK] " + "dabi " * 70
+    (found,) = filler.fill_each(["gose " * 500 + near + "[MASK] " * 2 + "dabi " * 500], 3)
+    assert len(found) == 3
+    (alone,) = filler.fill_each([near], 3)
+    (longer,) = filler.fill_each(["gose " * 500 + near], 3)
+    assert [[c["token"] for c in mask] for mask in longer] == [[c["token"] for c in alone[0]]]
+    words = alone[0][0]["sequence"].split()  # of several tokens each
+    assert min(words.count("gose"), words.count("dabi")) > 5
+    for text in ("[MASK] " + "dabi " * 500, "dabi " * 500 + "[MASK]"):
+        assert len(filler.fill([text], 5)) == 5
+
+
+@pytest.mark.parametrize("top_k", [2, 9])
+def test_targets_equal_transformers_pipeline(model: Path, top_k: int) -> None:
+    targets = [" a", "b", "d", "B"]  # not all as they are in the vocabulary
+    with warnings.catch_warnings(action="ignore"):
+        stock = pipeline("fill-mask", model=str(model / "model"))
+        expected = stock("Dabi [MASK] gose.", top_k=top_k, targets=targets)
+    assert_same(MaskFiller(model).fill(["Dabi [MASK] gose."], top_k, targets), expected)
+
+
+def test_target_of_several_tokens_is_refused(model: Path) -> None:
+    filler = MaskFiller(model)
+    with pytest.raises(UsageError, match=r"is \d+ tokens.*'☃' is not in the vocabulary"):
+        filler.fill(["a [MASK]"], 2, ["a", "dabigosedabigose", "☃"])
+
+
+@pytest.mark.parametrize("text", ["a <mask> b", "a [mask] b", "a ___ b", "a [MASK] b [Mask]"])
+def test_mask_token_that_the_model_lacks_is_refused(model: Path, text: str) -> None:
+    with pytest.raises(BertpipeError, match=r"is not a mask token of this model. Write \[MASK\]"):
+        MaskFiller(model).fill([text], 1)
+
+
+def test_texts_of_all_lengths_keep_their_order(model: Path) -> None:
+    filler = MaskFiller(model)
+    texts = [f"{'dabi ' * (number * 7 % 50)}[MASK] gose" for number in range(60)]
+    texts[7] = " "
+    together = list(filler.fill_each(texts, 2))
+    assert together[7] == []
+    for text, found in zip(texts, together, strict=True):
+        if text.strip():
+            assert_same(found[0], filler.fill([text], 2))
 
 
 def test_fill_mask_names_text_without_mask(model: Path) -> None:
     with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
         MaskFiller(model).fill(["a [MASK]", "b"], 5)
     with pytest.raises(BertpipeError, match=r"Text 2 has no \[MASK\]"):
-        MaskFiller(model).fill_each(["a [MASK]", "b"], 5)
+        list(MaskFiller(model).fill_each(["a [MASK]", "b"], 5))
 
 
 @pytest.mark.parametrize("top_k", [0, 401])

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline.corpus.config import CorpusConfig
 from bert_pipeline.corpus.sources.encodings import decode_value
+from bert_pipeline.corpus.sources.error_policy import ErrorPolicy
 from bert_pipeline.corpus.sources.files import (
     FileSource,
     FilesTask,
@@ -29,23 +30,26 @@ def open_source(spec: str, config: CorpusConfig) -> FileSource:
 
 
 def read_rows(path: Path, task: FilesTask, counts: Counter[str]) -> Iterator[Row]:
-    """The rows of one file. Raises `BertpipeError` when the column is not text."""
+    """The documents of one file."""
+    with handle_broken_file(path, task.policy, counts):
+        rows = read_parquet(path, task.policy, counts)
+        yield from split_rows(rows, str(path), task.policy, counts)
+
+
+def read_parquet(path: Path, policy: ErrorPolicy, counts: Counter[str]) -> Iterator[Row]:
+    """The rows by their numbers. Raises `BertpipeError` when the column is not text."""
     # Opened here because Arrow accepts only file names that are UTF-8.
-    with (
-        handle_broken_file(path, task.policy, counts),
-        path.open("rb") as raw,
-        pq.ParquetFile(raw, page_checksum_verification=True) as file,
-    ):
+    with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
         schema = file.schema_arrow
-        field = task.policy.choose_field(schema.names, str(path))
+        field = policy.choose_field(schema.names, str(path))
         kinds = [column.type for column in schema if column.name == field]
         if len(kinds) > 1 or not _holds_text(kinds[0]):
             raise BertpipeError(
                 f"{path}: column {field} has type {' and '.join(map(str, kinds))}, not string; "
                 f"columns: {', '.join(schema.names)}. Choose one with --text-field."
             )
-        columns = [field, *filter(None, [task.policy.language_field])]
-        yield from split_rows(_read_columns(file, columns, counts), str(path), task.policy, counts)
+        columns = [field, *filter(None, [policy.language_field])]
+        yield from _read_columns(file, columns, counts)
 
 
 def _read_columns(file: pq.ParquetFile, columns: list[str], counts: Counter[str]) -> Iterator[Row]:
