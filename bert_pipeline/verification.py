@@ -107,9 +107,19 @@ def _compare_inputs(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Pat
     for name in sorted(manifest.inputs.keys() & stage.inputs.keys()) if stage else ():
         given = manifest.inputs[name]
         place = folder.resolve() / given.path
-        found = _fingerprint(place)
+        found = _fingerprint_model(place) if name == "model" else _fingerprint(place)
         if found != given.fingerprint:
             yield name, None if found is None else place
+
+
+def _fingerprint_model(folder: Path) -> str | None:
+    """The fingerprint of a model that was fine-tuned; None if there is none."""
+    from bert_pipeline.predict.load import hash_model
+
+    try:
+        return hash_model(folder)
+    except OSError:
+        return None
 
 
 def _fingerprint(folder: Path) -> str | None:

@@ -11,9 +11,9 @@ import numpy as np
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.finetuning.config import FinetuneConfig
 from bert_pipeline.model.architectures import count_positions
-from bert_pipeline.predict.load import CONFIG, load_auto_tokenizer, load_config
-from bert_pipeline.pretraining.init_from import find_start, weight_files
-from bert_pipeline.storage.atomic import hash_file, hash_json
+from bert_pipeline.predict.load import hash_model, load_auto_tokenizer, load_config
+from bert_pipeline.pretraining.init_from import find_start
+from bert_pipeline.storage.atomic import hash_file
 from bert_pipeline.storage.manifest import Input
 from bert_pipeline.tasks.classification import SINGLE, Classification
 from bert_pipeline.tasks.encoded import Examples
@@ -73,14 +73,14 @@ class Inputs:
 
 def describe_inputs(folder: Path, config: FinetuneConfig) -> dict[str, Input]:
     """The record for the manifest of the model in `folder` and of the files of rows."""
-    hashes = {file.name: hash_file(file) for file in _model_files(folder)}
     where = os.path.relpath(folder.resolve(), config.out.resolve())
-    described = {"model": Input(path=where, fingerprint=hash_json(hashes))}
+    described = {"model": Input(path=where, fingerprint=hash_model(folder))}
     for name in ("train", "validation", "test"):
         source = getattr(config, name)
         if source is not None and not source.startswith(HUB):
-            path = os.path.relpath(Path(source).resolve(), config.out.resolve())
-            described[name] = Input(path=path, fingerprint=hash_file(Path(source)))
+            file = Path(source).expanduser()
+            path = os.path.relpath(file.resolve(), config.out.resolve())
+            described[name] = Input(path=path, fingerprint=hash_file(file))
     return described
 
 
@@ -97,10 +97,6 @@ def default_learning_rate(config: Any) -> float:
 def find_max_length(folder: Path) -> int:
     """The maximum number of tokens per text of a model; a large number without a limit."""
     return count_positions(load_config(folder)) or 1 << 20
-
-
-def _model_files(folder: Path) -> list[Path]:
-    return [folder / CONFIG, *weight_files(folder)]
 
 
 def _read(config: FinetuneConfig, source: str, split: str) -> list[Row]:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.finetuning.config import EPOCHS, FinetuneConfig
-from bert_pipeline.finetuning.inputs import describe_inputs, find_max_length
+from bert_pipeline.finetuning.inputs import default_learning_rate, describe_inputs, find_max_length
 from bert_pipeline.finetuning.sentence_rows import SentenceRows, read_scored_pairs, read_sentences
 from bert_pipeline.model.architectures import set_dropout
 from bert_pipeline.predict.load import load_config, load_with_new_heads
@@ -65,6 +65,9 @@ def train_sentence_embedding(config: FinetuneConfig) -> None:
     if ranks.precision.name == "fp16" and ranks.device.type == "cpu":
         raise UsageError("--task sentence-embedding: --precision fp16 needs a GPU.")
     folder = find_start(config.model, None, quiet=config.quiet)
+    if config.learning_rate is None:
+        rate = default_learning_rate(load_config(folder))
+        config = config.model_copy(update={"learning_rate": rate})
     rows = read_sentences(config, config.train, "train")
     _check_options(config, rows)
     validation = read_scored_pairs(config, config.validation) if config.validation else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.storage.atomic import hash_file
+from bert_pipeline.storage.atomic import hash_file, hash_json
 from bert_pipeline.storage.manifest import read_manifest_file
 from bert_pipeline.tokenizer.load import list_tokenizer_files
 
@@ -52,6 +52,17 @@ def read_architectures(folder: Path) -> list[str]:
         return [str(name) for name in names]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         raise BertpipeError(f"{path}: not the config of a transformers model.") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder."""
+    return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+
+
+def hash_model(folder: Path) -> str:
+    """A hash of the config and the weights of a model folder."""
+    files = [folder / CONFIG, *weight_files(folder)]
+    return hash_json({file.name: hash_file(file) for file in files})
 
 
 def load_model(folder: Path, auto_class: Any, **options: Any) -> Any:

@@ -1,7 +1,7 @@
 """`bertpipe predict`: labels, tags, answers or choices for the rows of a file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -97,6 +97,11 @@ class Predictor:
             for row, problem in zip(part, problems, strict=True):
                 counts.add(row, problem)
                 yield next(found).to_json() if problem is None else {"error": problem}
+
+    def predict_values(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The predictions for rows as mappings from columns to values, as `predict`."""
+        numbered = (Row(f"row {number}", row) for number, row in enumerate(rows, start=1))
+        return self.predict(numbered, PredictCounts())
 
     def _encode_good(self, rows: list[Row]) -> tuple[list[str | None], Examples | None]:
         """What is wrong with each row, and the examples of the others."""

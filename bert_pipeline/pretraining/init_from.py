@@ -13,8 +13,14 @@ from typing import Any, Self
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.model.pretraining_model import make_network
 from bert_pipeline.model.vocabulary import VocabularySources, copy_weights
-from bert_pipeline.predict.load import CONFIG, WEIGHTS, find_model, load_with_new_heads
-from bert_pipeline.storage.atomic import hash_file, hash_json
+from bert_pipeline.predict.load import (
+    CONFIG,
+    WEIGHTS,
+    find_model,
+    hash_model,
+    load_with_new_heads,
+    weight_files,
+)
 from bert_pipeline.storage.manifest import Input
 from bert_pipeline.tokenizer.load import (
     TOKENIZER_FILES,
@@ -45,10 +51,8 @@ class StartingModel:
 
     def describe(self, out: Path) -> Input:
         """The record of the model for the manifest."""
-        files = [self.folder / CONFIG, *weight_files(self.folder)]
-        hashes = {file.name: hash_file(file) for file in files}
         path = os.path.relpath(self.folder.resolve(), out.resolve())
-        return Input(path=path, fingerprint=hash_json(hashes))
+        return Input(path=path, fingerprint=hash_model(self.folder))
 
     def load(
         self, config: Any, tokenizer: LoadedTokenizer, *, with_pairs: bool
@@ -106,8 +110,3 @@ def find_start(name: str, revision: str | None, *, quiet: bool) -> Path:
             "convert them with save_pretrained of transformers."
         )
     return folder
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder."""
-    return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))

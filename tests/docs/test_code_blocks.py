@@ -117,6 +117,13 @@ def write_samples(folder: Path) -> None:
     for language in SENTENCES:
         write_documents(folder / "texts" / language, language)
     write_jsonl(folder / "data" / "articles.jsonl", documents)
+    sentences = [line for text in documents for line in text.splitlines() if line][:40]
+    (folder / "data" / "sentences.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    labelled = [f"{text}\t{number % 2}" for number, text in enumerate(sentences)]
+    table = "\n".join(["sentence\tlabel", *labelled])
+    (folder / "data" / "labelled.tsv").write_text(table + "\n", encoding="utf-8")
+    tagged = [f"{word}\t{'B-X' if word.istitle() else 'O'}" for word in sentences[0].split()]
+    (folder / "data" / "entities.conll").write_text("\n\n".join(["\n".join(tagged)] * 4) + "\n")
     pq.write_table(pa.table({"body": documents}), folder / "data" / "pages.parquet")
 
 

@@ -152,8 +152,10 @@ def test_texts_without_labels_are_learned_from(model: Path, tmp_path: Path, obje
 def test_options_without_effect_are_refused(
     model: Path, tmp_path: Path, options: dict[str, Any], problem: str
 ) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a day\n")
     with pytest.raises(ValueError, match=problem):
-        FinetuneConfig(**given(model, tmp_path / "a.txt", tmp_path / "run", **options))
+        FinetuneConfig(**given(model, file, tmp_path / "run", **options))
 
 
 @pytest.mark.parametrize(
