@@ -105,7 +105,12 @@ class Predictor:
 
     def _encode_good(self, rows: list[Row]) -> tuple[list[str | None], Examples | None]:
         """What is wrong with each row, and the examples of the others."""
-        if all(row.problem is None for row in rows):
+        whole = [row for row in rows if row.problem is None]
+        if self._task is None and whole:
+            # Outside of what is counted as a bad row: a file with other columns is an error.
+            settings = (self._config, self._tokenizer, self._max_length)
+            self._task = self._kind.from_model(*settings, whole[0], self.options)
+        if len(whole) == len(rows):
             try:
                 return [None] * len(rows), self._encode(rows)
             except BertpipeError:  # which rows they are is found below
@@ -124,9 +129,6 @@ class Predictor:
         return None
 
     def _encode(self, rows: list[Row]) -> Examples:
-        if self._task is None:
-            settings = (self._config, self._tokenizer, self._max_length)
-            self._task = self._kind.from_model(*settings, rows[0], self.options)
         examples: Examples = self._task.encode(rows)
         return examples
 

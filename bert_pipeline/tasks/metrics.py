@@ -14,11 +14,12 @@ def measure_classes(labels: Array, predicted: Array, classes: int) -> dict[str, 
 
     F1 is that of class 1 of two, as for MRPC and QQP in GLUE, and of more classes the mean.
     """
+    is_varied = len(np.union1d(labels, predicted)) > 1
     average = {"average": "binary"} if classes == 2 else {"average": "macro"}
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
         "f1": float(f1_score(labels, predicted, zero_division=0, **average)),
-        "matthews_correlation": float(matthews_corrcoef(labels, predicted)),
+        "matthews_correlation": float(matthews_corrcoef(labels, predicted)) if is_varied else 0.0,
         "majority": float(np.bincount(labels).max() / len(labels)),
     }
 

@@ -344,3 +344,13 @@ def test_recipe_ends_with_a_fine_tuned_model(tmp_path: Path) -> None:
     assert "Result on 20 validation examples" in result.stdout
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/finetune/model")
     assert run_cli("verify", tmp_path / "run").code == 0
+
+
+def test_file_with_other_columns_is_refused(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("first,second\na day,the room\n")
+    result = run_cli("predict", finished, "--input", file)
+    assert result.code == 1
+    assert "Give --text-field; it has first, second." in result.stderr
+    right = run_cli("predict", finished, "--input", file, "--text-field", "second", "--json")
+    assert json.loads(right.stdout)["label"] in ("good", "bad")

@@ -93,3 +93,4 @@ def test_metrics_of_classes() -> None:
     assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert found["majority"] == 5 / 8
     assert found["matthews_correlation"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert measure_classes(np.zeros(3, int), np.zeros(3, int), 2)["matthews_correlation"] == 0
