@@ -17,7 +17,7 @@ from bert_pipeline.ragged import Array, Int64Array
 from bert_pipeline.tasks.encoded import Examples
 from bert_pipeline.tasks.scoring import group_by_length, join_scores, select_read
 from bert_pipeline.tasks.task import Task
-from bert_pipeline.training.distributed import Ranks
+from bert_pipeline.training.distributed import Ranks, reshard
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.task import StepInputs
 
@@ -150,6 +150,7 @@ class FinetuningTask:
         with torch.no_grad(), ranks.precision.autocast(ranks.device):
             scores, loss, weight = self._score(examples)
         self.model.train(was_training)
+        reshard(self.model)
         predictions = self.task.decode(scores, examples)
         return {"loss": loss / weight, **self.task.measure(predictions, examples)}
 
