@@ -18,7 +18,8 @@ from bert_pipeline.tasks.task import Task
 CLS_TASKS = ("classification", "multiple-choice")
 """Tasks whose heads read `[CLS]`."""
 NARROW = 256
-"""Hidden size up to which `--cls-start auto` is `mean`: measured for 128 (docs/benchmarks.md)."""
+"""Hidden size up to which `[CLS]` and embeddings start so that small budgets of pretraining pay:
+measured for 128 (docs/benchmarks.md)."""
 
 
 def make_network(config: FinetuneConfig, folder: Path, task: Task) -> tuple[Any, list[str]]:
@@ -95,7 +96,7 @@ def freeze(network: Any, what: str | None) -> None:
 
 
 def layer_scales(network: Any, decay: float) -> dict[str, float]:
-    """Factors of the learning rate by parameter name: `decay` per layer below the top one.
+    """Factors of the learning rate by parameter name: `decay` per layer from the head down.
 
     The embeddings are below the first layer, and heads above the last one (Howard & Ruder 2018,
     discriminative fine-tuning, https://arxiv.org/abs/1801.06146).
@@ -106,8 +107,26 @@ def layer_scales(network: Any, decay: float) -> dict[str, float]:
     pooler = getattr(body, "pooler", None)
     heads = {id(p) for p in pooler.parameters()} if isinstance(pooler, nn.Module) else set()
     of_body = {id(parameter) for parameter in body.parameters()} - heads
-    return {
-        name: decay ** (len(layers) - 1 - depth.get(id(parameter), -1) + 1)
-        for name, parameter in network.named_parameters()
-        if id(parameter) in of_body
-    }
+    large = _scale_of_embeddings(network)
+    scales = {}
+    for name, parameter in network.named_parameters():
+        if id(parameter) not in of_body:
+            continue
+        number = depth.get(id(parameter))
+        scale = 1.0 if number is not None or parameter.dim() < 2 else large
+        below = len(layers) - (-1 if number is None else number)
+        scales[name] = scale * decay**below
+    return scales
+
+
+def _scale_of_embeddings(network: Any) -> float:
+    """How much larger the embeddings of a narrow model are than those of the initialization.
+
+    A small budget with large learning rates leaves them about five times as large. A layer norm
+    follows them, so AdamW has to make larger steps for the same effect.
+    """
+    embeddings = network.get_input_embeddings().weight.detach()
+    deviation = getattr(network.config, "initializer_range", None)
+    if network.config.hidden_size > NARROW or not deviation:
+        return 1.0
+    return max(1.0, float(embeddings.square().mean().sqrt()) / float(deviation))

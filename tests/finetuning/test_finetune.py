@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from bert_pipeline.errors import BertpipeError, Stopped
@@ -354,3 +354,19 @@ def test_file_with_other_columns_is_refused(finished: Path, tmp_path: Path) -> N
     assert "Give --text-field; it has first, second." in result.stderr
     right = run_cli("predict", finished, "--input", file, "--text-field", "second", "--json")
     assert json.loads(right.stdout)["label"] in ("good", "bad")
+
+
+def test_large_embeddings_of_a_narrow_model_get_larger_steps(train: Path, tmp_path: Path) -> None:
+    """AdamW's first step is as large as the learning rate, whatever the gradient."""
+    folder = make_model(tmp_path / "large")
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors[name] *= 5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    options = {"max_steps": 1, "warmup": 0, "learning_rate": 1e-3, "weight_decay": 0}
+    out = run(folder, train, tmp_path / "run", **options)
+    after = load_file(out / "model" / "model.safetensors")
+    step = float((after[name] - tensors[name]).abs().max())
+    assert step == pytest.approx(5e-3, rel=0.05)
+    head = "bert.encoder.layer.0.output.dense.weight"
+    assert float((after[head] - tensors[head]).abs().max()) == pytest.approx(1e-3, rel=0.05)
