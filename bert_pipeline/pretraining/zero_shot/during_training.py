@@ -80,15 +80,15 @@ def read_zero_shot_files(paths: Sequence[str]) -> list[ZeroShotFile]:
 
 
 def _find_kind(path: Path) -> str:
-    record = next(read_records(path), None)
-    if record is None:
+    row = next(read_records(path), None)
+    if row is None:
         raise UsageError(f"{OPTION} {path}: has no rows.")
-    if is_pair(record.fields):
+    if is_pair(row.values):
         return MINIMAL_PAIRS
-    if is_probe(record.fields):
+    if is_probe(row.values):
         return CLOZE
-    found = ", ".join(map(str, record.fields)) or "none"
+    found = ", ".join(map(str, row.values)) or "none"
     raise UsageError(
-        f"{OPTION} {record.where}: minimal pairs (sentence_good, sentence_bad) or cloze probes "
+        f"{OPTION} {row.where}: minimal pairs (sentence_good, sentence_bad) or cloze probes "
         f"(text, expect) were expected, found the fields {found}."
     )

@@ -16,8 +16,9 @@ from bert_pipeline.pretraining.zero_shot.pseudo_likelihood import (
     encode_sentences,
     score_sentences,
 )
-from bert_pipeline.pretraining.zero_shot.records import Record, read_records
+from bert_pipeline.pretraining.zero_shot.records import read_records
 from bert_pipeline.progress import print_table
+from bert_pipeline.tasks.read_rows import Row
 from bert_pipeline.tokenizer.encode import SentenceEncoder
 
 CHANCE = 0.5
@@ -115,30 +116,30 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Raises `UsageError` if it lacks the columns, and `BertpipeError` for a broken row.
     """
-    pairs = [_parse(record) for record in read_records(path)]
+    pairs = [_parse(row) for row in read_records(path)]
     if not pairs:
         raise BertpipeError(f"{path}: has no pairs.")
     return pairs
 
 
-def _parse(record: Record) -> Pair:
-    fields = record.fields
+def _parse(row: Row) -> Pair:
+    fields = row.values
     names = next((names for names in SENTENCES if set(names) <= fields.keys()), None)
     if names is None:
         expected = " or ".join(" and ".join(names) for names in SENTENCES[:2])
         found = ", ".join(map(str, fields)) or "none"
-        raise UsageError(f"{record.where}: columns {expected} were expected, found {found}.")
+        raise UsageError(f"{row.where}: columns {expected} were expected, found {found}.")
     sentences = [fields[name] for name in names]
     for name, sentence in zip(names, sentences, strict=True):
         if not isinstance(sentence, str) or not sentence.strip():
-            raise BertpipeError(f"{record.where}: {name} must be a sentence.")
+            raise BertpipeError(f"{row.where}: {name} must be a sentence.")
     groups = {
         group: str(fields[column])
         for group, columns in GROUPS.items()
         if (column := next((name for name in columns if fields.get(name)), None)) is not None
     }
     good, bad = (" ".join(sentence.split()) for sentence in sentences)
-    return Pair(good, bad, groups, names, record.where)
+    return Pair(good, bad, groups, names, row.where)
 
 
 def evaluate_minimal_pairs(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.predict.load import MASK
-from bert_pipeline.pretraining.zero_shot.records import Record, read_records
+from bert_pipeline.pretraining.zero_shot.records import read_records
+from bert_pipeline.tasks.read_rows import Row
 
 FIELDS = ("text", "expect")
 
@@ -30,15 +31,15 @@ def read_probes(path: Path) -> list[Probe]:
 
     Raises `UsageError` naming the first wrong row.
     """
-    probes = [parse_probe(record) for record in read_records(path)]
+    probes = [parse_probe(row) for row in read_records(path)]
     if not probes:
         raise BertpipeError(f"{path}: has no probes.")
     return probes
 
 
-def parse_probe(record: Record) -> Probe:
+def parse_probe(row: Row) -> Probe:
     """The probe in a row."""
-    fields, where = record.fields, record.where
+    fields, where = row.values, row.where
     if not is_probe(fields):
         found = ", ".join(map(str, fields)) or "none"
         raise UsageError(f"{where}: the fields text and expect were expected, found {found}.")

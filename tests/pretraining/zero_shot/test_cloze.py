@@ -23,7 +23,7 @@ def test_rank_and_probability_are_those_of_fill_mask(
 ) -> None:
     model = save_random_model(tmp_path / "model", request.getfixturevalue(f"{kind}_folder"))
     filler = MaskFiller(model)
-    ranked = filler.fill_each(TEXTS, 100)
+    ranked = list(filler.fill_each(TEXTS, 100))
     path = tmp_path / "probes.jsonl"
     expected = []
     rows = []
@@ -35,7 +35,7 @@ def test_rank_and_probability_are_those_of_fill_mask(
         rows.append({"text": text, "expect": [words[place].upper(), "zzyzx"]})
         same = [
             candidate["score"]
-            for candidate in filler.fill_each([text], 290)[0][0]
+            for candidate in next(filler.fill_each([text], 290))[0]
             if candidate["token_str"].strip().casefold() == words[place]
         ]
         expected.append((place + 1, sum(same)))

@@ -112,9 +112,9 @@ def test_formats_give_the_same_pairs(tmp_path: Path) -> None:
         ("a.tsv", "sen\twrong_sen\nx\ty\nx\n", "a.tsv, line 3: 1 columns instead of 2"),
         ("a.csv", "sen,other\nx,y\n", "found sen, other"),
         ("a.jsonl", "", "has no pairs"),
-        ("a.txt", "x\ty\n", "its name must end in .jsonl"),
-        ("a.parquet", "no parquet", "a.parquet: not a readable Parquet file"),
-        ("a.jsonl.gz", "not gzip", "a.jsonl.gz: damaged or cut"),
+        ("a.txt", "x\ty\n", "its name must end in .csv"),
+        ("a.parquet", "no parquet", "a.parquet: broken or truncated"),
+        ("a.jsonl.gz", "not gzip", "a.jsonl.gz: broken or truncated"),
     ],
 )
 def test_broken_file_is_refused_with_its_line(
