@@ -45,8 +45,6 @@ class PredictOptions:
     label_field: str | None = None
     column_names: tuple[str, ...] = ()
     max_seq_length: int = 512
-    doc_stride: int = 128
-    max_answer_tokens: int = 30
 
 
 @dataclass(slots=True)

@@ -22,6 +22,9 @@ from bert_pipeline.tasks.losses import grouped_log_softmax
 from bert_pipeline.tasks.read_rows import Row, read_text
 from bert_pipeline.tasks.squad import score_answers
 
+DOC_STRIDE = 128
+MAX_ANSWER_TOKENS = 30
+"""For models of other tools, as the BERT release's run_squad.py."""
 BEST = 20
 """Starts and ends of each window that are combined."""
 
@@ -91,7 +94,11 @@ class QuestionAnswering:
         cls, config: Any, tokenizer: Any, max_length: int, first: Row, options: Any
     ) -> Self:
         """The task of a fine-tuned model."""
-        size = (max_length, options.doc_stride, options.max_answer_tokens)
+        size = (
+            min(max_length, getattr(config, "max_seq_length", max_length)),
+            getattr(config, "doc_stride", DOC_STRIDE),
+            getattr(config, "max_answer_tokens", MAX_ANSWER_TOKENS),
+        )
         has_unanswerable = bool(getattr(config, "has_unanswerable", False))
         return cls(tokenizer, *size, _choose_fields(first, options), has_unanswerable, False)
 
@@ -210,8 +217,13 @@ class QuestionAnswering:
         return np.array(numbers, np.int64)
 
     def config_fields(self) -> Mapping[str, Any]:
-        """Whether a question may have no answer."""
-        return {"has_unanswerable": True} if self.has_unanswerable else {}
+        """How contexts are divided, and whether a question may have no answer, for `predict`."""
+        return {
+            "has_unanswerable": self.has_unanswerable,
+            "max_seq_length": self.max_length,
+            "doc_stride": self.stride,
+            "max_answer_tokens": self.max_answer_tokens,
+        }
 
     def describe(self, examples: Examples) -> str:
         """The numbers of questions and windows."""
