@@ -158,6 +158,9 @@ def _read_delimited(
             names = fields
         elif fields:
             where = f"{name}, line {reader.line_num}"
+            if delimiter == "\t" and len(fields) != len(names):
+                # Some programs quote the fields with a tab in them.
+                fields = next(csv.reader(["\t".join(fields)], delimiter=delimiter))
             if len(fields) == len(names):
                 yield check_unicode(Row(where, dict(zip(names, fields, strict=True))))
             else:

@@ -49,6 +49,12 @@ def test_names_of_columns_are_given_for_files_without_them(tmp_path: Path) -> No
     ]
 
 
+def test_quoted_tab_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.tsv"
+    file.write_text('text\tlabel\n"one\ttwo"\ta\n"said" he\tb\n')
+    assert [row["text"] for row in values_of(file)] == ["one\ttwo", '"said" he']
+
+
 def test_broken_rows_are_named_by_line(tmp_path: Path) -> None:
     tsv = tmp_path / "a.tsv"
     tsv.write_bytes(b"text\tlabel\ngood\ta\nno label\nbad \xff bytes\tb\n")
