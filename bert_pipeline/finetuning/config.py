@@ -96,9 +96,10 @@ class FinetuneConfig(TrainConfig):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of hidden states and attention; by default the model's."""
     cls_start: Literal["auto", "pretrained", "mean"] = "auto"
-    """How `[CLS]`, which classifiers read, attends at the start: as `pretrained`, or to all tokens
-    equally (`mean`: queries of the last layer and the pooler start anew). `auto` is `mean` for a
-    BERT or RoBERTa with a hidden size of at most 256."""
+    """Initialization of the attention of `[CLS]`, which classifiers read: `pretrained`, or `mean`,
+    which sets the query weights of the last layer to 0, so that attention is uniform, and
+    re-initializes the pooler. `auto` is `mean` for BERT and RoBERTa with a hidden size of at most
+    256."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` replaces all weights by random ones: the same network, not pretrained."""
 
