@@ -45,7 +45,7 @@ def flash_attention_on_cpu() -> Iterator[list[str]]:
             by_scores = by_scores * _scale(q, options)
             found.append((by_scores @ k, by_scores.mT @ q, weights.mT @ change))
         joined = (torch.cat(parts, 1).transpose(0, 1) for parts in zip(*found, strict=True))
-        return tuple(it.to(query.dtype) for it in joined)
+        return tuple(it.to(query.dtype).contiguous() for it in joined)
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", forward, "CPU")
