@@ -37,7 +37,7 @@ from bert_pipeline.training.optimizers.combined import Optimizer
 from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
-from bert_pipeline.training.run import check_same_options, explain_failures
+from bert_pipeline.training.run import check_processes, explain_failures
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.step import BestMetric
 from bert_pipeline.training.trackers import FOLDER as TRACKERS
@@ -91,7 +91,7 @@ def _finetune(
             print_line(f"finetune: damaged, removed: {', '.join(removed)}", quiet=config.quiet)
         return work.folder, work.finished is not None
 
-    check_same_options(config, ranks)
+    check_processes(config, ranks)
     folder, is_finished = ranks.broadcast(open_workspace)
     inputs = inputs or Inputs.read(config)
     config = resolve_learning_rate(config, inputs)

@@ -122,6 +122,12 @@ class PretrainConfig(TrainConfig):
             )
         return self
 
+    def smaller_micro_batches(self) -> str:
+        """As in `TrainConfig`."""
+        if self.tokens_per_batch is None:
+            return super().smaller_micro_batches()
+        return f"--tokens-per-batch {max(self.tokens_per_batch // 2, 16)}"
+
     def content(self) -> dict[str, Any]:
         """The settings that decide the result; of inputs not the path, only whether given."""
         content = super().content() | {"long_examples": self.long_examples is not None}

@@ -37,7 +37,7 @@ from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.profile import OPERATORS, TRACE
-from bert_pipeline.training.run import check_same_options, explain_failures
+from bert_pipeline.training.run import check_processes, explain_failures
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.trackers import FOLDER as TRACKERS
 from bert_pipeline.training.trackers import check_trackers
@@ -80,7 +80,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
             print_line(f"pretrain: damaged, removed: {', '.join(removed)}", quiet=config.quiet)
         return work.folder, work.finished is not None
 
-    check_same_options(config, ranks)
+    check_processes(config, ranks)
     folder, is_finished = ranks.broadcast(open_workspace)
     if not is_finished:
         _train(config, Inputs.check(config), ranks, folder, work)

@@ -170,6 +170,10 @@ class TrainConfig(StageConfig):
             return self.learning_rate
         return OPTIMIZERS[self.optimizer].learning_rate(self.batch_size)
 
+    def smaller_micro_batches(self) -> str:
+        """The option with which a step takes half the memory, for messages."""
+        return f"--accumulate {2 * self.accumulate}"
+
     @property
     def starts_processes(self) -> bool:
         """Whether the run starts its processes: not if it has one, or if a launcher started it."""

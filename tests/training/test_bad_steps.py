@@ -193,15 +193,33 @@ def test_overflow_is_skipped_until_the_run_stops(
     assert list((out / "skipped").iterdir())
 
 
-def test_out_of_memory_is_one_message_and_the_run_resumes_with_accumulation(
-    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")],
+)
+@pytest.mark.parametrize(
+    ("given", "advised", "smaller"),
+    [
+        ({}, "--accumulate 2", {"accumulate": 2}),
+        ({"tokens_per_batch": 400}, "--tokens-per-batch 200", {"tokens_per_batch": 200}),
+    ],
+)
+def test_out_of_memory_is_one_message_and_the_run_resumes_as_it_advises(
+    error: RuntimeError,
+    given: dict[str, Any],
+    advised: str,
+    smaller: dict[str, Any],
+    examples_folder: Path,
+    wordpiece_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fill_up(*given: Any, **named: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(PretrainingModel, "forward", fill_up)
-        with pytest.raises(BertpipeError, match=r"memory.*--accumulate 2"):
-            run(examples_folder, wordpiece_folder, tmp_path / "out")
-    run(examples_folder, wordpiece_folder, tmp_path / "out", accumulate=2)
+        with pytest.raises(BertpipeError, match=rf"GPU ran out of memory.*{advised}"):
+            run(examples_folder, wordpiece_folder, tmp_path / "out", **given)
+    run(examples_folder, wordpiece_folder, tmp_path / "out", **smaller)
     assert counts(tmp_path / "out")["steps"] == 30

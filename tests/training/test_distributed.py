@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bert_pipeline.errors import BertpipeError, UsageError
+from bert_pipeline.errors import BertpipeError, ReportedByMain, UsageError
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.stages import STAGES
 from bert_pipeline.training.launch import launch
+from bert_pipeline.training.run import check_own_gpus
 from tests.helpers.training_runs import (
     command,
     counts,
@@ -130,6 +131,7 @@ from pathlib import Path
 from bert_pipeline.engine.processes import prepare_processes
 from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.launch import launch
+from bert_pipeline.training.run import check_own_gpus
 
 prepare_processes()
 config = TrainConfig(out=Path({str(tmp_path)!r}), max_steps=1, num_processes=2)
@@ -226,6 +228,15 @@ def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) 
             STAGES["pretrain"].entry,
             PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, num_processes=3),
         )
+
+
+def test_processes_that_share_a_gpu_are_rejected() -> None:
+    gpus = [("one", "GPU-1"), ("one", "GPU-2"), ("two", "GPU-1"), ("one", "GPU-2")]
+    check_own_gpus(gpus[:3], rank=0)
+    with pytest.raises(BertpipeError, match="Ranks 1 and 3 use the same GPU of one"):
+        check_own_gpus(gpus, rank=0)
+    with pytest.raises(ReportedByMain):
+        check_own_gpus(gpus, rank=2)
 
 
 @pytest.mark.slow
