@@ -34,6 +34,12 @@ settings.register_profile(
 settings.load_profile("bertpipe")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that need one: the others expect a CPU's arithmetic."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first; keep tests that share a module's fixture on one worker.
@@ -61,9 +67,10 @@ def _has_module_fixture(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def reset_libraries() -> None:
-    """Undo what training runs of earlier tests set for the process: threads, Accelerate's state."""
+    """Undo what earlier training runs set for the process: threads, TF32, Accelerate's state."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_float32_matmul_precision("highest")
     if "accelerate" in sys.modules:
         from tests.helpers.training_runs import reset_accelerate
 
