@@ -231,11 +231,9 @@ def make_layout(
     window: int | None,
 ) -> AttentionLayout:
     """The layout that fits the batch, the device and dtype of `hidden`, and attention dropout."""
-    if window is not None and batch.max_seqlen <= window + 1:
-        window = None
     if not dropout and has_varlen_kernel(hidden, head_size):
         return VarlenLayout.from_batch(batch, head_positions, window)
-    if window is None:
+    if window is None or batch.max_seqlen <= window + 1:
         return PaddedLayout.from_batch(batch, head_positions)
     return LocalLayout.from_batch(batch, head_positions, window)
 

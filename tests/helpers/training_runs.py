@@ -169,11 +169,12 @@ def make_trainer(
     losses: dict[str, float],
     optimizer: Any = None,
     precision: Name = "fp32",
+    device: str = "cpu",
 ) -> Trainer:
     """A trainer of single steps, without a run's folder."""
     reset_accelerate()
     config = TrainConfig(out=Path("out"), max_steps=10)
-    ranks = Ranks.from_accelerator(Accelerator(cpu=True), Precision(precision))
+    ranks = Ranks.from_accelerator(Accelerator(cpu=device == "cpu"), Precision(precision))
     task: Any = SimpleNamespace(losses=losses)
     state: Any = None
     return Trainer(config, ranks, model, optimizer or NoUpdate(), task, state, Path("out"))

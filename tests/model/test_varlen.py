@@ -80,7 +80,7 @@ def test_bf16_products_reach_the_kernel_as_bf16(name: str, varlen: list[str]) ->
 def test_compiled_layers_have_no_graph_break(
     name: str, graphs: int, varlen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One graph for each kind of layer, for all lengths."""
+    """One graph for each kind of layer, for all lengths, shorter than the window too."""
     torch._dynamo.reset()
     compiled: list[Any] = []
 
@@ -96,7 +96,7 @@ def test_compiled_layers_have_no_graph_break(
     torch.manual_seed(0)
     network = NETWORKS[name]()
     model = PretrainingModel(network, compiled=True)
-    for seed, lengths in enumerate([[12, 25, 7, 9], [30, 9], [40, 3, 17, 22, 6], [11, 18, 20]]):
+    for seed, lengths in enumerate([[12, 25, 7, 9], [30, 9], [40, 3, 17, 22, 6], [5, 4, 6]]):
         batch = for_ours(network, make_rows(lengths, seed))
         assert_equal(model, batch, grid_losses(network, batch), 1e-5)
     torch._dynamo.reset()
