@@ -120,7 +120,7 @@ class TrainConfig(StageConfig):
     wandb, mlflow and others; can be repeated."""
     profile: bool = False
     """Profile three early steps: write a trace for Perfetto or chrome://tracing and a table of the
-    most expensive operators to profile/."""
+    most expensive operators, on a GPU also kernels, to profile/."""
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:

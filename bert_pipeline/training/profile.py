@@ -1,6 +1,10 @@
-"""`--profile`: a trace and a table of operators of a few early steps."""
+"""`--profile`: a trace and a table of operators and kernels of a few early steps."""
 
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -17,6 +21,9 @@ RECORDED_STEPS = 3
 FIRST = SKIPPED_STEPS + WARMUP_STEPS + 1
 LAST = SKIPPED_STEPS + WARMUP_STEPS + RECORDED_STEPS
 OPERATORS_SHOWN = 30
+KERNELS_SHOWN = 10
+GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of what runs on a GPU, in the profiler's traces."""
 
 
 class Profiler:
@@ -55,10 +62,12 @@ class Profiler:
         table = finished.key_averages().table(
             sort_by=f"self_{device}_time_total", row_limit=OPERATORS_SHOWN
         )
-        with atomic(self._folder / OPERATORS) as temporary:
-            temporary.write_text(f"Steps {FIRST} to {LAST}\n{table}\n")
         with atomic(self._folder / TRACE) as temporary:
             finished.export_chrome_trace(str(temporary))
+            events = json.loads(temporary.read_bytes())["traceEvents"]
+        with atomic(self._folder / OPERATORS) as temporary:
+            kernels = describe_kernels(events)
+            temporary.write_text(f"Steps {FIRST} to {LAST}\n{kernels}{table}\n")
         self.written = True
 
     def finish(self) -> str:
@@ -70,3 +79,27 @@ class Profiler:
             f"nothing profiled: the run ended before step {LAST}; --profile records steps {FIRST} "
             f"to {LAST}"
         )
+
+
+def describe_kernels(events: Iterable[Mapping[str, Any]]) -> str:
+    """The kernels of a trace that take most of the GPU's time, one per line; empty without a GPU.
+
+    Times of trace events are in microseconds.
+    """
+    work = [event for event in events if event.get("cat") in GPU_WORK]
+    if not work:
+        return ""
+    durations: dict[str, list[float]] = defaultdict(list)
+    for event in work:
+        durations[event["name"]].append(event["dur"])
+    busy = sum(map(sum, durations.values()))
+    span = max(event["ts"] + event["dur"] for event in work) - min(event["ts"] for event in work)
+    lines = [
+        f"GPU: {busy / 1000:,.2f} ms of work in {span / 1000:,.2f} ms, {len(work):,} launches. "
+        "Largest kernels: share of the work, ms, launches",
+    ]
+    largest = sorted(durations.items(), key=lambda item: -sum(item[1]))[:KERNELS_SHOWN]
+    for name, times in largest:
+        total = sum(times)
+        lines.append(f"{total / busy:6.1%} {total / 1000:9.3f} {len(times):6,}  {name[:120]}")
+    return "\n".join([*lines, ""])

@@ -13,6 +13,7 @@ from bert_pipeline.errors import BertpipeError, UsageError
 from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.training.hardware import find_peak, peak_of
 from bert_pipeline.training.metrics import MetricsLog, StepTotals
+from bert_pipeline.training.profile import describe_kernels
 from tests.helpers.training_runs import counts, metrics, run
 
 
@@ -107,6 +108,27 @@ def test_profile_writes_a_trace_and_a_table_and_changes_no_weights(
         for folder in (out, tmp_path / "unseen")
     ]
     assert weights[0] == weights[1]
+
+
+def test_profile_names_the_largest_kernels() -> None:
+    """From a trace of a GPU: copies are work too, what the host does is not."""
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 100.0, "dur": 500.0},
+        {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 700.0, "dur": 1000.0},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 650.0, "dur": 10.0},
+        {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 0.0, "dur": 9000.0},
+        {"ph": "M", "name": "process_name"},
+        *(
+            {"ph": "X", "cat": "kernel", "name": f"small {n}", "ts": 2000.0 + n, "dur": 1.0 + n / 9}
+            for n in range(20)
+        ),
+    ]
+    title, *lines = describe_kernels(events).splitlines()
+    assert title.startswith("GPU: 1.55 ms of work in 1.92 ms, 23 launches.")
+    assert len(lines) == 10
+    assert lines[0].split() == ["96.6%", "1.500", "2", "gemm"]
+    assert lines[2].split()[-2:] == ["small", "19"]
+    assert not describe_kernels(events[3:5])
 
 
 @pytest.mark.integration
