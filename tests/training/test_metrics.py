@@ -126,7 +126,7 @@ def test_profile_names_the_largest_kernels() -> None:
     title, *lines = describe_kernels(events).splitlines()
     assert title.startswith("GPU: 1.55 ms of work in 1.92 ms, 23 launches.")
     assert len(lines) == 10
-    assert lines[0].split() == ["96.6%", "1.500", "2", "gemm"]
+    assert lines[0].split() == ["96.7%", "1.500", "2", "gemm"]
     assert lines[2].split()[-2:] == ["small", "19"]
     assert not describe_kernels(events[3:5])
 
