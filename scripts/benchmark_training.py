@@ -9,12 +9,13 @@ real tokens need. Ratios are taken within a round: median (minimum to maximum).
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +32,8 @@ from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.flops import training_flops
 from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.progress import out, print_table
-from bert_pipeline.tokenizer.load import LoadedTokenizer
 from bert_pipeline.training.hardware import peak_of
+from bert_pipeline.training.profile import OPERATORS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -45,6 +46,8 @@ class Contender:
     title: str
     dropout: float = 0.0
     precision: str = "fp32"
+    fixed_shapes: bool = False
+    """Whether bertpipe gives all batches one shape (`--tokens-per-batch`)."""
 
 
 # On a GPU, Trainer is always in bf16.
@@ -58,7 +61,11 @@ CONTENDERS = {
     "g": Contender("classic", "tutorial loop, bf16 autocast", precision="bf16"),
     "h": Contender("trainer", "Trainer, bf16", precision="bf16"),
     "i": Contender("bertpipe", "bertpipe, fp32"),
+    "j": Contender("bertpipe", "bertpipe, fixed shapes", precision="auto", fixed_shapes=True),
 }
+BASES = "afgb"
+"""Contenders that the others are compared with."""
+PROFILE_LINES = 14
 CONTENDER_SCRIPT = Path(__file__).with_name("training_contenders.py")
 
 
@@ -72,7 +79,8 @@ class Setting:
     length: int
     mask_rate: float
     batch: int
-    contenders: str = "abcdefghi"
+    contenders: str = "abcdefghij"
+    with_pairs: bool = True
 
 
 @dataclass(slots=True)
@@ -88,20 +96,20 @@ def settings(on_gpu: bool) -> list[Setting]:
     """The settings to measure on this kind of device."""
     if on_gpu:
         # Compilation takes most of the time, so not everything fits into a few minutes: the most
-        # important settings come first.
-        sizes = [(128, 256, "cbad"), (512, 64, "cb"), (128, 1024, "cb"), (512, 256, "cb")]
-        return [
-            Setting(
-                f"BERT-base, {batch} × {length}",
-                "bert-base",
-                30522,
-                length,
-                0.15,
-                batch,
-                contenders,
-            )
-            for length, batch, contenders in sizes
+        # important contenders and settings come first.
+        bert = [
+            ("BERT-base", 128, 256, "cgbjd"),
+            ("BERT-base", 512, 64, "cgbj"),
+            ("BERT-mini", 128, 512, "cjgb"),
+            ("BERT-medium", 128, 512, "cjgb"),
         ]
+        found = [
+            Setting(f"{name}, {batch} × {length}", name.lower(), 30522, length, 0.15, batch, some)
+            for name, length, batch, some in bert
+        ]
+        title = "ModernBERT-base, 32 × 1024"
+        modern = Setting(title, "modernbert-base", 50368, 1024, 0.3, 32, "cgbj", with_pairs=False)
+        return [*found, modern]
     recipe = read_yaml(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
     examples = recipe["examples"]
     vocab_size = recipe["tokenize"]["vocab_size"]
@@ -129,13 +137,17 @@ def training(
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
     only: Annotated[
         str, typer.Option(help="Contenders to run, by their letters in the table.")
-    ] = "abcdefghi",
+    ] = "abcdefghij",
     models: Annotated[
         str | None, typer.Option(help="Only models with this text in their title.")
     ] = None,
     minutes: Annotated[
         float, typer.Option(help="Time limit; fewer rounds or contenders if necessary.", min=0)
     ] = 7.5,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Then profile bertpipe's steps (at least 10) into this folder."),
+    ] = None,
 ) -> None:
     """Measure training steps."""
     deadline = time.monotonic() + minutes * 60
@@ -147,83 +159,103 @@ def training(
             share = (deadline - time.monotonic()) / (len(chosen) - number)
             letters = "".join(letter for letter in setting.contenders if letter in only)
             folder = Path(temporary) / str(number)
-            _compare(folder, setting, warm_up, steps, rounds, threads, letters, share, deadline)
+            measure = Measure(folder, setting, warm_up, steps, threads, deadline)
+            measure.compare(letters, rounds, share)
+            if profile is not None:
+                measure.profile(profile / re.sub(r"\W+", "-", setting.title))
 
 
-def _compare(
-    folder: Path,
-    setting: Setting,
-    warm_up: int,
-    steps: int,
-    rounds: int,
-    threads: int,
-    letters: str,
-    seconds: float,
-    deadline: float,
-) -> None:
-    """Measure all contenders on one setting in about this many seconds, and print the table."""
-    began = time.monotonic()
-    folder.mkdir()
-    loaded = make_tokenizer(folder / "tokenizer", setting.vocab_size)
-    make_examples(
-        folder / "examples",
-        loaded,
-        setting.batch * (warm_up + steps),
-        setting.length,
-        setting.mask_rate,
-    )
-    tokens, flops = _count_work(folder, loaded, setting, range(warm_up, warm_up + steps))
-    found = {letter: Measured() for letter in letters}
-    device = ""
-    failed: dict[str, str] = {}
-    for done in range(rounds):
-        round_began = time.monotonic()
-        for letter in letters:
-            if letter in failed:
-                continue
-            contender = CONTENDERS[letter]
-            job = Job(
-                contender=contender.name,
-                folder=folder,
-                model=setting.model,
-                vocab_size=setting.vocab_size,
-                length=setting.length,
-                batch=setting.batch,
-                dropout=contender.dropout,
-                precision=contender.precision,
-                warm_up=warm_up,
-                steps=steps,
-                threads=threads,
-            )
-            result = _run(job, deadline - time.monotonic())
-            if isinstance(result, str):
-                failed[letter] = result
-                continue
-            measured = found[letter]
-            device = result["device"]
-            measured.speed[done] = tokens / result["measured"]
-            measured.extra.append(result["first"] - result["measured"] * warm_up / steps)
-            measured.memory = result["memory"]
-        took = time.monotonic() - round_began
-        if time.monotonic() - began + took > seconds:
-            break
-    _print(setting, found, flops / tokens, device, done + 1, steps, threads)
-    for letter, reason in failed.items():
-        out.print(f"{CONTENDERS[letter].title}: {reason}", markup=False)
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measures contenders on one setting, in a folder of its own."""
 
+    folder: Path
+    setting: Setting
+    warm_up: int
+    steps: int
+    threads: int
+    deadline: float
 
-def _count_work(
-    folder: Path, tokenizer: LoadedTokenizer, setting: Setting, steps: range
-) -> tuple[int, float]:
-    """Real tokens of the steps, and the FLOPs that they need."""
-    examples = open_rows(folder, setting.vocab_size)
-    config = make_config(setting.model, setting.vocab_size, tokenizer.special, None)
-    rows, _ = draw_rows(
-        len(examples), setting.batch * steps.start, setting.batch * len(steps), seed=0
-    )
-    flops = training_flops(config, examples.collate(rows))
-    assert flops is not None
-    return examples.count_tokens(rows), flops
+    def compare(self, letters: str, rounds: int, seconds: float) -> None:
+        """Measure contenders in turn in about this many seconds, and print the table."""
+        began = time.monotonic()
+        setting = self.setting
+        tokens, flops = self._prepare()
+        found = {letter: Measured() for letter in letters}
+        device = ""
+        failed: dict[str, str] = {}
+        for done in range(rounds):
+            round_began = time.monotonic()
+            for letter in letters:
+                if letter in failed:
+                    continue
+                result = _run(self._make_job(CONTENDERS[letter]), self.deadline - time.monotonic())
+                if isinstance(result, str):
+                    failed[letter] = result
+                    continue
+                measured = found[letter]
+                device = result["device"]
+                measured.speed[done] = tokens / result["measured"]
+                first = result["first"] - result["measured"] * self.warm_up / self.steps
+                measured.extra.append(first)
+                measured.memory = result["memory"]
+            took = time.monotonic() - round_began
+            if time.monotonic() - began + took > seconds:
+                break
+        _print(setting, found, flops / tokens, device, done + 1, self.steps, self.threads)
+        for letter, reason in failed.items():
+            out.print(f"{CONTENDERS[letter].title}: {reason}", markup=False)
+
+    def profile(self, folder: Path) -> None:
+        """Write a profile of bertpipe's steps, and print the start of its table."""
+        job = replace(self._make_job(CONTENDERS["c"]), profile=folder)
+        result = _run(job, self.deadline - time.monotonic())
+        if isinstance(result, str):
+            out.print(f"profile: {result}", markup=False)
+            return
+        head = (folder / OPERATORS).read_text(encoding="utf-8").splitlines()[:PROFILE_LINES]
+        out.print("\n".join(line[:120] for line in head), markup=False, highlight=False)
+
+    def _prepare(self) -> tuple[int, float]:
+        """Write the rows; return real tokens of the measured steps, and the FLOPs they need."""
+        setting = self.setting
+        self.folder.mkdir()
+        tokenizer = make_tokenizer(self.folder / "tokenizer", setting.vocab_size)
+        make_examples(
+            self.folder / "examples",
+            tokenizer,
+            setting.batch * (self.warm_up + self.steps),
+            setting.length,
+            setting.mask_rate,
+            with_pairs=setting.with_pairs,
+        )
+        examples = open_rows(self.folder, setting.vocab_size)
+        config = make_config(setting.model, setting.vocab_size, tokenizer.special, None)
+        first = setting.batch * self.warm_up
+        rows, _ = draw_rows(len(examples), first, setting.batch * self.steps, seed=0)
+        flops = training_flops(config, examples.collate(rows))
+        assert flops is not None
+        return examples.count_tokens(rows), flops
+
+    def _make_job(self, contender: Contender) -> Job:
+        setting = self.setting
+        budget = {"tokens_per_batch": setting.batch * setting.length}
+        return Job(
+            contender=contender.name,
+            folder=self.folder,
+            model=setting.model,
+            vocab_size=setting.vocab_size,
+            length=setting.length,
+            batch=setting.batch,
+            dropout=contender.dropout,
+            precision=contender.precision,
+            warm_up=self.warm_up,
+            steps=self.steps,
+            threads=self.threads,
+            with_pairs=setting.with_pairs,
+            options=budget if contender.fixed_shapes else {},
+            profile=None,
+        )
 
 
 def _run(job: Job, seconds: float) -> dict[str, Any] | str:
@@ -258,7 +290,7 @@ def _print(
     """`flops` are those that a token needs; other work of a contender is not counted."""
     peak = peak_of(device)
     on_gpu = ["memory, GB", "MFU"] if device != "CPU" else []
-    header = ["", "tokens/s (range)", "÷ a", "÷ f", "÷ b", "first steps, s", *on_gpu]
+    header = ["", "tokens/s (range)", *(f"÷ {base}" for base in BASES), "first steps, s", *on_gpu]
     rows = []
     for letter, measured in found.items():
         if not measured.speed:
@@ -267,7 +299,7 @@ def _print(
         row = [
             f"{letter}  {CONTENDERS[letter].title}",
             f"{statistics.median(speeds):,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f})",
-            *(_ratio(measured, found.get(other)) for other in "afb"),
+            *(_ratio(measured, found.get(base)) for base in BASES),
             f"{statistics.median(measured.extra):+.1f}",
         ]
         share = f"{statistics.median(speeds) * flops / peak:.1%}" if peak else "–"

@@ -5,6 +5,7 @@ after the warm-up. The clock starts when libraries are loaded, rows are read and
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from training_rows import open_rows
-from transformers import BertForPreTraining, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.compile import has_compiler
+from bert_pipeline.model.pretraining_model import make_network
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.pretrain import STAGE, pretrain
 from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.tokenizer.load import load_tokenizer
+from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.trainer import METRICS
 
 LEARNING_RATE = 1e-4
@@ -46,6 +49,11 @@ class Job:
     warm_up: int
     steps: int
     threads: int
+    with_pairs: bool
+    options: dict[str, Any]
+    """Further options of `bertpipe pretrain`."""
+    profile: Path | None
+    """Where the contender bertpipe writes a profile of some steps; None for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +100,16 @@ class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._examples.collate(self._rows[index : index + 1])
-        assert row.is_random_next is not None
         labels = torch.full_like(row.tokens, -100)
         labels[row.masked_index] = row.masked_labels
+        inputs = {"input_ids": row.tokens.numpy(), "labels": labels.numpy()}
+        if row.is_random_next is None:
+            return inputs
+        pair = int(row.is_random_next)
         return {
-            "input_ids": row.tokens.numpy(),
+            **inputs,
             "token_type_ids": row.segment_ids.numpy(),
-            "labels": labels.numpy(),
-            "next_sentence_label": int(row.is_random_next),
+            "next_sentence_label": pair,
         }
 
 
@@ -108,20 +118,23 @@ def pad(rows: list[dict[str, Any]], width: int | None = None) -> dict[str, torch
     lengths = [len(row["input_ids"]) for row in rows]
     shape = (len(rows), width or max(lengths))
     fillers = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
-    arrays = {name: np.full(shape, filler) for name, filler in fillers.items()}
+    arrays = {name: np.full(shape, fillers[name]) for name in fillers if name in rows[0]}
     for number, row in enumerate(rows):
         for name, array in arrays.items():
             array[number, : lengths[number]] = row[name]
     arrays["attention_mask"] = (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
-    arrays["next_sentence_label"] = np.array([row["next_sentence_label"] for row in rows])
+    if "next_sentence_label" in rows[0]:
+        arrays["next_sentence_label"] = np.array([row["next_sentence_label"] for row in rows])
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def make_model(job: Job) -> BertForPreTraining:
+def make_model(job: Job) -> PreTrainedModel:
     """The stock model."""
     torch.manual_seed(0)
     special = load_tokenizer(job.folder / "tokenizer").special
-    return BertForPreTraining(make_config(job.model, job.vocab_size, special, job.dropout))
+    config = make_config(job.model, job.vocab_size, special, job.dropout)
+    model: PreTrainedModel = make_network(config, with_pairs=job.with_pairs)
+    return model
 
 
 def run_classic(job: Job) -> Timing:
@@ -221,9 +234,13 @@ def run_bertpipe(job: Job) -> Timing:
             log_every=job.warm_up,
             checkpoint_every=steps,
             threads=job.threads,
+            profile=job.profile is not None,
             quiet=True,
+            **job.options,
         )
         pretrain(config)
+        if job.profile is not None:
+            shutil.copytree(out / PROFILE, job.profile, dirs_exist_ok=True)
         lines = [
             json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()
         ]
@@ -242,7 +259,8 @@ RUNS: dict[str, Callable[[Job], Timing]] = {
 def main() -> None:
     """Run the job in the first file, and write the result to the second."""
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    job = Job(**given | {"folder": Path(given["folder"])})
+    profile = given["profile"] and Path(given["profile"])
+    job = Job(**given | {"folder": Path(given["folder"]), "profile": profile})
     torch.set_num_threads(job.threads)
     result = asdict(RUNS[job.contender](job))
     result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

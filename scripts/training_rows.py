@@ -46,20 +46,30 @@ def make_tokenizer(folder: Path, vocab_size: int) -> LoadedTokenizer:
 
 
 def make_examples(
-    folder: Path, tokenizer: LoadedTokenizer, count: int, length: int, mask_rate: float
+    folder: Path,
+    tokenizer: LoadedTokenizer,
+    count: int,
+    length: int,
+    mask_rate: float,
+    *,
+    with_pairs: bool = True,
 ) -> None:
-    """Write `count` pairs of up to `length` tokens, most full, with Zipf-distributed words."""
+    """Write `count` rows of up to `length` tokens, most full, with Zipf-distributed words.
+
+    Sentence pairs, or without pairs single segments.
+    """
     made_with = folder.with_name("tokenizer")
     config = ExamplesConfig(
         out=folder,
         corpus=Path("none"),
         tokenizer=made_with,
         max_seq_length=length,
+        objective="mlm+nsp" if with_pairs else "mlm",
         mask_rate=mask_rate,
         validation_fraction=0.0,
     )
     random = np.random.default_rng(0)
-    rows, label = _make_rows(random, tokenizer, count, length)
+    rows, label = _make_rows(random, tokenizer, count, length, with_pairs)
     rule = MaskRule.from_config(config, "train", tokenizer.special.mask, tokenizer.vocab_size)
     masks = draw_masks(rows, random_bits(make_key("benchmark", 0), np.arange(count)), rule)
     inputs = {
@@ -90,27 +100,41 @@ def open_rows(folder: Path, vocab_size: int) -> Examples:
 
 
 def _make_rows(
-    random: np.random.Generator, tokenizer: LoadedTokenizer, count: int, length: int
-) -> tuple[UnpaddedRows, BoolArray]:
-    words = length - 3  # beside [CLS] and two [SEP]
+    random: np.random.Generator,
+    tokenizer: LoadedTokenizer,
+    count: int,
+    length: int,
+    with_pairs: bool,
+) -> tuple[UnpaddedRows, BoolArray | None]:
+    parts_per_row = 2 if with_pairs else 1
+    words = length - 1 - parts_per_row  # beside [CLS] and each [SEP]
     sizes = np.where(random.random(count) < SHORT, random.integers(2, words + 1, count), words)
-    first = 1 + (random.random(count) * (sizes - 1)).astype(np.int64)
-    parts = np.stack([first, sizes - first], axis=1).ravel()
+    parts = sizes
+    label = None
+    if with_pairs:
+        first = 1 + (random.random(count) * (sizes - 1)).astype(np.int64)
+        parts = np.stack([first, sizes - first], axis=1).ravel()
+        label = random.random(count) < 0.5
     ordinary = np.arange(len(SPECIALS["bert"]), tokenizer.vocab_size)
     share = 1 / np.arange(3, 3 + len(ordinary))
     ids = random.choice(ordinary, size=int(parts.sum()), p=share / share.sum()).astype(np.int32)
-    label = random.random(count) < 0.5
     segments = Segments(
-        offsets_of(parts)[:-1], parts, np.arange(count + 1) * 2, label, np.zeros(count, np.bool_)
+        offsets_of(parts)[:-1],
+        parts,
+        np.arange(count + 1) * parts_per_row,
+        label,
+        np.zeros(count, np.bool_),
     )
     return write_rows(SegmentedIds(segments, ids, None), tokenizer.special), label
 
 
-def _to_batches(rows: UnpaddedRows, masks: Masks, label: BoolArray) -> Iterator[pa.RecordBatch]:
+def _to_batches(
+    rows: UnpaddedRows, masks: Masks, label: BoolArray | None
+) -> Iterator[pa.RecordBatch]:
     columns = [
         list_column(masks.tokens, rows.offsets),
         list_column(rows.segment_ids, rows.offsets),
-        pa.array(label),
+        pa.nulls(len(rows.offsets) - 1, pa.bool_()) if label is None else pa.array(label),
         list_column(masks.positions, masks.offsets),
         list_column(masks.labels, masks.offsets),
     ]
