@@ -23,9 +23,11 @@ from bert_pipeline.examples.schema import STAGE as EXAMPLES
 from bert_pipeline.model.architectures import make_config
 from bert_pipeline.model.compile import has_compiler
 from bert_pipeline.model.pretraining_model import make_network
+from bert_pipeline.pretraining.batches import Examples
 from bert_pipeline.pretraining.config import PretrainConfig
 from bert_pipeline.pretraining.pretrain import STAGE, pretrain
 from bert_pipeline.pretraining.sampler import draw_rows
+from bert_pipeline.ragged import Int64Array
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.trainer import METRICS
@@ -87,13 +89,11 @@ class Stopwatch:
 
 
 class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The rows in the order of the steps, as arrays for the stock model."""
+    """Rows of examples in some order, as arrays for the stock model."""
 
-    def __init__(self, job: Job) -> None:
-        self._examples = open_rows(job.folder, job.vocab_size)
-        self._rows, _ = draw_rows(
-            len(self._examples), 0, job.batch * (job.warm_up + job.steps), seed=0
-        )
+    def __init__(self, examples: Examples, rows: Int64Array) -> None:
+        self._examples = examples
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -111,6 +111,13 @@ class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
             "token_type_ids": row.segment_ids.numpy(),
             "next_sentence_label": pair,
         }
+
+
+def rows_of_steps(job: Job) -> PaddedRows:
+    """The rows in the order of the steps."""
+    examples = open_rows(job.folder, job.vocab_size)
+    rows, _ = draw_rows(len(examples), 0, job.batch * (job.warm_up + job.steps), seed=0)
+    return PaddedRows(examples, rows)
 
 
 def pad(rows: list[dict[str, Any]], width: int | None = None) -> dict[str, torch.Tensor]:
@@ -140,7 +147,7 @@ def make_model(job: Job) -> PreTrainedModel:
 def run_classic(job: Job) -> Timing:
     """The tutorial loop: rows padded to one length, the model's own loss, plain AdamW."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = PaddedRows(job)
+    rows = rows_of_steps(job)
     model = make_model(job).to(device).train()
     loader = torch.utils.data.DataLoader(
         rows, job.batch, collate_fn=lambda some: pad(some, job.length)
@@ -206,7 +213,7 @@ def run_trainer(job: Job) -> Timing:
             make_model(job),
             arguments,
             pad,
-            train_dataset=PaddedRows(job),
+            train_dataset=rows_of_steps(job),
             callbacks=[Watching(watch)],
         ).train()
     return watch.timing
