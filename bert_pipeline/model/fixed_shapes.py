@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bert_pipeline.model.kernels import IGNORED
+from bert_pipeline.model.masked_cross_entropy import IGNORED
 from bert_pipeline.model.task_model import TaskBatch
 from bert_pipeline.model.unpadded_batch import HeadPositions, PretrainingBatch
 from bert_pipeline.ragged import Int64Array

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM
 
-from bert_pipeline.model.kernels import masked_cross_entropy, take_rows
+from bert_pipeline.model.kernels import take_rows
+from bert_pipeline.model.masked_cross_entropy import masked_cross_entropy
 from bert_pipeline.model.unpadded import ROBERTA_BODIES
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 
@@ -16,13 +17,15 @@ class PretrainingHeads(nn.Module):
 
     The vocabulary is scored only at masked tokens; its loss and gradient are computed together, a
     block of rows at a time, so that not all logits are in memory at once
-    (`kernels.masked_cross_entropy`).
+    (`masked_cross_entropy`).
     """
 
     network: Any
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, compiled: bool = False) -> None:
+        """With `compiled`, the loss is compiled on a GPU."""
         super().__init__()
+        self._compiled = compiled
         # The stock model is not registered as a submodule: its parts are, each once, so that
         # sharding finds every parameter inside the module whose call it hooks.
         object.__setattr__(self, "network", network)
@@ -49,7 +52,14 @@ class PretrainingHeads(nn.Module):
         if logits:
             return F.linear(masked, weight, bias), pairs
         labels = batch.masked_labels
-        mlm = masked_cross_entropy(masked, weight, bias, labels, with_ignored=batch.is_filled)
+        mlm = masked_cross_entropy(
+            masked,
+            weight,
+            bias,
+            labels,
+            with_ignored=batch.is_filled,
+            compiled=self._compiled and masked.is_cuda,
+        )
         if pairs is None or batch.is_random_next is None:
             return mlm, mlm.new_zeros(())
         return mlm, F.cross_entropy(pairs.float(), batch.is_random_next, reduction="sum")

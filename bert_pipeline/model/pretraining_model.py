@@ -15,10 +15,10 @@ from bert_pipeline.model.unpadded_batch import PretrainingBatch
 class UnpaddedNetwork(nn.Module):
     """The unpadded encoder with the pretraining heads on top."""
 
-    def __init__(self, network: Any, **how: bool) -> None:
+    def __init__(self, network: Any, *, compiled: bool = False, **how: bool) -> None:
         super().__init__()
-        self.encoder = UnpaddedEncoder(network.base_model, **how)
-        self.heads = PretrainingHeads(network)
+        self.encoder = UnpaddedEncoder(network.base_model, compiled=compiled, **how)
+        self.heads = PretrainingHeads(network, compiled=compiled)
 
     @property
     def network(self) -> Any:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
-from bert_pipeline.model.kernels import IGNORED, masked_cross_entropy
+from bert_pipeline.model.masked_cross_entropy import IGNORED, masked_cross_entropy
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from tests.helpers.model_rows import flatten, losses_and_gradients, make_rows
 

@@ -24,8 +24,7 @@ def cross_entropy(
     weight: torch.Tensor,
     bias: torch.Tensor,
     labels: torch.Tensor,
-    *,
-    with_ignored: bool,
+    **options: bool,
 ) -> torch.Tensor:
     """The loss by products that torch's counter knows; it misses in-place ones."""
     return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")

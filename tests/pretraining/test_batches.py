@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline.errors import BertpipeError
-from bert_pipeline.model.kernels import IGNORED
+from bert_pipeline.model.masked_cross_entropy import IGNORED
 from bert_pipeline.model.unpadded_batch import PretrainingBatch
 from bert_pipeline.pretraining.batches import Examples, MaskSubset
 from bert_pipeline.pretraining.config import PretrainConfig
