@@ -48,6 +48,7 @@ class Contender:
     precision: str = "fp32"
     fixed_shapes: bool = False
     """Whether bertpipe gives all batches one shape (`--tokens-per-batch`)."""
+    cuda_graphs: bool = False
 
 
 # On a GPU, Trainer is always in bf16.
@@ -62,6 +63,13 @@ CONTENDERS = {
     "h": Contender("trainer", "Trainer, bf16", precision="bf16"),
     "i": Contender("bertpipe", "bertpipe, fp32"),
     "j": Contender("bertpipe", "bertpipe, fixed shapes", precision="auto", fixed_shapes=True),
+    "k": Contender(
+        "bertpipe",
+        "bertpipe, CUDA graphs",
+        precision="auto",
+        fixed_shapes=True,
+        cuda_graphs=True,
+    ),
 }
 BASES = "afgb"
 """Contenders that the others are compared with."""
@@ -98,17 +106,17 @@ def settings(on_gpu: bool) -> list[Setting]:
         # Compilation takes most of the time, so not everything fits into a few minutes: the most
         # important contenders and settings come first.
         bert = [
-            ("BERT-base", 128, 256, "cgbjd"),
-            ("BERT-base", 512, 64, "cgbj"),
-            ("BERT-mini", 128, 512, "cjgb"),
-            ("BERT-medium", 128, 512, "cjgb"),
+            ("BERT-base", 128, 256, "cgbjkd"),
+            ("BERT-base", 512, 64, "cgbjk"),
+            ("BERT-mini", 128, 512, "ckgbj"),
+            ("BERT-medium", 128, 512, "ckgbj"),
         ]
         found = [
             Setting(f"{name}, {batch} × {length}", name.lower(), 30522, length, 0.15, batch, some)
             for name, length, batch, some in bert
         ]
         title = "ModernBERT-base, 32 × 1024"
-        modern = Setting(title, "modernbert-base", 50368, 1024, 0.3, 32, "cgbj", with_pairs=False)
+        modern = Setting(title, "modernbert-base", 50368, 1024, 0.3, 32, "cgbjk", with_pairs=False)
         return [*found, modern]
     recipe = read_yaml(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
     examples = recipe["examples"]
@@ -137,7 +145,7 @@ def training(
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
     only: Annotated[
         str, typer.Option(help="Contenders to run, by their letters in the table.")
-    ] = "abcdefghij",
+    ] = "abcdefghijk",
     models: Annotated[
         str | None, typer.Option(help="Only models with this text in their title.")
     ] = None,
@@ -239,7 +247,10 @@ class Measure:
 
     def _make_job(self, contender: Contender) -> Job:
         setting = self.setting
-        budget = {"tokens_per_batch": setting.batch * setting.length}
+        options: dict[str, Any] = {}
+        if contender.fixed_shapes:
+            options["tokens_per_batch"] = setting.batch * setting.length
+            options["cuda_graphs"] = contender.cuda_graphs
         return Job(
             contender=contender.name,
             folder=self.folder,
@@ -253,7 +264,7 @@ class Measure:
             steps=self.steps,
             threads=self.threads,
             with_pairs=setting.with_pairs,
-            options=budget if contender.fixed_shapes else {},
+            options=options,
             profile=None,
         )
 

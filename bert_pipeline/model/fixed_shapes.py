@@ -15,6 +15,8 @@ from bert_pipeline.model.task_model import TaskBatch
 from bert_pipeline.model.unpadded_batch import HeadPositions, PretrainingBatch
 from bert_pipeline.ragged import Int64Array
 
+READ_MULTIPLE = 32
+"""The most positions that heads read of an example are rounded up to a multiple: few values."""
 CPU_TOKEN_MULTIPLE = 64
 """Token counts on a CPU in bf16 are rounded up to a multiple: oneDNN builds kernels for each number
 of rows, which takes longer than the padding."""
@@ -104,6 +106,10 @@ def fill_up(batch: PretrainingBatch, shape: BatchShape, padding: int) -> Pretrai
     # Labels without a loss, at tokens that have none and are not the first of an example.
     index, labels = _add_labels(batch, cu_seqlens, len(tokens), shape.masked)
     longest = max(batch.max_seqlen, int(lengths.max(initial=0)))
+    head_positions = HeadPositions.select(cu_seqlens, index)
+    if shape.is_grid_fixed:
+        most = _round_up(head_positions.max_per_example, READ_MULTIPLE)
+        head_positions = replace(head_positions, max_per_example=min(most, shape.max_length))
     pairs = batch.is_random_next
     if pairs is not None:
         pairs = torch.cat([pairs, torch.full((added,), IGNORED)])
@@ -118,7 +124,7 @@ def fill_up(batch: PretrainingBatch, shape: BatchShape, padding: int) -> Pretrai
         masked_labels=labels,
         is_random_next=pairs,
         is_filled=True,
-        head_positions=HeadPositions.select(cu_seqlens, index),
+        head_positions=head_positions,
     )
 
 

@@ -47,7 +47,7 @@ class HeadPositions:
         """Where in `index` the first token of each example is, int64 `[B]`."""
         return self.cu_seqlens[:-1]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, change: Callable[[Tensor], Any]) -> Self:
         """A copy with `change` applied to each tensor."""
         return type(self)(
             change(self.index), change(self.cu_seqlens), change(self.others), self.max_per_example
@@ -66,15 +66,16 @@ class UnpaddedBatch:
 
     def pin(self) -> Self:
         """A copy in page-locked memory, from which copies to a GPU are asynchronous."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
         """The batch on another device; from page-locked memory the host does not wait."""
         if device.type == "cpu":
             return self
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, change: Callable[[Tensor], Any]) -> Self:
+        """A copy with `change` applied to each tensor."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor):

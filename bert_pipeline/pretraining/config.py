@@ -17,6 +17,7 @@ class PretrainConfig(TrainConfig):
         "tokenizer",
         "evaluate_rows",
         "tokens_per_batch",
+        "cuda_graphs",
         "evaluate_with",
         "init_revision",
         "old_text",
@@ -31,6 +32,7 @@ class PretrainConfig(TrainConfig):
         ("batch_size_start", None): frozenset({"batch_size_warmup"}),
         ("long_examples", None): frozenset({"long_share", "long_batch_size"}),
         ("init_from", None): frozenset({"init_revision", "old_text"}),
+        ("tokens_per_batch", None): frozenset({"cuda_graphs"}),
     }
 
     examples: Path
@@ -72,6 +74,11 @@ class PretrainConfig(TrainConfig):
     """Split a step into micro-batches of this many tokens per process instead of --accumulate: as
     many examples as fit, filled up with padding to one shape, so that kernels and memory see no
     other. The result is the same."""
+
+    cuda_graphs: bool = False
+    """Record forward and backward passes as CUDA graphs and replay them, for small models, whose
+    steps spend more time on launching kernels than on running them. Needs one GPU and
+    --tokens-per-batch. Has not been tried on a GPU yet."""
 
     batch_size_start: int | None = Field(None, ge=1)
     """Batch-size warm-up: examples per step at the start; the batch grows to --batch-size in

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from bert_pipeline.errors import UsageError
 from bert_pipeline.model.compile import should_compile
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.pretraining_model import PretrainingModel
@@ -81,6 +82,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, stack: ExitStack) -> None:
         return work.folder, work.finished is not None
 
     check_processes(config, ranks)
+    if config.cuda_graphs and (ranks.device.type != "cuda" or ranks.world_size > 1):
+        raise UsageError("--cuda-graphs: needs a run of one process on a GPU.")
     folder, is_finished = ranks.broadcast(open_workspace)
     if not is_finished:
         _train(config, Inputs.check(config), ranks, folder, work)
@@ -135,10 +138,14 @@ def make_trainer(
     # 3. Optimizer and checkpoints.
     network = task.model.network
     groups = group_parameters(network, parameter_kinds(network))
-    optimizer = Optimizer(network, groups, config, ranks.precision)
+    optimizer = Optimizer(
+        network, groups, config, ranks.precision, keeps_gradients=config.cuda_graphs
+    )
     checkpoints = folder / CHECKPOINTS
     state = TrainingState(ranks, network, optimizer, checkpoints, config.keep_checkpoints)
-    return PretrainingTrainer(config, ranks, model, optimizer, task, state, folder)
+    return PretrainingTrainer(
+        config, ranks, model, optimizer, task, state, folder, cuda_graphs=config.cuda_graphs
+    )
 
 
 def min_steps(config: PretrainConfig, inputs: Inputs, examples: int) -> int | None:

@@ -67,3 +67,10 @@ def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event |
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return host, arrived
+
+
+def copy_to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the host on the device; the host does not wait."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

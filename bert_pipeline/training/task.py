@@ -1,6 +1,6 @@
 """What the training engine trains: the interface between `training/` and its users."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -10,10 +10,13 @@ from bert_pipeline.training.position import Position
 
 
 class Batch(Protocol):
-    """What the model takes."""
+    """What the model takes; batches that are equal but for tensors compare equal."""
 
     def to(self, device: torch.device) -> Self:
         """The batch on another device."""
+
+    def map(self, change: Callable[[torch.Tensor], Any]) -> Self:
+        """A copy with `change` applied to each tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,20 @@ from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.distributed import Ranks, gradient_norm, reshard, synchronize_if
 from bert_pipeline.training.hardware import find_peak, peak_memory
 from bert_pipeline.training.metrics import Meter, MetricsLog, StepTotals
+from bert_pipeline.training.micro_batch import ForwardBackward, GraphedForwardBackward
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.precision import LossScale
 from bert_pipeline.training.prefetch import StepPrefetcher
 from bert_pipeline.training.profile import Profiler
 from bert_pipeline.training.signals import StopSignal
 from bert_pipeline.training.state import TrainingState
-from bert_pipeline.training.step import AllRanks, BestMetric, StepResult, copy_to_host
+from bert_pipeline.training.step import (
+    AllRanks,
+    BestMetric,
+    StepResult,
+    copy_to_device,
+    copy_to_host,
+)
 from bert_pipeline.training.task import StepInputs, TrainingTask
 from bert_pipeline.training.trackers import Trackers
 
@@ -62,10 +69,13 @@ class Trainer:
         state: TrainingState,
         folder: Path,
         best_metric: BestMetric | None = None,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
         """`model` returns a tuple of summed losses for a batch; `folder` is the run's.
 
-        With a `best_metric`, the checkpoint with its best value is kept.
+        With a `best_metric`, the checkpoint with its best value is kept. With `cuda_graphs`,
+        forward and backward passes are; the optimizer then must not set gradients to None.
         """
         self.config = config
         self.ranks = ranks
@@ -75,6 +85,8 @@ class Trainer:
         self.state = state
         self.folder = folder
         self.best_metric = best_metric
+        plain = ForwardBackward(model, ranks)
+        self._forward_backward = GraphedForwardBackward(plain) if cuda_graphs else plain
         peak = find_peak(ranks.device, is_half=ranks.precision.half_dtype is not None)
         self.peak_flops = peak and peak * ranks.world_size
         """FLOP/s of all devices together, if known."""
@@ -185,10 +197,9 @@ class Trainer:
     def _try_largest_batches(self) -> None:
         """Run out of memory now rather than late in the run, where longer examples begin."""
         self.model.train()
+        device = self.ranks.device
         for batch in self.task.largest_batches():
-            with self.ranks.precision.autocast(self.ranks.device):
-                losses = self.model(batch.to(self.ranks.device))
-            self.ranks.accelerator.backward(torch.stack(losses).sum())
+            self._forward_backward(batch, torch.ones(len(self.task.losses), device=device))
             for parameter in self.model.parameters():
                 parameter.grad = None
 
@@ -217,21 +228,17 @@ class Trainer:
         The loss is the weighted sum over losses of summed loss / `terms`, which count all ranks.
         """
         ranks = self.ranks
-        accelerator = ranks.accelerator
         # DDP averages gradients over ranks, but the terms already count all ranks.
         weights = [
             weight * ranks.world_size / max(1.0, count)
             for weight, count in zip(self.task.losses.values(), terms, strict=True)
         ]
+        scaled = copy_to_device(torch.tensor(weights), ranks.device) * self.optimizer.loss_scale
         sums = []
         last = len(inputs.micro_batches) - 1
         for number, batch in enumerate(inputs.micro_batches):
-            with synchronize_if(number == last, self.model, accelerator):
-                with ranks.precision.autocast(ranks.device):
-                    losses = self.model(batch.to(ranks.device))
-                weighted = [w * loss for w, loss in zip(weights, losses, strict=True)]
-                accelerator.backward(torch.stack(weighted).sum() * self.optimizer.loss_scale)
-            sums.append(torch.stack(losses).detach())
+            with synchronize_if(number == last, self.model, ranks.accelerator):
+                sums.append(self._forward_backward(batch, scaled))
         return torch.stack(sums).sum(0)
 
     def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:

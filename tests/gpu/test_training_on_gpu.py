@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from bert_pipeline.api import embed, fill_mask
 from bert_pipeline.errors import BertpipeError
+from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
 from bert_pipeline.model.parameters import parameter_kinds
 from bert_pipeline.model.pretraining_model import PretrainingModel
 from bert_pipeline.pretraining.config import PretrainConfig
@@ -54,27 +55,36 @@ def synchronization_fails() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def make_step_trainer(optimizer: str, precision: Any, dropout: float = 0.0) -> Trainer:
+def make_step_trainer(
+    optimizer: str,
+    precision: Any,
+    dropout: float = 0.0,
+    *,
+    cuda_graphs: bool = False,
+    compiled: bool = False,
+) -> Trainer:
     """A trainer of a small BERT on the GPU."""
     torch.manual_seed(0)
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     network = BertForPreTraining(BertConfig(vocab_size=97, **SHAPE, **rates))
-    model = PretrainingModel(network).to(DEVICE)
+    model = PretrainingModel(network, compiled=compiled).to(DEVICE)
     given: dict[str, Any] = {"examples": "e", "tokenizer": "t", "out": "o", "max_steps": 10}
     groups = group_parameters(network, parameter_kinds(network))
     config = PretrainConfig(**given, optimizer=optimizer)
-    updates = Optimizer(network, groups, config, Precision(precision))
-    return make_trainer(model, LOSSES, updates, precision, DEVICE)
+    updates = Optimizer(network, groups, config, Precision(precision), keeps_gradients=cuda_graphs)
+    return make_trainer(model, LOSSES, updates, precision, DEVICE, cuda_graphs=cuda_graphs)
 
 
-def take_step(trainer: Trainer, number: int) -> Any:
+def take_step(trainer: Trainer, number: int, shape: BatchShape | None = None) -> Any:
     """A step of two micro-batches; the lengths depend on its number."""
     generator = torch.Generator().manual_seed(number)
     lengths = torch.randint(3, 64, (2, 24), generator=generator).tolist()
     batches = [flatten(make_rows(some, number), True) for some in lengths]
+    masked = sum(len(batch.masked_labels) for batch in batches)
+    if shape is not None:
+        batches = [fill_up(batch, shape, padding=0) for batch in batches]
     if DEVICE == "cuda":
         batches = [batch.pin() for batch in batches]
-    masked = sum(len(batch.masked_labels) for batch in batches)
     return trainer.train_step(
         make_inputs(batches, (masked, 48)), AllRanks(0.0, 0, (masked, 48.0), None), 0.3
     )
@@ -95,6 +105,28 @@ def test_steps_do_not_wait_for_the_gpu(optimizer: str, precision: str, dropout: 
         losses, norm, _ = result.read()
         assert all(0 < loss < 1e4 for loss in losses)
         assert norm > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.usefixtures("synchronization_fails")
+def test_replayed_graphs_train_as_steps_without_them(dropout: float, compiled: bool) -> None:
+    shape = BatchShape.from_budget(1600, 33.0, 64, 0.1)
+    read = []
+    for cuda_graphs in (False, True):
+        trainer = make_step_trainer(
+            "adamw", "bf16", dropout, cuda_graphs=cuda_graphs, compiled=compiled
+        )
+        results = [take_step(trainer, number, shape) for number in range(3)]
+        torch.cuda.set_sync_debug_mode("error")
+        results += [take_step(trainer, number, shape) for number in range(3, 12)]
+        torch.cuda.set_sync_debug_mode("default")
+        read.append([result.read() for result in results])
+    for plain, replayed in zip(*read, strict=True):
+        assert replayed[0] == pytest.approx(plain[0], rel=1e-2)
+        assert replayed[1] == pytest.approx(plain[1], rel=5e-2)
+    torch._dynamo.reset()
 
 
 def test_reserved_memory_is_flat_over_a_thousand_steps() -> None:
@@ -157,7 +189,15 @@ def test_compiled_runs_have_at_most_four_graphs_and_no_break(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "fp16"}, {"tokens_per_batch": 256}, {"dropout": 0.1}]
+    "changes",
+    [
+        {},
+        {"precision": "fp16"},
+        {"tokens_per_batch": 256},
+        {"tokens_per_batch": 256, "cuda_graphs": True},
+        {"tokens_per_batch": 256, "cuda_graphs": True, "compile": "on"},
+        {"dropout": 0.1},
+    ],
 )
 def test_stopped_and_killed_runs_resume_with_the_same_losses(
     changes: dict[str, Any], examples_folder: Path, wordpiece_folder: Path, tmp_path: Path

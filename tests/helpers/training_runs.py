@@ -170,6 +170,7 @@ def make_trainer(
     optimizer: Any = None,
     precision: Name = "fp32",
     device: str = "cpu",
+    cuda_graphs: bool = False,
 ) -> Trainer:
     """A trainer of single steps, without a run's folder."""
     reset_accelerate()
@@ -177,7 +178,9 @@ def make_trainer(
     ranks = Ranks.from_accelerator(Accelerator(cpu=device == "cpu"), Precision(precision))
     task: Any = SimpleNamespace(losses=losses)
     state: Any = None
-    return Trainer(config, ranks, model, optimizer or NoUpdate(), task, state, Path("out"))
+    updates = optimizer or NoUpdate()
+    out = Path("out")
+    return Trainer(config, ranks, model, updates, task, state, out, cuda_graphs=cuda_graphs)
 
 
 def make_inputs(micro_batches: list[Any], terms: tuple[int, ...]) -> StepInputs:

@@ -52,7 +52,7 @@ def test_training_step_does_not_synchronize_with_the_device(
         groups = group_parameters(model.network, parameter_kinds(model.network))
         updates = Optimizer(model.network, groups, PretrainConfig(**config))
         trainer = make_trainer(model, {"mlm_loss": 1.0, "nsp_loss": 1.0}, updates)
-        parts = [batch._map(mode.from_tensor) for batch in batches]
+        parts = [batch.map(mode.from_tensor) for batch in batches]
         inputs = make_inputs(parts, (9, 5))
         result = trainer.train_step(inputs, AllRanks(0.0, 0, (9.0, 5.0), None), 0.3)
         assert any(updates.state_tensors())

@@ -24,14 +24,20 @@ class Optimizer:
         groups: Sequence[ParameterGroup],
         config: TrainConfig,
         precision: Precision = FP32,
+        *,
+        keeps_gradients: bool = False,
     ) -> None:
-        """`network` as it is trained: sharding replaces parameters, so it comes before."""
+        """`network` as it is trained: sharding replaces parameters, so it comes before.
+
+        With `keeps_gradients`, `step` sets gradients to zero instead of None.
+        """
         self.names: dict[torch.Tensor, str] = {
             parameter: name for name, parameter in network.named_parameters()
         }
         self.members = OPTIMIZERS[config.optimizer].build(groups, config, precision)
         self._schedule = config.learning_rate_schedule()
         self._max_grad_norm = config.max_grad_norm
+        self._keeps_gradients = keeps_gradients
         device = next(network.parameters()).device
         self._dynamic_scale = LossScale(device) if precision.name == "fp16" else None
         self._fixed_scale = torch.ones((), device=device)
@@ -64,7 +70,7 @@ class Optimizer:
             member.grad_scale = scale  # type: ignore[attr-defined]
             member.found_inf = found_inf  # type: ignore[attr-defined]
             member.step()
-            member.zero_grad(set_to_none=True)
+            member.zero_grad(set_to_none=not self._keeps_gradients)
         if self._dynamic_scale is not None:
             self._dynamic_scale.update(found_inf)
 
