@@ -1,6 +1,5 @@
 """Training steps and runs on a GPU: no synchronization, few graphs, flat memory, resume, errors."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pipeline.api import embed, fill_mask
 from bert_pipeline.errors import BertpipeError
 from bert_pipeline.model.fixed_shapes import BatchShape, fill_up
 from bert_pipeline.model.parameters import parameter_kinds
@@ -272,31 +270,3 @@ def test_two_processes_on_one_gpu_are_refused(
         assert done.stderr.count(message) == 1, done.stderr
         assert "Traceback" not in done.stderr.partition(message)[0]
     assert not (tmp_path / "out").exists()
-
-
-def test_models_in_use_give_what_they_give_on_a_cpu(
-    examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
-) -> None:
-    given = options(examples_folder, wordpiece_folder, tmp_path / "out")
-    fork_run(given).join()
-    model = tmp_path / "out"
-    texts = ["the [MASK] of the room", "a [MASK]"]
-    script = (
-        "import json, sys; from bert_pipeline.api import embed, fill_mask\n"
-        "model, *texts = sys.argv[1:]\n"
-        "print(json.dumps([fill_mask(model, texts), embed(model, texts).tolist()]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(model), *texts],
-        env=CPU_ONLY,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    candidates, vectors = json.loads(done.stdout)
-    for found, expected in zip(fill_mask(model, texts), candidates, strict=True):
-        scores = [[one["score"] for one in some] for some in (found, expected)]
-        assert scores[0] == pytest.approx(scores[1], rel=1e-3)
-    torch.testing.assert_close(
-        torch.from_numpy(embed(model, texts)), torch.tensor(vectors), rtol=1e-3, atol=1e-4
-    )
