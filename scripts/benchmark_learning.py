@@ -34,7 +34,7 @@ from bert_pipeline.pretraining.sampler import choose_rows
 from bert_pipeline.progress import print_table
 from bert_pipeline.storage.manifest import read_manifest
 from bert_pipeline.training.precision import resolve_precision
-from bert_pipeline.training.trainer import METRICS
+from bert_pipeline.training.reporter import METRICS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -30,7 +30,7 @@ from bert_pipeline.pretraining.sampler import draw_rows
 from bert_pipeline.ragged import Int64Array
 from bert_pipeline.tokenizer.load import load_tokenizer
 from bert_pipeline.training.profile import FOLDER as PROFILE
-from bert_pipeline.training.trainer import METRICS
+from bert_pipeline.training.reporter import METRICS
 
 LEARNING_RATE = 1e-4
 

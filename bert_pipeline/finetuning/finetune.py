@@ -37,12 +37,13 @@ from bert_pipeline.training.optimizers.combined import Optimizer
 from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
+from bert_pipeline.training.reporter import METRICS
 from bert_pipeline.training.run import check_processes, explain_failures
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.step import BestMetric
 from bert_pipeline.training.trackers import FOLDER as TRACKERS
 from bert_pipeline.training.trackers import check_trackers
-from bert_pipeline.training.trainer import METRICS, Trainer
+from bert_pipeline.training.trainer import Trainer
 
 STAGE = "finetune"
 MODEL = "model"
@@ -245,7 +246,7 @@ def _finish(
         "train_examples": len(inputs.train),
         "validation_examples": len(inputs.validation),
         "test_examples": 0 if inputs.test is None else len(inputs.test),
-        **trainer.totals.rates(trainer.peak_flops),
+        **trainer.reporter.totals.rates(trainer.reporter.peak_flops),
         **metrics,
     }
     work.finish(counts, [*files, work.folder / METRICS])

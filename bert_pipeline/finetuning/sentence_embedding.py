@@ -28,7 +28,7 @@ from bert_pipeline.storage.workspace import Working, Workspace, workspace
 from bert_pipeline.tasks.metrics import measure_regression
 from bert_pipeline.training.distributed import Ranks, start_ranks
 from bert_pipeline.training.position import CHECKPOINTS
-from bert_pipeline.training.trainer import METRICS
+from bert_pipeline.training.reporter import METRICS
 
 STAGE = "finetune"
 MODEL = "model"

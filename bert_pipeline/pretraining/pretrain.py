@@ -38,11 +38,12 @@ from bert_pipeline.training.optimizers.groups import group_parameters
 from bert_pipeline.training.position import CHECKPOINTS
 from bert_pipeline.training.profile import FOLDER as PROFILE
 from bert_pipeline.training.profile import OPERATORS, TRACE
+from bert_pipeline.training.reporter import METRICS
 from bert_pipeline.training.run import check_processes, explain_failures
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.trackers import FOLDER as TRACKERS
 from bert_pipeline.training.trackers import check_trackers
-from bert_pipeline.training.trainer import METRICS, Trainer
+from bert_pipeline.training.trainer import Trainer
 
 STAGE = "pretrain"
 MODEL = "model"
@@ -186,7 +187,7 @@ def finish(
         "tokens": position.tokens,
         "elapsed_s": position.elapsed_s,
         "skipped_steps": position.skipped,
-        **trainer.totals.rates(trainer.peak_flops),
+        **trainer.reporter.totals.rates(trainer.reporter.peak_flops),
         "peak_memory_bytes": peak_memory(trainer.ranks.device),
         "bits_per_byte": comparison,
         **metrics,

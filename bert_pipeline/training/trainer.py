@@ -17,16 +17,14 @@ import torch
 from torch import nn
 
 from bert_pipeline.errors import BertpipeError, ReportedByMain, Stopped
-from bert_pipeline.progress import Bar, bar, print_line
+from bert_pipeline.progress import bar, print_line
 from bert_pipeline.training.config import TrainConfig
 from bert_pipeline.training.distributed import Ranks, gradient_norm, reshard, synchronize_if
-from bert_pipeline.training.hardware import find_peak, peak_memory
-from bert_pipeline.training.metrics import Meter, MetricsLog, StepTotals
 from bert_pipeline.training.micro_batch import ForwardBackward, GraphedForwardBackward
 from bert_pipeline.training.position import Position
 from bert_pipeline.training.precision import LossScale
 from bert_pipeline.training.prefetch import StepPrefetcher
-from bert_pipeline.training.profile import Profiler
+from bert_pipeline.training.reporter import Reporter
 from bert_pipeline.training.signals import StopSignal
 from bert_pipeline.training.state import TrainingState
 from bert_pipeline.training.step import (
@@ -37,9 +35,6 @@ from bert_pipeline.training.step import (
     copy_to_host,
 )
 from bert_pipeline.training.task import StepInputs, TrainingTask
-from bert_pipeline.training.trackers import Trackers
-
-METRICS = "metrics.jsonl"
 
 
 class StepOptimizer(Protocol):
@@ -87,30 +82,17 @@ class Trainer:
         self.best_metric = best_metric
         plain = ForwardBackward(model, ranks)
         self._forward_backward = GraphedForwardBackward(plain) if cuda_graphs else plain
-        peak = find_peak(ranks.device, is_half=ranks.precision.half_dtype is not None)
-        self.peak_flops = peak and peak * ranks.world_size
-        """FLOP/s of all devices together, if known."""
+        self.reporter = Reporter(config, ranks, task, folder)
         self.length = config.length()
         self._schedule = config.learning_rate_schedule()
         self.position = Position()
-        self._meter = Meter(task, self.peak_flops)
         self._stop = StopSignal()
         self._stopped_by = 0
         self._pending: StepResult | None = None
         self._saved_step = 0
         self._is_last_stable = False
-        self._loss_scale = 1.0
         self._started = time.perf_counter()
         self._elapsed_before = 0.0
-        self._bar: Bar | None = None
-        self._log: MetricsLog | None = None
-        self._trackers: Trackers | None = None
-        self._profiler: Profiler | None = None
-
-    @property
-    def totals(self) -> StepTotals:
-        """Totals of the steps since this process started, without the first ones."""
-        return self._meter.total
 
     def train(self) -> Position:
         """Train from the newest checkpoint to the end of the run; return the last position.
@@ -134,7 +116,7 @@ class Trainer:
         self._start(start)
         self._try_largest_batches()
         progress_bar = bar("training", 1.0, quiet=is_quiet, counted=False)
-        with closing(self.state), progress_bar as self._bar, self._stop:
+        with closing(self.state), progress_bar as self.reporter.bar, self._stop:
             while not self._train_until_rollback():
                 pass
             if self.position.step > self._saved_step:
@@ -146,20 +128,15 @@ class Trainer:
                 "again to resume.",
                 self._stopped_by,
             )
-        if self._profiler:
-            print_line(self._profiler.finish(), quiet=config.quiet)
+        self.reporter.finish()
         return self.position
 
     def _start(self, start: Position) -> None:
         """Set the clock, the position and the logs to the start or the checkpoint."""
-        config = self.config
         self.position = replace(start, regular=False, is_best=False, is_stable=False)
         self._saved_step = start.step
-        self._trackers = Trackers(self.ranks.accelerator, config, self.folder, start.step)
-        if self.ranks.is_main:
-            is_complete = self.length.progress(start, start.elapsed_s) >= 1.0
-            self._log = MetricsLog(self.folder / METRICS, start.step, is_complete=is_complete)
-            self._profiler = Profiler(self.folder) if config.profile else None
+        is_complete = self.length.progress(start, start.elapsed_s) >= 1.0
+        self.reporter.start(start, is_complete=is_complete)
         self._started = time.perf_counter()
         self._elapsed_before = start.elapsed_s
 
@@ -190,7 +167,7 @@ class Trainer:
                 self._advance(inputs, progress)
                 if self._needs_values() and self._read_pending():
                     return False
-                self._meter.add_time(time.perf_counter() - step_started, waited)
+                self.reporter.add_time(time.perf_counter() - step_started, waited)
                 # 4. Log, evaluate and save at their intervals.
                 self._between_steps()
 
@@ -246,7 +223,7 @@ class Trainer:
         metrics = self.task.evaluate(final=final)
         reshard(self.model)
         if metrics:
-            self._write_metrics({"step": self.position.step, **metrics})
+            self.reporter.write({"step": self.position.step, **metrics})
         return metrics
 
     def save(
@@ -282,8 +259,8 @@ class Trainer:
         self._is_last_stable = is_stable(progress) and not is_stable(
             self.length.progress(self.position, 0.0)
         )
-        if self._bar:
-            self._bar.move_to(self.length.progress(self.position, self.position.elapsed_s))
+        if self.reporter.bar:
+            self.reporter.bar.move_to(self.length.progress(self.position, self.position.elapsed_s))
 
     def _read_pending(self) -> bool:
         """Read the losses of the pending step; True if the run was rolled back because of them."""
@@ -291,15 +268,13 @@ class Trainer:
         self._pending = None
         if result is None:
             return False
-        losses, norm, self._loss_scale = result.read()
+        losses, norm, loss_scale = result.read()
         are_losses_finite = all(map(math.isfinite, losses))
         if math.isfinite(norm) and are_losses_finite:
-            agreed = result.all_ranks
-            rate = result.learning_rate
-            self._meter.add_step(result.inputs, losses, agreed.terms, agreed.flops, rate, norm)
+            self.reporter.add_step(result, losses, norm, loss_scale)
             self.position = replace(self.position, bad_in_a_row=0)
             return False
-        if are_losses_finite and self._loss_scale > LossScale.LOWEST:
+        if are_losses_finite and loss_scale > LossScale.LOWEST:
             # An overflow of fp16, which the optimizer answers with a smaller scale.
             return False
         position = self.position
@@ -346,8 +321,6 @@ class Trainer:
     def _between_steps(self) -> None:
         config = self.config
         step = self.position.step
-        if self._profiler:
-            self._profiler.step()
         if step % config.log_every == 0:
             self._log_interval()
         # At the end there is a full evaluation and a checkpoint anyway; ranks would not agree on
@@ -388,23 +361,9 @@ class Trainer:
         if is_complete:
             self._log_interval()
         else:  # the lines of a resumed run continue as if it had not been stopped
-            self._meter.read(self.position)
+            self.reporter.skip_interval(self.position)
 
     def _log_interval(self) -> None:
         # The device has just been waited for, which the clock has not counted yet.
         self.position = replace(self.position, elapsed_s=self._elapsed())
-        if line := self._meter.read(self.position):
-            memory = peak_memory(self.ranks.device)
-            scale = {"loss_scale": self._loss_scale} if self._loss_scale != 1.0 else {}
-            self._write_metrics({**line, **scale, "peak_memory_bytes": memory})
-            speed = line["tokens_per_second"]
-            if self._bar:
-                text = f"step {line['step']:,} · loss {line['loss']:.3f} · {speed:,.0f} tokens/s"
-                self._bar.note(text)
-
-    def _write_metrics(self, line: Mapping[str, Any]) -> None:
-        if self._log:
-            self._log.write(line)
-            self.task.on_metrics(line)
-        if self._trackers:
-            self._trackers.log(line)
+        self.reporter.write_interval(self.position)
