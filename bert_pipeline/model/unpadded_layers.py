@@ -52,8 +52,8 @@ class UnpaddedLayer(nn.Module):
         """The rate of dropout on attention weights; 0 in evaluation."""
         raise NotImplementedError
 
-    def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
-        """Weight `[3 × hidden, hidden]` and bias of the projections, stacked in this order."""
+    def _projection(self, first: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Weight `[n × hidden, hidden]` and bias of some of query (0), key (1) and value (2)."""
         raise NotImplementedError
 
     def _attention_input(self, hidden: Tensor) -> Tensor:
@@ -70,20 +70,19 @@ class UnpaddedLayer(nn.Module):
         shape = (size // self.head_size, self.head_size)
         scale = self.head_size**-0.5
         rate = self.attention_dropout
-        projection = self._query_key_value()
         states = self._attention_input(hidden)
         if last:
-            key_value = _project(states, projection, slice(size, None)).view(-1, 2, *shape)
+            key_value = F.linear(states, *self._projection(1, 3)).view(-1, 2, *shape)
             key_value = rotate(key_value, inputs.rotary, 1)
             # Queries only where heads read.
             index = layout.head_positions.index
             hidden = take_rows(hidden, index)
-            query = _project(self._attention_input(hidden), projection, slice(size))
+            query = F.linear(self._attention_input(hidden), *self._projection(0, 1))
             table = None if inputs.rotary is None else inputs.rotary[:, index]
             query = rotate(query.view(-1, 1, *shape), table, 1).squeeze(1)
             mixed = layout.attend_head_positions(query, key_value, scale, rate)
         else:
-            qkv = _project(states, projection, slice(None)).view(-1, 3, *shape)
+            qkv = F.linear(states, *self._projection(0, 3)).view(-1, 3, *shape)
             mixed = layout.attend(rotate(qkv, inputs.rotary, 2), scale, rate)
         return self._finish(mixed, hidden)
 
@@ -102,9 +101,11 @@ class PostNormLayer(UnpaddedLayer):
         attention = self.stock.attention.self
         return attention.dropout.p if attention.training else 0.0
 
-    def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
+    def _projection(self, first: int, end: int) -> tuple[Tensor, Tensor | None]:
         attention = self.stock.attention.self
-        layers = (attention.query, attention.key, attention.value)
+        layers = (attention.query, attention.key, attention.value)[first:end]
+        if len(layers) == 1:
+            return layers[0].weight, layers[0].bias
         weight = torch.cat([layer.weight for layer in layers])
         return weight, torch.cat([layer.bias for layer in layers])
 
@@ -129,9 +130,13 @@ class PreNormLayer(UnpaddedLayer):
         attention = self.stock.attn
         return attention.attention_dropout if attention.training else 0.0
 
-    def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
+    def _projection(self, first: int, end: int) -> tuple[Tensor, Tensor | None]:
         projection = self.stock.attn.Wqkv
-        return projection.weight, projection.bias
+        if (first, end) == (0, 3):
+            return projection.weight, projection.bias
+        size = len(projection.weight) // 3
+        rows = slice(first * size, end * size)
+        return projection.weight[rows], None if projection.bias is None else projection.bias[rows]
 
     def _attention_input(self, hidden: Tensor) -> Tensor:
         norm = self.stock.attn_norm
@@ -163,12 +168,6 @@ def normalize(norm: Any, hidden: Tensor) -> Tensor:
         return F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
     normalized = F.layer_norm(hidden.to(exact), norm.normalized_shape, weight, bias, norm.eps)
     return normalized.to(dtype)
-
-
-def _project(states: Tensor, projection: tuple[Tensor, Tensor | None], rows: slice) -> Tensor:
-    """Some output rows of a linear layer, given by weight and bias."""
-    weight, bias = projection
-    return F.linear(states, weight[rows], None if bias is None else bias[rows])
 
 
 def _add_and_normalize(output: Any, change: Tensor, hidden: Tensor) -> Tensor:

@@ -258,7 +258,9 @@ def scaled_gradients(
     grads = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     go = torch.ones((), device=grads[0].device) if found_inf is None else 1.0 - found_inf
     scale = go if grad_scale is None else 1.0 / grad_scale
-    return [torch.where(go > 0, grad * scale, torch.zeros_like(grad)) for grad in grads], go
+    is_taken = go > 0
+    scaled = torch._foreach_mul(grads, scale)
+    return [torch.where(is_taken, grad, 0.0) for grad in scaled], go
 
 
 def _keep_memory() -> None:
