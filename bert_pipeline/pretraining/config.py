@@ -103,6 +103,8 @@ class PretrainConfig(TrainConfig):
     def _check_micro_batches(self) -> Self:
         if self.tokens_per_batch is not None and "accumulate" in self.model_fields_set:
             raise ValueError("--tokens-per-batch excludes --accumulate.")
+        if self.cuda_graphs and self.checkpoint_activations:
+            raise ValueError("--cuda-graphs excludes --checkpoint-activations.")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.task import Batch
 
 MOST_GRAPHS = 8
-"""Shapes of batches that get a graph; each takes memory for its activations."""
+"""Shapes of batches that get a graph."""
 Replay = Callable[[], Tensor]
 
 
@@ -38,23 +38,35 @@ class ForwardBackward:
         return losses.detach()
 
 
-def record_cuda_graph(run: Replay) -> Replay:
-    """Record what `run` does on the GPU; the result does it again, without the host's work."""
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    # Libraries set themselves up for a stream when it is first used.
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
-        losses = run()
+class CudaGraphs:
+    """Records work on the GPU, to do it again without the host's part.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return losses
+    The graphs share their memory: they run one after the other, and nothing that one has computed
+    is needed once another runs.
+    """
 
-    return replay
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Replay) -> Replay:
+        """Record what `run` does; the result does it again."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # Libraries set themselves up for a stream when it is first used.
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread prepares the next batches in page-locked memory meanwhile.
+        mode = {"capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, **mode):
+            losses = run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return losses
+
+        return replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +87,11 @@ class GraphedForwardBackward:
     """
 
     def __init__(
-        self, plain: ForwardBackward, record: Callable[[Replay], Replay] = record_cuda_graph
+        self, plain: ForwardBackward, record: Callable[[Replay], Replay] | None = None
     ) -> None:
+        """`record` is by default that of `CudaGraphs`."""
         self._plain = plain
-        self._record = record
+        self._record = record or CudaGraphs().record
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: set[Any] = set()
 

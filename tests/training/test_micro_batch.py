@@ -90,8 +90,11 @@ def test_only_some_shapes_are_recorded() -> None:
 def test_graphs_need_a_gpu_and_a_fixed_shape(
     examples_folder: Path, wordpiece_folder: Path, tmp_path: Path
 ) -> None:
+    graphs = {"examples": "e", "tokenizer": "t", "out": "o", "max_steps": 1, "cuda_graphs": True}
     with pytest.raises(ValueError, match="--cuda-graphs requires --tokens-per-batch"):
-        PretrainConfig(examples="e", tokenizer="t", out="o", max_steps=1, cuda_graphs=True)
+        PretrainConfig(**graphs)
+    with pytest.raises(ValueError, match="--cuda-graphs excludes --checkpoint-activations"):
+        PretrainConfig(**graphs, tokens_per_batch=64, checkpoint_activations=True)
     with pytest.raises(Exception, match="--cuda-graphs: needs a run of one process on a GPU"):
         run(
             examples_folder,
