@@ -58,8 +58,8 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Another thread prepares the next batches in page-locked memory meanwhile.
-        mode = {"capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, **mode):
+        mode = "thread_local"
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
             losses = run()
 
         def replay() -> Tensor:
