@@ -71,6 +71,7 @@ CONTENDERS = {
         cuda_graphs=True,
     ),
 }
+ON_GPU = torch.cuda.is_available()
 BASES = "afgb"
 """Contenders that the others are compared with."""
 PROFILE_LINES = 14
@@ -140,8 +141,13 @@ def settings(on_gpu: bool) -> list[Setting]:
 @app.command()
 def training(
     rounds: Annotated[int, typer.Option(help="Maximum number of rounds.", min=1)] = 5,
-    steps: Annotated[int, typer.Option(help="Measured steps per contender and round.", min=1)] = 40,
-    warm_up: Annotated[int, typer.Option(help="Steps before these, not measured.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Measured steps per contender and round.", min=1)] = 60
+    if ON_GPU
+    else 40,
+    warm_up: Annotated[
+        int,
+        typer.Option(help="Steps before these, not measured; bertpipe logs as often.", min=1),
+    ] = 20 if ON_GPU else 5,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = available_cores(),
     only: Annotated[
         str, typer.Option(help="Contenders to run, by their letters in the table.")
@@ -159,9 +165,7 @@ def training(
 ) -> None:
     """Measure training steps."""
     deadline = time.monotonic() + minutes * 60
-    chosen = [
-        one for one in settings(torch.cuda.is_available()) if models is None or models in one.title
-    ]
+    chosen = [one for one in settings(ON_GPU) if models is None or models in one.title]
     with tempfile.TemporaryDirectory() as temporary:
         for number, setting in enumerate(chosen):
             share = (deadline - time.monotonic()) / (len(chosen) - number)

@@ -6,12 +6,20 @@ choose_python() {
   local missing
   python="${BERTPIPE_PYTHON:-}"
   if [ -z "$python" ] && [ ! -d .venv ] && missing="$(python3 - "$@" 2>/dev/null <<'END'
+import re
 import sys
-from importlib.util import find_spec
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 import torch
+
 assert torch.cuda.is_available()
-needed = ("accelerate", "datasets", "pyarrow", "pydantic", "transformers", "typer", *sys.argv[1:])
-print(*(name for name in needed if find_spec(name) is None))
+dependencies = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+for name in [re.split(r"[^\w.-]", text)[0] for text in dependencies] + sys.argv[1:]:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        print(name, end=" ")
 END
 )"; then
     # A GPU machine that has all dependencies: a .venv would download them again.

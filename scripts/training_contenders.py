@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of the warm-up and of the measured steps; peak GPU memory of tensors in bytes."""
+    """Seconds of the warm-up and of the measured steps; peak reserved GPU memory in bytes."""
 
     first: float
     measured: float
@@ -85,32 +85,35 @@ class Stopwatch:
     def timing(self) -> Timing:
         """The recorded times."""
         start, middle, end = self.times
-        return Timing(middle - start, end - middle, torch.cuda.max_memory_allocated())
+        return Timing(middle - start, end - middle, torch.cuda.max_memory_reserved())
 
 
 class PaddedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of examples in some order, as arrays for the stock model."""
+    """Rows of examples in some order, as arrays for the stock model.
+
+    They are made once, so that the time of an item is that of looking it up.
+    """
 
     def __init__(self, examples: Examples, rows: Int64Array) -> None:
-        self._examples = examples
-        self._rows = rows
+        batch = examples.collate(rows)
+        self._bounds = batch.cu_seqlens.tolist()
+        labels = torch.full_like(batch.tokens, -100)
+        labels[batch.masked_index] = batch.masked_labels
+        self._arrays = {"input_ids": batch.tokens.numpy(), "labels": labels.numpy()}
+        self._pairs: list[int] | None = None
+        if batch.is_random_next is not None:
+            self._arrays["token_type_ids"] = batch.segment_ids.numpy()
+            self._pairs = batch.is_random_next.tolist()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._examples.collate(self._rows[index : index + 1])
-        labels = torch.full_like(row.tokens, -100)
-        labels[row.masked_index] = row.masked_labels
-        inputs = {"input_ids": row.tokens.numpy(), "labels": labels.numpy()}
-        if row.is_random_next is None:
-            return inputs
-        pair = int(row.is_random_next)
-        return {
-            **inputs,
-            "token_type_ids": row.segment_ids.numpy(),
-            "next_sentence_label": pair,
-        }
+        place = slice(self._bounds[index], self._bounds[index + 1])
+        row: dict[str, Any] = {name: array[place] for name, array in self._arrays.items()}
+        if self._pairs is not None:
+            row["next_sentence_label"] = self._pairs[index]
+        return row
 
 
 def rows_of_steps(job: Job) -> PaddedRows:
@@ -253,7 +256,7 @@ def run_bertpipe(job: Job) -> Timing:
         ]
     elapsed = {line["step"]: line["elapsed_s"] for line in lines}
     first = elapsed[job.warm_up]
-    return Timing(first, elapsed[steps] - first, torch.cuda.max_memory_allocated())
+    return Timing(first, elapsed[steps] - first, torch.cuda.max_memory_reserved())
 
 
 RUNS: dict[str, Callable[[Job], Timing]] = {

@@ -151,6 +151,8 @@ def round_up_tokens(batch: TaskBatch, multiple: int, padding: int) -> TaskBatch:
         positions=torch.cat([batch.positions, positions]),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
         head_positions=replace(heads, cu_seqlens=torch.cat([heads.cu_seqlens, unread])),
+        padding_examples=added,
+        padding_tokens=missing,
     )
 
 

@@ -39,6 +39,10 @@ class TaskBatch(UnpaddedBatch):
     """[examples + 1] int64: the first text of each example, which may have several."""
     is_placeholder: bool = False
     """For a rank without examples: the loss is multiplied by 0, so that it joins the all-reduce."""
+    padding_examples: int = 0
+    """Examples of padding at the end, which no head reads."""
+    padding_tokens: int = 0
+    """Their tokens."""
 
 
 class TaskModel(nn.Module):
@@ -99,10 +103,9 @@ class TaskModel(nn.Module):
             hidden = encoder(batch, positions)[None]
         elif self._pools_all:
             *_, states = encoder.hidden_states(batch)
-            # Examples of padding at the end have no read positions.
-            examples = int((positions.cu_seqlens.diff() > 0).sum())
-            bounds = batch.cu_seqlens[: examples + 1]
-            hidden = _mean_of_examples(states[: bounds[-1]], bounds)[:, None]
+            bounds = batch.cu_seqlens[: batch.cu_seqlens.numel() - batch.padding_examples]
+            states = states[: states.shape[0] - batch.padding_tokens]
+            hidden = _mean_of_examples(states, bounds)[:, None]
         else:
             hidden = encoder(batch, positions)[:, None]
         # [1, R, hidden] or [B, 1, hidden]: for the stock head, one text of R tokens or B texts of

@@ -128,9 +128,9 @@ class UnpaddedEncoder(nn.Module):
         """
         hidden: Tensor = self.embeddings(batch)
         yield hidden
-        nothing = HeadPositions.select(batch.cu_seqlens.cpu(), batch.tokens.new_empty(0).cpu())
-        positions = nothing.map(lambda tensor: tensor.to(hidden.device))
-        inputs = self._prepare_all(batch, positions, hidden)
+        starts = torch.arange(batch.cu_seqlens.numel(), device=hidden.device)
+        first = HeadPositions(batch.cu_seqlens[:-1], starts, starts[:0], 1)
+        inputs = self._prepare_all(batch, first, hidden)
         for number, layer in enumerate(self.layers, start=1):
             hidden = layer(hidden, inputs[layer.attention_type])
             is_last = number == len(self.layers) and self.final_norm is not None

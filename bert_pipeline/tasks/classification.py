@@ -5,6 +5,7 @@ Devlin et al. 2019, section 4.1 (https://arxiv.org/abs/1810.04805).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -123,7 +124,9 @@ class Classification:
         if self.problem == MULTI:
             losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
             return losses / scores.shape[1]
-        weights = None if self.class_weights is None else scores.new_tensor(self.class_weights)
+        weights = None
+        if self.class_weights is not None:
+            weights = _on_device(self.class_weights, scores.device)
         return F.cross_entropy(scores, labels, weights, reduction="sum")
 
     def weight_of(self, batch: TaskBatch) -> float:
@@ -208,6 +211,12 @@ def _guess_problem(values: Sequence[Any]) -> str:
     ):
         return REGRESSION
     return SINGLE
+
+
+@cache
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """The weights of the classes; copied once, because a copy to a GPU makes the host wait."""
+    return torch.tensor(weights, device=device)
 
 
 def _try_number(value: Any) -> float | None:

@@ -123,7 +123,10 @@ class Ranks:
 def start_ranks(config: TrainConfig) -> Ranks:
     """The processes on this machine's GPUs or CPU, with fixed threads and precision."""
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
+    if on_gpu:
+        # It builds a plan for each shape of a batch, which takes longer than a step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         threads = max(1, config.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # Accelerate warns without

@@ -174,9 +174,10 @@ class Trainer:
     def _try_largest_batches(self) -> None:
         """Run out of memory now rather than late in the run, where longer examples begin."""
         self.model.train()
-        device = self.ranks.device
+        weights = torch.ones(len(self.task.losses), device=self.ranks.device)
+        forward_backward = ForwardBackward(self.model, self.ranks)
         for batch in self.task.largest_batches():
-            self._forward_backward(batch, torch.ones(len(self.task.losses), device=device))
+            forward_backward(batch, weights)
             for parameter in self.model.parameters():
                 parameter.grad = None
 

@@ -1,9 +1,11 @@
 """Training steps and runs on a GPU: no synchronization, few graphs, flat memory, resume, errors."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,7 @@ def take_step(trainer: Trainer, number: int, shape: BatchShape | None = None) ->
 @pytest.mark.parametrize(
     ("precision", "dropout"), [("bf16", 0.0), ("bf16", 0.1), ("fp16", 0.0), ("tf32", 0.0)]
 )
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.usefixtures("synchronization_fails")
 def test_steps_do_not_wait_for_the_gpu(optimizer: str, precision: str, dropout: float) -> None:
     trainer = make_step_trainer(optimizer, precision, dropout)
@@ -125,6 +128,27 @@ def test_replayed_graphs_train_as_steps_without_them(dropout: float, compiled: b
         assert replayed[0] == pytest.approx(plain[0], rel=1e-2)
         assert replayed[1] == pytest.approx(plain[1], rel=5e-2)
     torch._dynamo.reset()
+
+
+def test_graphs_are_recorded_while_another_thread_pins_memory() -> None:
+    """As the thread that prepares the next batches does."""
+    shape = BatchShape.from_budget(1600, 33.0, 64, 0.1)
+    done = threading.Event()
+
+    def pin() -> None:
+        kept = []
+        while not done.is_set():
+            kept = [*kept[-5:], torch.empty(2**18).pin_memory()]
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        trainer = make_step_trainer("adamw", "bf16", cuda_graphs=True)
+        losses = [take_step(trainer, number, shape).read()[0] for number in range(6)]
+    finally:
+        done.set()
+        thread.join()
+    assert all(0 < loss < 1e4 for step in losses for loss in step)
 
 
 def test_reserved_memory_is_flat_over_a_thousand_steps() -> None:
@@ -161,14 +185,17 @@ def test_runs_learn_what_they_learn_on_a_cpu(
     ("model", "dropout"),
     [({}, 0.0), ({}, 0.1), ({"model_type": "modernbert", "local_attention": 20}, 0.0)],
 )
-def test_compiled_runs_have_at_most_four_graphs_and_no_break(
+def test_compiled_runs_have_at_most_five_graphs_and_no_break(
     model: dict[str, Any],
     dropout: float,
     mlm_examples_folder: Path,
     wordpiece_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """For batches of many different shapes."""
+    """For batches of many different shapes: kinds of layers, and the loss of masked tokens.
+
+    With dropout in attention, layers of batches without padding are others.
+    """
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
@@ -181,11 +208,12 @@ def test_compiled_runs_have_at_most_four_graphs_and_no_break(
         "precision": "bf16",
     }
     run(mlm_examples_folder, wordpiece_folder, tmp_path / "out", **changes)
-    assert 1 <= counters["stats"]["unique_graphs"] <= 4
+    assert 1 <= counters["stats"]["unique_graphs"] <= (5 if dropout or model else 3)
     assert not counters["graph_break"]
     torch._dynamo.reset()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -205,12 +233,12 @@ def test_stopped_and_killed_runs_resume_with_the_same_losses(
     fork_run(given).join()
     other = given | {"out": tmp_path / "other"}
     stopped = start(tmp_path / "other.yaml", other)
-    wait_for(lambda: has_begun(tmp_path / "other"))
+    wait_for(lambda: has_begun(tmp_path / "other"), 180)
     stopped.send_signal(signal.SIGTERM)
     finish(stopped, 128 + signal.SIGTERM)
     killed = fork_run(other)
     saved = len(list((tmp_path / "other" / "checkpoints").glob("step-*")))
-    wait_for(lambda: has_passed(tmp_path / "other", 200) or not killed.is_alive())
+    wait_for(lambda: has_passed(tmp_path / "other", 200) or not killed.is_alive(), 180)
     killed.kill()
     killed.join()
     assert saved
@@ -222,7 +250,7 @@ def test_stopped_and_killed_runs_resume_with_the_same_losses(
     assert list(losses[0]) == list(losses[1])
     # Sums of a GPU's kernels depend on the order in which they end.
     for step, loss in losses[0].items():
-        assert losses[1][step] == pytest.approx(loss, rel=0.02), step
+        assert losses[1][step] == pytest.approx(loss, rel=0.05), step
 
 
 def has_passed(out: Path, step: int) -> bool:
@@ -242,6 +270,7 @@ def test_out_of_memory_is_one_message_and_its_advice_helps(
     try:
         with pytest.raises(BertpipeError, match=r"The GPU ran out of memory.*--accumulate 2"):
             run(examples_folder, wordpiece_folder, tmp_path / "out", **changes)
+        gc.collect()
         torch.cuda.empty_cache()
         run(examples_folder, wordpiece_folder, tmp_path / "out", **changes, accumulate=32)
     finally:
@@ -254,7 +283,8 @@ def test_two_processes_on_one_gpu_are_refused(
 ) -> None:
     given = options(examples_folder, wordpiece_folder, tmp_path / "out")
     arguments = command(tmp_path / "run.yaml", given)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": first}
     launchers = {
         "each process needs a GPU": [sys.executable, *arguments, "--num-processes", "2"],
         "Ranks 0 and 1 use the same GPU": [

@@ -70,7 +70,10 @@ class Optimizer:
             member.grad_scale = scale  # type: ignore[attr-defined]
             member.found_inf = found_inf  # type: ignore[attr-defined]
             member.step()
-            member.zero_grad(set_to_none=not self._keeps_gradients)
+            if not self._keeps_gradients:
+                member.zero_grad(set_to_none=True)
+        if self._keeps_gradients:
+            torch._foreach_zero_([p.grad for p in self.names if p.grad is not None])
         if self._dynamic_scale is not None:
             self._dynamic_scale.update(found_inf)
 
