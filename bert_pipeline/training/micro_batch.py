@@ -96,7 +96,7 @@ class GraphedForwardBackward:
         self._seen: set[Any] = set()
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
-        """As `ForwardBackward`; the losses are valid until the next call."""
+        """As `ForwardBackward`."""
         key = _describe(batch)
         recorded = self._recorded.get(key)
         if recorded is None and (key not in self._seen or len(self._recorded) >= MOST_GRAPHS):
