@@ -22,7 +22,14 @@ from bert_pipeline.predict.predict import PredictCounts, Predictor
 from bert_pipeline.tasks.read_rows import Row, read_rows
 from tests.helpers.cli import run_cli
 from tests.helpers.task_models import GOOD, SHAPE, make_model, sentences, write_sentences
-from tests.helpers.training_runs import counts, metrics, reset_accelerate, wait_for, weights
+from tests.helpers.training_runs import (
+    counts,
+    has_begun,
+    metrics,
+    reset_accelerate,
+    wait_for,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +247,11 @@ def test_stop_signal_is_saved(model: Path, train: Path, tmp_path: Path) -> None:
     import os
     import threading
 
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    def stop() -> None:
+        wait_for(lambda: has_begun(tmp_path / "run"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
     with pytest.raises(Stopped):
         run(model, train, tmp_path / "run", max_epochs=2000, dropout=0.1)
     assert any((tmp_path / "run" / "checkpoints").glob("step-*"))
