@@ -113,7 +113,7 @@ def test_steps_do_not_wait_for_the_gpu(optimizer: str, precision: str, dropout: 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.usefixtures("synchronization_fails")
 def test_replayed_graphs_train_as_steps_without_them(dropout: float, compiled: bool) -> None:
-    shape = BatchShape.from_budget(1600, 33.0, 64, 0.1)
+    shape = BatchShape.from_budget(4000, 33.0, 64, 0.1)
     read = []
     for cuda_graphs in (False, True):
         trainer = make_step_trainer(
@@ -132,7 +132,7 @@ def test_replayed_graphs_train_as_steps_without_them(dropout: float, compiled: b
 
 def test_graphs_are_recorded_while_another_thread_pins_memory() -> None:
     """As the thread that prepares the next batches does."""
-    shape = BatchShape.from_budget(1600, 33.0, 64, 0.1)
+    shape = BatchShape.from_budget(4000, 33.0, 64, 0.1)
     done = threading.Event()
 
     def pin() -> None:
