@@ -1,7 +1,7 @@
 """What is learnt in equal time: `bertpipe pretrain` beside `transformers.Trainer`.
 
-Both train the same model on the same examples for the same number of minutes, one after the other,
-each in a new process, and are evaluated on the same held-out examples along the way. The clock
+Both train the same model on the same examples for the same time, sequentially, in separate
+processes, and are evaluated on the same held-out examples during training. The clock
 counts training steps and evaluations, compilation too. Trainer has its fastest settings, AdamW and
 linear decay to the end of the time; bertpipe those of a recipe. Curves are in OUT/curves.json.
 """

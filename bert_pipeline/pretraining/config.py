@@ -76,9 +76,9 @@ class PretrainConfig(TrainConfig):
     other. The result is the same."""
 
     cuda_graphs: bool = False
-    """Record forward and backward passes as CUDA graphs and replay them, for small models, whose
-    steps spend more time on launching kernels than on running them. Needs one GPU and
-    --tokens-per-batch. Has not been tried on a GPU yet."""
+    """Capture forward and backward passes as CUDA graphs and replay them: for small models, which
+    are bound by kernel launches. Needs one process on a GPU, and --tokens-per-batch. Not yet run on
+    a GPU."""
 
     batch_size_start: int | None = Field(None, ge=1)
     """Batch-size warm-up: examples per step at the start; the batch grows to --batch-size in

@@ -124,7 +124,7 @@ def start_ranks(config: TrainConfig) -> Ranks:
     """The processes on this machine's GPUs or CPU, with fixed threads and precision."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        # It builds a plan for each shape of a batch, which takes longer than a step.
+        # cuDNN builds an execution plan for each new shape, and shapes change with every batch.
         torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -1,4 +1,4 @@
-"""The forward and backward pass of a micro-batch, as it is or replayed as a CUDA graph."""
+"""The forward and backward pass of a micro-batch, called directly or captured as a CUDA graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from bert_pipeline.training.distributed import Ranks
 from bert_pipeline.training.task import Batch
 
 MOST_GRAPHS = 8
-"""Shapes of batches that get a graph."""
+"""The most batch shapes for which a graph is captured."""
 Replay = Callable[[], Tensor]
 
 
@@ -39,25 +39,26 @@ class ForwardBackward:
 
 
 class CudaGraphs:
-    """Records work on the GPU, to do it again without the host's part.
+    """Captures CUDA graphs.
 
-    The graphs share their memory: they run one after the other, and nothing that one has computed
-    is needed once another runs.
+    All graphs use one memory pool: they are never replayed concurrently, and their outputs are
+    copied before the next replay
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#graph-memory-management).
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, run: Replay) -> Replay:
-        """Record what `run` does; the result does it again."""
+    def capture(self, run: Replay) -> Replay:
+        """Capture the kernels that `run` launches, after one warm-up call; return the replay."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # Libraries set themselves up for a stream when it is first used.
+        # Warm-up: cuBLAS and others allocate workspaces when they first run on a stream.
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Another thread prepares the next batches in page-locked memory meanwhile.
+        # The prefetching thread allocates pinned memory meanwhile, which "global" forbids.
         mode = "thread_local"
         with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
             losses = run()
@@ -70,8 +71,8 @@ class CudaGraphs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
-    """A recorded pass, and the tensors that it reads."""
+class _Captured:
+    """A captured forward and backward pass, and its static input tensors."""
 
     inputs: list[Tensor]
     weights: Tensor
@@ -79,53 +80,53 @@ class _Recorded:
 
 
 class GraphedForwardBackward:
-    """`ForwardBackward` that records a graph for each shape of batches.
+    """`ForwardBackward` that captures a graph for each batch shape.
 
-    A graph reads its batch from fixed memory, and adds to the gradients where they were when it was
-    recorded: they must be set to zero, not to None. Shapes seen once only, and those after
-    `MOST_GRAPHS`, are computed as they are.
+    A graph reads static input tensors and accumulates into the gradients that existed at capture,
+    so gradients must be set to zero, not to None. A shape is captured when it is seen again; other
+    shapes, and those beyond `MOST_GRAPHS`, run eagerly.
     """
 
     def __init__(
-        self, plain: ForwardBackward, record: Callable[[Replay], Replay] | None = None
+        self, eager: ForwardBackward, capture: Callable[[Replay], Replay] | None = None
     ) -> None:
-        """`record` is by default that of `CudaGraphs`."""
-        self._plain = plain
-        self._record = record or CudaGraphs().record
-        self._recorded: dict[Any, _Recorded] = {}
+        """`capture` is by default that of `CudaGraphs`."""
+        self._eager = eager
+        self._capture = capture or CudaGraphs().capture
+        self._captured: dict[Any, _Captured] = {}
         self._seen: set[Any] = set()
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
         """As `ForwardBackward`."""
         key = _describe(batch)
-        recorded = self._recorded.get(key)
-        if recorded is None and (key not in self._seen or len(self._recorded) >= MOST_GRAPHS):
+        captured = self._captured.get(key)
+        if captured is None and (key not in self._seen or len(self._captured) >= MOST_GRAPHS):
             self._seen.add(key)
-            return self._plain(batch, weights)
-        if recorded is None:
-            recorded = self._record_pass(batch, weights)
-            self._recorded[key] = recorded
-        for own, given in zip(recorded.inputs, _tensors(batch), strict=True):
+            return self._eager(batch, weights)
+        if captured is None:
+            captured = self._capture_like(batch, weights)
+            self._captured[key] = captured
+        for own, given in zip(captured.inputs, _tensors(batch), strict=True):
             own.copy_(given, non_blocking=True)
-        recorded.weights.copy_(weights)
-        return recorded.replay().clone()
+        captured.weights.copy_(weights)
+        return captured.replay().clone()
 
-    def _record_pass(self, batch: Batch, weights: Tensor) -> _Recorded:
-        """Record the pass for batches like this one; gradients and random numbers stay as are."""
-        device = self._plain.ranks.device
+    def _capture_like(self, batch: Batch, weights: Tensor) -> _Captured:
+        """Capture for batches of this shape; gradients and the RNG state are restored."""
+        device = self._eager.ranks.device
         on_device = batch.map(lambda tensor: tensor.to(device, copy=True))
         fixed_weights = weights.clone()
-        parameters = list(self._plain.model.parameters())
+        parameters = list(self._eager.model.parameters())
         before = [None if p.grad is None else p.grad.clone() for p in parameters]
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            replay = self._record(lambda: self._plain.compute(on_device, fixed_weights))
+            replay = self._capture(lambda: self._eager.compute(on_device, fixed_weights))
         for parameter, gradient in zip(parameters, before, strict=True):
             if gradient is not None and parameter.grad is not None:
                 parameter.grad.copy_(gradient)
             elif parameter.grad is not None:
                 parameter.grad.zero_()
-        return _Recorded(_tensors(on_device), fixed_weights, replay)
+        return _Captured(_tensors(on_device), fixed_weights, replay)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -70,7 +70,7 @@ class Trainer:
         """`model` returns a tuple of summed losses for a batch; `folder` is the run's.
 
         With a `best_metric`, the checkpoint with its best value is kept. With `cuda_graphs`,
-        forward and backward passes are; the optimizer then must not set gradients to None.
+        forward and backward passes are captured; `optimizer` must then keep the gradient tensors.
         """
         self.config = config
         self.ranks = ranks
@@ -80,8 +80,8 @@ class Trainer:
         self.state = state
         self.folder = folder
         self.best_metric = best_metric
-        plain = ForwardBackward(model, ranks)
-        self._forward_backward = GraphedForwardBackward(plain) if cuda_graphs else plain
+        eager = ForwardBackward(model, ranks)
+        self._forward_backward = GraphedForwardBackward(eager) if cuda_graphs else eager
         self.reporter = Reporter(config, ranks, task, folder)
         self.length = config.length()
         self._schedule = config.learning_rate_schedule()

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.parametrize("device", DEVICES)
 
 @pytest.fixture
 def kernel(device: str) -> Iterator[None]:
-    """The attention kernel for examples of any lengths: the GPU's own, on a CPU a replacement."""
+    """The kernel of variable-length attention: the GPU's own, or a replacement on a CPU."""
     if device == "cuda":
         yield
         return
@@ -90,7 +90,7 @@ def test_compiled_layers_too(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
 def test_dropout_in_attention_on_the_grid(name: str, device: str) -> None:
-    """The kernel for examples of any lengths has no dropout."""
+    """Variable-length attention has no dropout."""
     network = make_network(name, dropout=0.1).to(device)
     batch = make_batch(name).to(torch.device(device))
     found = []

@@ -130,7 +130,7 @@ def test_replayed_graphs_train_as_steps_without_them(dropout: float, compiled: b
     torch._dynamo.reset()
 
 
-def test_graphs_are_recorded_while_another_thread_pins_memory() -> None:
+def test_graphs_are_captured_while_another_thread_pins_memory() -> None:
     """As the thread that prepares the next batches does."""
     shape = BatchShape.from_budget(4000, 33.0, 64, 0.1)
     done = threading.Event()

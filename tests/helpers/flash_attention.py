@@ -1,4 +1,4 @@
-"""torch's flash attention for examples of any lengths, on a CPU, where torch has no kernel for it.
+"""torch's variable-length flash attention on a CPU, for which torch has no kernel.
 
 Everything above the kernel is torch's own: `varlen_attn`, its backward pass and its tracing.
 """
@@ -47,13 +47,13 @@ def flash_attention_on_cpu() -> Iterator[list[str]]:
         joined = (torch.cat(parts, 1).transpose(0, 1) for parts in zip(*found, strict=True))
         return tuple(it.to(query.dtype).contiguous() for it in joined)
 
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_flash_attention_forward", forward, "CPU")
-    library.impl("_flash_attention_backward", backward, "CPU")
+    kernels = torch.library.Library("aten", "IMPL")
+    kernels.impl("_flash_attention_forward", forward, "CPU")
+    kernels.impl("_flash_attention_backward", backward, "CPU")
     try:
         yield called
     finally:
-        library._destroy()
+        kernels._destroy()
 
 
 def _check_limits(

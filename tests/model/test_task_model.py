@@ -1,9 +1,11 @@
 """A stock head on the unpadded encoder scores as the stock model does on padded rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -13,8 +15,10 @@ from transformers import (
     BertForNextSentencePrediction,
 )
 
+from bert_pipeline.model.fixed_shapes import round_up_tokens
 from bert_pipeline.model.task_model import TaskBatch, TaskModel
 from bert_pipeline.model.unpadded_batch import HeadPositions
+from bert_pipeline.tasks.classification import SINGLE, Classification
 
 LENGTHS = [5, 9, 2, 7]
 SIZE = {
@@ -102,6 +106,31 @@ def test_scores_are_those_of_the_stock_model(name: str, head: str) -> None:
         stock = torch.cat([score_with_stock_model(network, row, head) for row in rows])
         found = TaskModel(network).eval()(batch)
     torch.testing.assert_close(found, stock, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert, mean"])
+def test_padding_examples_have_no_scores(name: str) -> None:
+    """In bf16 on a CPU, token counts are rounded up."""
+    network = make_network(name, "classifier")
+    batch = make_batch([torch.arange(5, 5 + length) for length in LENGTHS], False)
+    with torch.no_grad():
+        expected = TaskModel(network)(batch)
+        found = TaskModel(network)(round_up_tokens(batch, 32, padding=0))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "modernbert, mean"])
+def test_scores_and_losses_do_not_synchronize_with_the_device(name: str) -> None:
+    """In fake tensors nothing has a value, so reading one fails."""
+    network = make_network(name, "classifier").train()
+    batch = make_batch([torch.arange(5, 5 + length) for length in LENGTHS], False)
+    batch = replace(batch, labels=torch.zeros(len(LENGTHS), dtype=torch.long))
+    unused: Any = None
+    weights = (0.5, 2.0, 0.123)
+    task = Classification(unused, 16, unused, SINGLE, unused, class_weights=weights)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = batch.map(mode.from_tensor)
+        task.loss(TaskModel(network)(fake), fake).backward()
 
 
 def test_gradients_are_those_of_the_stock_model() -> None:

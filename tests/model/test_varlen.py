@@ -1,4 +1,4 @@
-"""torch's attention for examples of any lengths, as it is called on GPUs, against the grid."""
+"""Variable-length attention as it is called on GPUs, against the padded grid."""
 
 from collections.abc import Iterator
 from typing import Any

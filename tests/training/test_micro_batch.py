@@ -1,6 +1,6 @@
-"""Recorded passes: the same gradients as without, in every order of shapes and values.
+"""Captured forward and backward passes: the gradients of eager ones, in every order of shapes.
 
-On a CPU a recorded pass is replayed by running it again, on the tensors that it was recorded with.
+On a CPU a captured function is replayed by calling it again, on its static input tensors.
 """
 
 from pathlib import Path
@@ -52,16 +52,16 @@ def make_passes(dropout: float) -> tuple[Any, ForwardBackward]:
 def test_gradients_and_losses_are_the_same(
     batches: list[tuple[int, BatchShape]], dropout: float
 ) -> None:
-    """With dropout too: recording draws no random numbers of the run."""
-    recorded = []
+    """With dropout too: capture leaves the RNG state as it was."""
+    captured = []
 
-    def record(run: Replay) -> Replay:
-        recorded.append(run())
+    def capture(run: Replay) -> Replay:
+        captured.append(run())
         return run
 
     network, plain = make_passes(dropout)
     found = []
-    for passes in (plain, GraphedForwardBackward(plain, record)):
+    for passes in (plain, GraphedForwardBackward(plain, capture)):
         network.zero_grad()
         torch.manual_seed(1)
         losses = []
@@ -73,17 +73,17 @@ def test_gradients_and_losses_are_the_same(
     assert len(found[0]) == len(found[1])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     repeated = {shape for _, shape in batches if [s for _, s in batches].count(shape) > 1}
-    assert len(recorded) == len(repeated)
+    assert len(captured) == len(repeated)
 
 
-def test_only_some_shapes_are_recorded() -> None:
+def test_only_some_shapes_are_captured() -> None:
     """Without fixed shapes each batch has its own, and memory would grow."""
-    recorded = []
+    captured = []
     network, plain = make_passes(0.0)
-    passes = GraphedForwardBackward(plain, lambda run: recorded.append(run()) or run)
+    passes = GraphedForwardBackward(plain, lambda run: captured.append(run()) or run)
     for length in [*range(10, 30)] * 2:
         passes(flatten(make_rows([length], 0), True), torch.ones(2))
-    assert len(recorded) == MOST_GRAPHS
+    assert len(captured) == MOST_GRAPHS
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
